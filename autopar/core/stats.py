@@ -1,0 +1,39 @@
+"""Small robust statistics for noisy timings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Linear-interpolated quantile of a non-empty sequence, ``0 <= q <= 1``."""
+    ordered = sorted(values)
+    position = q * (len(ordered) - 1)
+    low = math.floor(position)
+    high = math.ceil(position)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def median(values: Sequence[float]) -> float:
+    """Median of a non-empty sequence."""
+    return quantile(values, 0.5)
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two equally long sequences; ``None`` when either is constant.
+
+    Formula: (concordant - discordant) / sqrt((n0 - ties_1) (n0 - ties_2)), n0 = n(n-1)/2
+    (Kendall 1945, "The treatment of ties in ranking problems").
+    """
+    concordant = discordant = ties_first = ties_second = pairs = 0
+    for i in range(len(first)):
+        for j in range(i + 1, len(first)):
+            pairs += 1
+            a, b = first[i] - first[j], second[i] - second[j]
+            ties_first += a == 0
+            ties_second += b == 0
+            concordant += a * b > 0
+            discordant += a * b < 0
+    scale = (pairs - ties_first) * (pairs - ties_second)
+    return (concordant - discordant) / math.sqrt(scale) if scale > 0 else None

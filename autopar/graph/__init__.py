@@ -1,0 +1,19 @@
+"""What is trained: the compute graph of a task, its costs per op and its repeated blocks."""
+
+from autopar.graph.amount import Amount
+from autopar.graph.block import Block, BlockEdge
+from autopar.graph.measurement import BlockCurve, Measurement
+from autopar.graph.op import Op, OpEdge
+from autopar.graph.profile import GraphProfile, OptimizerState
+
+__all__ = [
+    "Amount",
+    "Block",
+    "BlockCurve",
+    "BlockEdge",
+    "GraphProfile",
+    "Measurement",
+    "Op",
+    "OpEdge",
+    "OptimizerState",
+]

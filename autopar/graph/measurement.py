@@ -1,0 +1,73 @@
+"""Times measured on a real device, per unique block, as curves over the microbatch size."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+Point = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCurve:
+    """Forward and backward seconds of one block for several microbatch sizes.
+
+    Attributes:
+        points: ``(samples, forward_s, backward_s)`` sorted by samples.
+    """
+
+    points: tuple[Point, ...]
+
+    def at(self, samples: float) -> tuple[float, float]:
+        """Seconds (forward, backward); linear between points, by the end slopes outside.
+
+        Below the smallest point the line through the two smallest is used, never below a tenth
+        of the smallest measured time.
+        """
+        sizes = [p[0] for p in self.points]
+        if len(sizes) == 1:
+            scale = samples / sizes[0]
+            return self.points[0][1] * scale, self.points[0][2] * scale
+        right = min(max(bisect.bisect_left(sizes, samples), 1), len(sizes) - 1)
+        a, b = self.points[right - 1], self.points[right]
+        weight = (samples - a[0]) / (b[0] - a[0])
+        forward = a[1] + (b[1] - a[1]) * weight
+        backward = a[2] + (b[2] - a[2]) * weight
+        return max(forward, self.points[0][1] / 10), max(backward, self.points[0][2] / 10)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What was timed on one device, with as many busy processes beside it as a real run has.
+
+    Attributes:
+        device: Device name, as in the cluster (``cpu`` host model or GPU name).
+        busy_ranks: Processes that computed at the same time on the host.
+        threads: Threads per process.
+        curves: Block signature -> curve.
+        composition: Whole-model seconds over the sum of its blocks' seconds (forward + backward),
+            by microbatch size: what isolated blocks miss.
+        optimizer_s: Seconds of one optimizer step over all parameters.
+        optimizer_s_per_byte: The same per parameter byte.
+        zero_grad_s: Seconds to clear gradients.
+        resident_bytes: Resident memory of a rank before the model exists (interpreter, torch,
+            process group).
+        spread: Relative half-width that covers 90 % of the repeats.
+    """
+
+    device: str
+    busy_ranks: int
+    threads: int
+    curves: dict[str, BlockCurve]
+    composition: tuple[tuple[float, float], ...]
+    optimizer_s: float
+    optimizer_s_per_byte: float
+    zero_grad_s: float
+    resident_bytes: float
+    spread: float
+
+    def composition_at(self, samples: float) -> float:
+        """Composition factor for a microbatch size (nearest measured; 1.0 when none was)."""
+        if not self.composition:
+            return 1.0
+        return min(self.composition, key=lambda p: abs(p[0] - samples))[1]

@@ -1,0 +1,23 @@
+"""What is predicted and what is measured, in the same types."""
+
+from autopar.results.breakdown import CostBreakdown, MemoryBreakdown
+from autopar.results.price import PlanPrice, StageCost, Transfer
+from autopar.results.record import RunRecord, VerifyResult
+from autopar.results.search import Certificate, RankedPlan, Rejection, SearchResult
+from autopar.results.timeline import Event, Timeline
+
+__all__ = [
+    "Certificate",
+    "CostBreakdown",
+    "Event",
+    "MemoryBreakdown",
+    "PlanPrice",
+    "RankedPlan",
+    "Rejection",
+    "RunRecord",
+    "SearchResult",
+    "StageCost",
+    "Timeline",
+    "Transfer",
+    "VerifyResult",
+]

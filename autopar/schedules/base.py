@@ -1,0 +1,46 @@
+"""What a schedule is: for each pipeline rank, the order of forwards and backwards."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+Kind = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Run one virtual stage forward or backward for one microbatch."""
+
+    kind: Kind
+    stage: int
+    microbatch: int
+
+
+class AbstractSchedule(abc.ABC):
+    """A pipeline schedule.
+
+    Implementations are stateless and final; the virtual stage ``s`` lives on pipeline rank
+    ``s % ranks``.
+    """
+
+    name: ClassVar[str]
+    interleaves: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
+        """The action list of every pipeline rank.
+
+        Args:
+            ranks: Pipeline ranks.
+            stages: Virtual stages, a multiple of ``ranks``.
+            microbatches: Microbatches per step.
+
+        Every rank runs forward and backward of each of its stages once per microbatch; running
+        the lists in order with blocking receives never deadlocks.
+        """
+
+    @abc.abstractmethod
+    def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
+        """Why the schedule cannot run with these numbers, or ``None`` when it can."""

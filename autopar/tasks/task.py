@@ -1,0 +1,43 @@
+"""The Task: everything autopar needs to know about a training job, and nothing about machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    BatchFactory = Callable[[int, torch.Generator], tuple[Any, Any]]
+    OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A training job: model, loss, data and optimizer, each as a factory.
+
+    Attributes:
+        name: Short name for plans and reports.
+        model: Returns a fresh ``nn.Module`` in training mode; may be called under
+            ``torch.device("meta")`` and must not touch files or the network.
+        batch: ``batch(n, generator) -> (inputs, target)`` with ``n`` samples on dimension 0 of
+            every tensor. ``inputs`` is a tensor, a tuple (positional arguments of the model) or a
+            dict (keyword arguments). Everything random comes from ``generator``.
+        loss: ``loss(output, target) -> scalar``, the mean over the samples of the batch.
+        optimizer: ``optimizer(params) -> torch.optim.Optimizer``.
+        dataset: Optional map-style dataset of ``(inputs, target)`` samples to train on instead
+            of ``batch``.
+        seed: Seed of the initial weights and of the data.
+        target: The string the task was resolved from (``zoo:gpt?layers=2``), if any; worker
+            processes need it to build the task again.
+    """
+
+    name: str
+    model: Callable[[], torch.nn.Module]
+    batch: BatchFactory
+    loss: Callable[[Any, Any], torch.Tensor]
+    optimizer: OptimizerFactory
+    dataset: Any = None
+    seed: int = 0
+    target: str | None = field(default=None, compare=False)
