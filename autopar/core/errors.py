@@ -1,12 +1,12 @@
 """The exception tree; every class carries the process exit code it stands for.
 
-    AutoparError (1)
-    |-- InputError (2)            bad file, flag, target or value
-    |   `-- TraceError (2)        a model that torch.export cannot capture
-    |-- InfeasibleError (3)       no plan satisfies the constraints
-    |-- TrainingError (4)         a rank failed while training
-    |-- GateError (5)             --verify, --tolerance or --fail-if did not hold
-    `-- EnvironmentUnableError (6)  missing backend, device, port, optional package
+AutoparError (1)
+|-- InputError (2)            bad file, flag, target or value
+|   `-- TraceError (2)        a model that torch.export cannot capture
+|-- InfeasibleError (3)       no plan satisfies the constraints
+|-- TrainingError (4)         a rank failed while training
+|-- GateError (5)             --verify, --tolerance or --fail-if did not hold
+`-- EnvironmentUnableError (6)  missing backend, device, port, optional package
 """
 
 from typing import ClassVar

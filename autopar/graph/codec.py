@@ -51,7 +51,14 @@ def profile_to_dict(profile: GraphProfile) -> dict[str, Any]:
         "parameters": {name: list(pair) for name, pair in profile.parameters.items()},
         "ops": [_op_to_dict(op) for op in profile.ops],
         "edges": [
-            [e.producer, e.consumer, *e.size_bytes.to_list(), e.needs_gradient, list(e.shape), e.dtype]
+            [
+                e.producer,
+                e.consumer,
+                *e.size_bytes.to_list(),
+                e.needs_gradient,
+                list(e.shape),
+                e.dtype,
+            ]
             for e in profile.edges
         ],
         "blocks": [_block_to_dict(block) for block in profile.blocks],

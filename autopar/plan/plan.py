@@ -242,7 +242,9 @@ def _check(plan: Plan) -> None:
             f"plan has data_split='{plan.data_split}'", hint="use random, contiguous or shard"
         )
     if plan.clip_norm is not None and not plan.clip_norm > 0:
-        raise InputError(f"plan has clip_norm={plan.clip_norm}", hint="use a positive norm or null")
+        raise InputError(
+            f"plan has clip_norm={plan.clip_norm}", hint="use a positive norm or null"
+        )
     if sorted(set(plan.placement)) != sorted(plan.placement) or len(plan.placement) != (
         plan.world_size
     ):

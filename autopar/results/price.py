@@ -127,9 +127,7 @@ class PlanPrice:
             energy_joule=estimate("energy_joule"),
             cost_usd=estimate("cost_usd"),
             breakdown=CostBreakdown.from_dict(data["breakdown_s"]),
-            memory=tuple(
-                MemoryBreakdown.from_dict(m) for m in data["memory_by_stage_rank_bytes"]
-            ),
+            memory=tuple(MemoryBreakdown.from_dict(m) for m in data["memory_by_stage_rank_bytes"]),
             capacity_bytes=data["capacity_bytes"],
             stage_costs=tuple(StageCost(**row) for row in data["stage_costs"]),
             transfers=tuple(Transfer(**row) for row in data["transfers"]),
