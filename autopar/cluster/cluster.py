@@ -103,9 +103,9 @@ class Cluster:
         return None
 
     @cached_property
-    def graph(self) -> nx.Graph:
+    def graph(self) -> nx.Graph[int | str]:
         """Devices and switches as nodes, links as edges (``bytes_per_s``, ``latency_s``)."""
-        graph = nx.Graph(name=self.name)
+        graph: nx.Graph[int | str] = nx.Graph(name=self.name)
         graph.add_node("network", kind="switch")
         for device_id, (machine, node) in enumerate(self._places):
             switch = f"node{node}"

@@ -120,7 +120,8 @@ def check_schema(data: dict[str, Any], path: Path | str, schema: str, version: i
         )
     if data.get("schema_version") != version:
         raise InputError(
-            f"{path} has schema version {data.get('schema_version')}, this autopar reads {version}",
+            f"{path} has schema version {data.get('schema_version')}, "
+            f"this autopar reads {version}",
             hint="make the file again with this version",
         )
 

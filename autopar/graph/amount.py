@@ -37,3 +37,6 @@ class Amount:
         """Inverse of :meth:`to_list`."""
         fixed, per_sample = data
         return cls(float(fixed), float(per_sample))
+
+
+ZERO = Amount()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autopar.graph.amount import Amount
+from autopar.graph.amount import ZERO, Amount
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +34,12 @@ class Op:
     name: str
     target: str
     module: str
-    forward_flop: Amount = Amount()
-    backward_flop: Amount = Amount()
-    forward_bytes: Amount = Amount()
-    backward_bytes: Amount = Amount()
-    saved_bytes: Amount = Amount()
-    output_bytes: Amount = Amount()
+    forward_flop: Amount = ZERO
+    backward_flop: Amount = ZERO
+    forward_bytes: Amount = ZERO
+    backward_bytes: Amount = ZERO
+    saved_bytes: Amount = ZERO
+    output_bytes: Amount = ZERO
     parameters: tuple[str, ...] = ()
     replicated: bool = False
     random: bool = False

@@ -113,17 +113,17 @@ class GraphProfile:
         return content_hash(body)
 
     @cached_property
-    def graph(self) -> nx.DiGraph:
+    def graph(self) -> nx.DiGraph[int]:
         """The op graph: nodes are op indices with ``op``, edges carry ``edge``."""
-        graph = nx.DiGraph(task=self.task, fingerprint=self.fingerprint)
+        graph: nx.DiGraph[int] = nx.DiGraph(task=self.task, fingerprint=self.fingerprint)
         graph.add_nodes_from((op.index, {"op": op, "module": op.module}) for op in self.ops)
         graph.add_edges_from((e.producer, e.consumer, {"edge": e}) for e in self.edges)
         return graph
 
     @cached_property
-    def block_graph(self) -> nx.DiGraph:
+    def block_graph(self) -> nx.DiGraph[int]:
         """The block graph: nodes carry ``block``, edges a list of ``tensors``."""
-        graph = nx.DiGraph(task=self.task)
+        graph: nx.DiGraph[int] = nx.DiGraph(task=self.task)
         graph.add_nodes_from((b.index, {"block": b}) for b in self.blocks)
         for edge in self.block_edges:
             if not graph.has_edge(edge.producer, edge.consumer):

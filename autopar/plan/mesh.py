@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from math import prod
 
 from autopar.core.errors import InputError
 
@@ -81,4 +80,4 @@ class Mesh:
 
     def fits(self, axes: tuple[str, ...]) -> bool:
         """True when every axis outside ``axes`` has degree 1."""
-        return prod(d for a, d in asdict(self).items() if a not in axes) == 1
+        return all(degree == 1 for axis, degree in self.to_dict().items() if axis not in axes)

@@ -1,5 +1,6 @@
 """What is predicted and what is measured, in the same types."""
 
+from autopar.results.bench import BenchResult, BenchRow
 from autopar.results.breakdown import CostBreakdown, MemoryBreakdown
 from autopar.results.price import PlanPrice, StageCost, Transfer
 from autopar.results.record import RunRecord, VerifyResult
@@ -7,6 +8,8 @@ from autopar.results.search import Certificate, RankedPlan, Rejection, SearchRes
 from autopar.results.timeline import Event, Timeline
 
 __all__ = [
+    "BenchResult",
+    "BenchRow",
     "Certificate",
     "CostBreakdown",
     "Event",

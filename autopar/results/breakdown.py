@@ -32,7 +32,7 @@ class CostBreakdown:
     @property
     def total_s(self) -> float:
         """Step time."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return float(sum(getattr(self, f.name) for f in fields(self)))
 
     def to_dict(self) -> dict[str, float]:
         """Parts and ``total_s``."""
@@ -69,7 +69,7 @@ class MemoryBreakdown:
     @property
     def total_bytes(self) -> float:
         """Peak."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return float(sum(getattr(self, f.name) for f in fields(self)))
 
     def to_dict(self) -> dict[str, float]:
         """Parts and ``total_bytes``."""

@@ -120,9 +120,9 @@ def functionalise(module: GraphModule) -> list[tuple[Node, Node]]:
                 spans.append((first, last if last.op == "call_function" else node))
             continue
         node.target = functional
-        target_value.replace_all_uses_with(
-            node, delete_user_cb=lambda user, n=node: order[user] > order[n]
-        )
+        for user in list(target_value.users):
+            if order[user] > order[node]:
+                user.replace_input_with(target_value, node)
         roots = _storage_roots(module)
     return spans
 
