@@ -95,12 +95,25 @@ class Cluster:
         """The node a device sits in."""
         return self._places[device_id][1]
 
-    def curve(self, collective: str, ranks: int) -> CollectiveCurve | None:
-        """The measured curve for a collective and exactly that group size, if there is one."""
-        for curve in self.curves:
-            if curve.collective == collective and curve.ranks == ranks:
-                return curve
-        return None
+    def curve(
+        self, collective: str, ranks: int, *, concurrency: int = 1, nodes: int | None = None
+    ) -> CollectiveCurve | None:
+        """The measured curve for a collective and exactly that group size, if there is one.
+
+        Args:
+            collective: One of :data:`autopar.cluster.curve.COLLECTIVES`.
+            ranks: Group size.
+            concurrency: Equal groups that run it at the same time.
+            nodes: Hosts the group spans; ``None`` takes the curve over the fewest hosts.
+        """
+        found = [
+            curve
+            for curve in self.curves
+            if (curve.collective, curve.ranks, curve.concurrency)
+            == (collective, ranks, concurrency)
+            and nodes in (None, curve.nodes)
+        ]
+        return min(found, key=lambda curve: curve.nodes, default=None)
 
     @cached_property
     def graph(self) -> nx.Graph[int | str]:

@@ -21,6 +21,7 @@ class CollectiveCurve:
         alpha_s: Latency of the fitted line ``alpha + bytes / bytes_per_s``.
         bytes_per_s: Algorithm bandwidth of the fitted line.
         concurrency: Groups that ran the collective at the same time.
+        nodes: Hosts the group spans; 1 when all its ranks share a host.
     """
 
     collective: str
@@ -29,6 +30,7 @@ class CollectiveCurve:
     alpha_s: float
     bytes_per_s: float
     concurrency: int = 1
+    nodes: int = 1
 
     def seconds(self, size_bytes: float) -> float:
         """Time of one message: log-log interpolation, the fitted bandwidth beyond the ends."""
