@@ -119,16 +119,19 @@ class BenchResult:
 
     @property
     def chosen(self) -> BenchRow | None:
-        """The finished row the model thinks fastest."""
-        return min(self.measured, key=lambda row: row.predicted_s, default=None)
+        """The row the model thinks fastest, whether or not its run finished."""
+        return min(self.rows, key=lambda row: row.predicted_s, default=None)
 
     @property
     def regret(self) -> float | None:
-        """Measured time of the chosen plan over the best measured time, minus 1."""
-        measured = _columns(self.measured)[1]
-        if self.chosen is None or self.chosen.measured_s is None:
+        """Measured time of the chosen plan over the best measured time, minus 1.
+
+        ``None`` when the chosen plan did not finish: no figure would do it justice.
+        """
+        chosen = self.chosen
+        if chosen is None or not chosen.measured_s:
             return None
-        return self.chosen.measured_s / min(measured) - 1
+        return chosen.measured_s / min(_columns(self.measured)[1]) - 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: the ``data`` of ``bench --json``, without ``report``."""
