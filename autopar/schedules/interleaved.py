@@ -1,0 +1,60 @@
+"""Interleaved 1F1B: several stages per rank (Narayanan et al. 2021, arXiv 2104.04473, 2.2).
+
+Microbatches go in rounds, as in Megatron-LM and torch: a rank runs one round on its first stage,
+the same round on its second, and so on. A round has ``m // max(1, m // ranks)`` microbatches, so
+``m`` must divide into that many equal rounds (any multiple of the ranks does).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, final
+
+from autopar.schedules.base import AbstractSchedule, Action
+
+
+@final
+class Interleaved(AbstractSchedule):
+    """Bubble divided by the stages per rank, communication multiplied by them."""
+
+    name: ClassVar[str] = "interleaved"
+    interleaves: ClassVar[bool] = True
+
+    def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
+        """Warm-up, one forward one backward, drain; in rounds over the stages of a rank."""
+        return [_rank_actions(rank, ranks, stages // ranks, microbatches) for rank in range(ranks)]
+
+    def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
+        """Several stages per rank and equal rounds of at least ``ranks`` microbatches."""
+        if stages % ranks or stages == ranks:
+            return (
+                f"interleaved needs 2 or more stages per pipeline rank, "
+                f"not {stages} stages on {ranks} ranks"
+            )
+        if microbatches < ranks or microbatches % (microbatches // ranks):
+            return (
+                f"interleaved needs at least {ranks} microbatches in equal rounds (a multiple of "
+                f"pp={ranks} always works), not {microbatches}"
+            )
+        return None
+
+
+def _rank_actions(rank: int, ranks: int, chunks: int, microbatches: int) -> list[Action]:
+    round_size = microbatches // max(1, microbatches // ranks)
+    total = chunks * microbatches
+    warmup = min((chunks - 1) * round_size + 2 * (ranks - 1 - rank), total)
+    period = round_size * chunks
+
+    def action(step: int, forward: bool) -> Action:
+        chunk = step % period // round_size
+        microbatch = step // period * round_size + step % round_size
+        if forward:
+            return Action("forward", chunk * ranks + rank, microbatch)
+        return Action("backward", (chunks - 1 - chunk) * ranks + rank, microbatch)
+
+    order = [action(step, True) for step in range(warmup)]
+    for step in range(total - warmup):
+        order += [action(warmup + step, True), action(step, False)]
+    return order + [action(step, False) for step in range(total - warmup, total)]
+
+
+INTERLEAVED = Interleaved()
