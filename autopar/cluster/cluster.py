@@ -62,6 +62,8 @@ class Cluster:
     def __post_init__(self) -> None:
         if not self.groups or any(g.nodes < 1 for g in self.groups):
             raise InputError(f"cluster '{self.name}' has no nodes", hint="write it like 4x8:NAME")
+        for group in self.groups:
+            _check_figures(group.machine)
 
     @cached_property
     def device_count(self) -> int:
@@ -187,6 +189,31 @@ class Cluster:
         data = read_json(path)
         check_schema(data, path, SCHEMA, SCHEMA_VERSION)
         return cls.from_dict(data, str(path))
+
+
+def _check_figures(machine: Machine) -> None:
+    """Refuse figures that no later formula can divide by or scale with.
+
+    Raises:
+        InputError: A count, rate or size is not positive, or a latency is negative.
+    """
+    figures = {
+        "devices_per_node": machine.devices_per_node,
+        "device.memory_bytes": machine.device.memory_bytes,
+        "device.memory_bytes_per_s": machine.device.memory_bytes_per_s,
+        **{f"device.peak {k}": v for k, v in machine.device.peak_flop_per_s.items()},
+    }
+    latencies = {"device.launch_s": machine.device.launch_s}
+    for tier, link in (("intra", machine.intra), ("inter", machine.inter)):
+        figures |= {f"{tier}.bytes_per_s": link.bytes_per_s, f"{tier}.efficiency": link.efficiency}
+        latencies[f"{tier}.latency_s"] = link.latency_s
+    wrong = [f"{k} = {v}" for k, v in figures.items() if v <= 0]
+    wrong += [f"{k} = {v}" for k, v in latencies.items() if v < 0]
+    if wrong:
+        raise InputError(
+            f"machine '{machine.name}' has {wrong[0]}, a positive number is needed",
+            hint="correct the cluster file",
+        )
 
 
 def _edge(link: Link) -> dict[str, Any]:
