@@ -1,0 +1,10 @@
+"""The Python API: the words of the command line as functions."""
+
+from autopar.api.benchmark import bench
+from autopar.api.clusters import measure_cluster, resolve_cluster
+from autopar.api.planning import plan
+from autopar.api.profiling import profile
+from autopar.api.reporting import report
+from autopar.api.running import run
+
+__all__ = ["bench", "measure_cluster", "plan", "profile", "report", "resolve_cluster", "run"]

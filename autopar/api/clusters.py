@@ -1,0 +1,94 @@
+"""Clusters by name: catalogue, file, or this host measured once and remembered."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autopar.api.places import cluster_path
+from autopar.cluster import Cluster
+from autopar.cluster.parse import is_local, parse_cluster
+from autopar.core.errors import InputError
+from autopar.core.provenance import provenance
+
+Progress = Callable[[str, int, int], None]
+
+
+def _host_key() -> dict[str, Any]:
+    facts = provenance()
+    return {
+        "host": platform.node(),
+        "system": facts["system"],
+        "cpu_count": os.cpu_count(),
+        "torch": facts["packages"]["torch"],
+        "autopar": facts["autopar"],
+    }
+
+
+def measure_cluster(
+    ranks: int | None = None,
+    *,
+    out: Path | str | None = None,
+    quick: bool = False,
+    progress: Progress | None = None,
+    **hosts: Any,
+) -> Cluster:
+    """Measure this host (or several, see ``hosts``) as a cluster and store it.
+
+    Args:
+        ranks: Ranks per host; the number of GPUs, or 2 on a CPU host, when not given.
+        out: File to write; ``profiles/cluster-local-N.json`` by default.
+        quick: Fewer message sizes and repeats.
+        progress: ``progress(stage, done, total)``.
+        hosts: ``nnodes``, ``node_rank`` and ``rdzv_endpoint`` for several hosts.
+
+    Raises:
+        InputError: ``ranks`` is not positive.
+        EnvironmentUnableError: The processes cannot talk to each other.
+    """
+    from autopar.profiler.interconnect import measure_cluster as measure
+
+    count = default_ranks() if ranks is None else ranks
+    if count < 1:
+        raise InputError(f"local:{count} has no ranks", hint="use local:1 or more")
+    cluster = measure(count, quick=quick, progress=progress, **hosts)
+    cluster.provenance["host_key"] = _host_key()
+    cluster.save(Path(out) if out is not None else cluster_path(f"local-{count}"))
+    return cluster
+
+
+def default_ranks() -> int:
+    """Ranks ``local`` stands for: CUDA devices if any, else 2."""
+    import torch
+
+    return torch.cuda.device_count() or 2
+
+
+def resolve_cluster(cluster: Cluster | str | Path, *, progress: Progress | None = None) -> Cluster:
+    """A cluster from a value, a file, a catalogue string, or ``local[:ranks]``.
+
+    ``local`` is measured at first use and read back afterwards, as long as host, torch and
+    autopar version are the same.
+
+    Raises:
+        InputError: The string names no cluster.
+    """
+    if isinstance(cluster, Cluster):
+        return cluster
+    text = str(cluster)
+    if text != "local" and not text.startswith("local:"):
+        return parse_cluster(text)
+    ranks = is_local(text)
+    count = ranks if ranks else default_ranks()
+    stored = cluster_path(f"local-{count}")
+    if stored.is_file():
+        try:
+            known = Cluster.load(stored)
+        except InputError:
+            known = None
+        if known is not None and known.provenance.get("host_key") == _host_key():
+            return known
+    return measure_cluster(count, progress=progress)

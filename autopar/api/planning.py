@@ -1,0 +1,149 @@
+"""plan(): search for the best split of a profiled task over a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autopar.api.clusters import Progress, resolve_cluster
+from autopar.api.profiling import profile_stored
+from autopar.cluster import Cluster
+from autopar.core.errors import InputError
+from autopar.core.io import read_json
+from autopar.core.units import parse_bytes
+from autopar.graph import GraphProfile
+from autopar.graph.profile import SCHEMA as PROFILE_SCHEMA
+from autopar.results import SearchResult
+from autopar.tasks import Task
+
+if TYPE_CHECKING:
+    from autopar.search import SearchOptions
+
+
+def plan(
+    profile: GraphProfile | Task | str | Path,
+    cluster: Cluster | str | Path = "local",
+    *,
+    global_batch: int | None = None,
+    objective: str = "time",
+    sync: str = "exact",
+    fix: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    max_memory: str | int | None = None,
+    top: int = 5,
+    seed: int = 0,
+    storage: str | None = None,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Find the best plan, prove it, and say why.
+
+    Args:
+        profile: A profile, its file, a task or a target string (profiled first, cached).
+        cluster: A cluster, its file, a catalogue string or ``local[:ranks]``.
+        global_batch: Samples per optimizer step over all replicas.
+        objective: ``time``, ``memory``, ``energy`` or ``cost``.
+        sync: ``exact``.
+        fix: ``axis=value`` constraints a plan must meet.
+        forbid: ``axis=value`` combinations a plan must avoid.
+        max_memory: Memory limit per device (``"20GiB"``), the device's own by default.
+        top: How many plans to rank.
+        seed: Seed of the search.
+        storage: Optuna storage URL; in memory by default.
+        out: File to write the search result to.
+        progress: ``progress(stage, done, total)`` of profiling and cluster measurement.
+
+    Raises:
+        InputError: A name or number is wrong.
+        InfeasibleError: Nothing fits; the hint names the smallest relaxation that works.
+    """
+    from autopar.search import search
+
+    where = resolve_cluster(cluster, progress=progress)
+    what = resolve_profile(profile, where, progress=progress)
+    options = search_options(
+        global_batch=global_batch,
+        objective=objective,
+        sync=sync,
+        fix=fix,
+        forbid=forbid,
+        max_memory=max_memory,
+        top=top,
+        seed=seed,
+        storage=storage,
+    )
+    result = search(what, where, options)
+    if out is not None:
+        result.save(Path(out))
+    return result
+
+
+def search_options(
+    *,
+    global_batch: int | None = None,
+    objective: str = "time",
+    sync: str = "exact",
+    fix: Sequence[str] = (),
+    forbid: Sequence[str] = (),
+    max_memory: str | int | None = None,
+    top: int = 5,
+    seed: int = 0,
+    storage: str | None = None,
+) -> SearchOptions:
+    """Search options from the words of the command line.
+
+    Raises:
+        InputError: A word does not parse.
+    """
+    from autopar.search import SearchOptions
+
+    limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+    return SearchOptions(
+        global_batch=global_batch,
+        objective=objective,
+        sync=sync,
+        fix=tuple(fix),
+        forbid=tuple(forbid),
+        max_memory_bytes=limit,
+        top=top,
+        seed=seed,
+        storage=storage,
+    )
+
+
+def resolve_profile(
+    profile: GraphProfile | Task | str | Path,
+    cluster: Cluster,
+    *,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> GraphProfile:
+    """A profile for a cluster: read, or made on the cluster's kind of device.
+
+    Raises:
+        InputError: The text is neither a profile file nor a target.
+    """
+    if isinstance(profile, GraphProfile):
+        return profile
+    if isinstance(profile, Path) or (isinstance(profile, str) and _is_file(profile)):
+        return GraphProfile.load(Path(profile))
+    if isinstance(profile, str) and profile.endswith(".json"):
+        raise InputError(f"no such file: {profile}", hint="make it with `autopar profile`")
+    device = cluster.device(0).kind if cluster.measured else cluster.machine(0).name
+    busy = None
+    if cluster.measured:
+        busy = min(cluster.groups[0].machine.devices_per_node, max(cluster.busy_slowdown, default=1))
+    stored = profile_stored(
+        profile, batch=batch, device=device, busy_ranks=busy, progress=progress
+    )
+    return stored.profile
+
+
+def _is_file(text: str) -> bool:
+    path = Path(text)
+    if not path.is_file() or ":" in text:
+        return False
+    if path.suffix != ".json":
+        return False
+    return read_json(path).get("schema") == PROFILE_SCHEMA or path.suffix == ".json"

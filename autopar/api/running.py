@@ -1,0 +1,113 @@
+"""run(): execute a plan with real processes and measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from autopar.api.places import run_folder
+from autopar.api.profiling import load_task
+from autopar.core.errors import InputError
+from autopar.core.io import read_json
+from autopar.plan import Plan
+from autopar.plan.plan import SCHEMA as PLAN_SCHEMA
+from autopar.results import RunRecord, SearchResult
+from autopar.results.search import SCHEMA as SEARCH_SCHEMA
+from autopar.tasks import Task
+
+
+def load_plan(path: Path | str, *, pick: int = 0) -> Plan:
+    """A plan from a plan file, or the ``pick``-th plan of a search result.
+
+    The JSON that ``plan --json`` prints works too.
+
+    Raises:
+        InputError: The file holds neither, or has no such plan.
+    """
+    data = read_json(Path(path))
+    if data.get("schema") == "autopar.envelope.plan" and isinstance(data.get("data"), dict):
+        data = {**data["data"], "schema": SEARCH_SCHEMA, "schema_version": 1}
+    if data.get("schema") == PLAN_SCHEMA:
+        return Plan.from_dict(data, str(path))
+    if data.get("schema") != SEARCH_SCHEMA:
+        raise InputError(
+            f"{path} is a '{data.get('schema')}' document, a plan or search result is needed",
+            hint="make one with `autopar plan TARGET --out FILE`",
+        )
+    result = SearchResult.from_dict(data, str(path))
+    if not 0 <= pick < len(result.top):
+        raise InputError(
+            f"{path} has {len(result.top)} plans, there is no number {pick}",
+            hint=f"use --pick 0 to {len(result.top) - 1}",
+        )
+    chosen = result.top[pick]
+    return chosen.plan.with_predicted(chosen.price.to_dict())
+
+
+def run(
+    plan: Plan | SearchResult | Path | str,
+    task: Task | str | None = None,
+    *,
+    steps: int = 20,
+    warmup: int = 3,
+    verify: bool = False,
+    out: Path | str | None = None,
+    report: bool = True,
+    on_line: Callable[[str], None] | None = None,
+    **options: Any,
+) -> RunRecord:
+    """Execute a plan with torch.distributed, measure it and write its report.
+
+    Args:
+        plan: A plan, a search result (its best), or a file with either.
+        task: The task; by default the target named in the plan.
+        steps: Measured steps.
+        warmup: Steps before measuring.
+        verify: Compare one step with the eager model in one process first.
+        out: Run folder; a fresh one under ``reports/`` by default.
+        report: Write ``report.html`` into the run folder.
+        on_line: Called with each progress line.
+        options: Further fields of :class:`autopar.executor.RunOptions`.
+
+    Raises:
+        InputError: The plan does not fit the task or this host.
+        TrainingError: A rank failed.
+        GateError: ``verify`` did not hold; the record is written first.
+    """
+    from autopar.executor import RunOptions, run_plan
+
+    chosen = _as_plan(plan)
+    job = _task_for(chosen, task)
+    folder = Path(out) if out is not None else run_folder(job.name, chosen.name, chosen.hash)
+    record = run_plan(
+        chosen,
+        job,
+        RunOptions(
+            steps=steps, warmup=warmup, verify=verify, out=folder, on_line=on_line, **options
+        ),
+    )
+    if report:
+        from autopar.report import write_report
+
+        write_report(folder, out=folder / "report.html")
+    return record
+
+
+def _as_plan(plan: Plan | SearchResult | Path | str) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    if isinstance(plan, SearchResult):
+        return plan.best.plan.with_predicted(plan.best.price.to_dict())
+    return load_plan(plan)
+
+
+def _task_for(plan: Plan, task: Task | str | None) -> Task:
+    if task is not None:
+        return load_task(task)
+    if plan.task.target is None:
+        raise InputError(
+            f"plan for '{plan.task.name}' names no target to build the task from",
+            hint="pass the task: autopar.run(plan, task)",
+        )
+    return load_task(plan.task.target)

@@ -1,0 +1,90 @@
+"""``autopar bench``: run many plans, predicted beside measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autopar.cli.options import ClusterName, GlobalBatch, Json, Out
+from autopar.cli.session import session
+from autopar.core.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from autopar.results.bench import BenchResult
+
+
+def command(
+    target: Annotated[str, typer.Argument(help="Task to bench: zoo:NAME or file.py:function.")],
+    cluster: ClusterName = "local",
+    plans: Annotated[
+        list[str] | None,
+        typer.Option(help="top:N, spread:N or a plan file; repeatable."),
+    ] = None,
+    global_batch: GlobalBatch = None,
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps per run.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before measuring.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Launches per plan, rotating.")] = 2,
+    fix: Annotated[
+        list[str] | None, typer.Option(help="Demand axis=value, e.g. pp=2; repeatable.")
+    ] = None,
+    out: Out = None,
+    json_output: Json = False,
+) -> None:
+    """Run several plans of a task here and compare prediction and measurement.
+
+    Example: `autopar bench zoo:mlp --cluster local:2 --plans spread:8`.
+    """
+    with session("bench", json_output=json_output) as talk:
+        from autopar.api.benchmark import bench
+        from autopar.api.places import REPORTS, slug
+        from autopar.report import write_report
+
+        result = bench(
+            target,
+            cluster,
+            plans=tuple(plans or ("spread:6",)),
+            global_batch=global_batch,
+            steps=steps,
+            warmup=warmup,
+            repeats=repeats,
+            fix=tuple(fix or ()),
+            out=out,
+            progress=talk.progress,
+            on_line=talk.line,
+        )
+        stored = out or REPORTS / f"bench-{slug(result.task)}.json"
+        result.save(stored)
+        page = write_report(stored, out=stored.with_suffix(".html"))
+        data = {**result.to_dict(), "report": str(page), "bench": str(stored)}
+        talk.finish(data, lambda console: _show(console, result, page))
+
+
+def _show(console: Console, result: BenchResult, page: Path) -> None:
+    from rich.table import Table
+
+    table = Table("plan", "predicted", "measured", "error", "memory pred.", "measured", box=None)
+    for row in result.rows:
+        table.add_row(
+            row.name,
+            format_seconds(row.predicted_s),
+            format_seconds(row.measured_s) if row.measured_s else (row.failure or "failed"),
+            f"{row.rel_error:+.1%}" if row.rel_error is not None else "",
+            format_bytes(row.predicted_memory_bytes),
+            format_bytes(row.measured_memory_bytes) if row.measured_memory_bytes else "",
+        )
+    console.print(table)
+    median_error, p90 = result.median_abs_rel_error, result.p90_abs_rel_error
+    tau, regret = result.kendall_tau, result.regret
+    parts = [
+        f"median |error| {median_error:.1%}" if median_error is not None else "",
+        f"p90 {p90:.1%}" if p90 is not None else "",
+        f"Kendall tau {tau:.2f}" if tau is not None else "",
+        f"regret of the choice {regret:.1%}" if regret is not None else "",
+    ]
+    console.print(", ".join(p for p in parts if p), markup=False)
+    console.print(f"report {page}", markup=False)

@@ -1,0 +1,156 @@
+"""``autopar plan``: the best split, proved and explained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autopar.cli.options import ClusterName, GlobalBatch, Json, Out
+from autopar.cli.session import session
+from autopar.core.units import format_bytes, format_seconds
+from autopar.results import RankedPlan, SearchResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Objective(StrEnum):
+    """What to minimise."""
+
+    TIME = "time"
+    TIME_TO_TARGET = "time-to-target"
+    MEMORY = "memory"
+    ENERGY = "energy"
+    COST = "cost"
+
+
+def command(
+    profile: Annotated[
+        str, typer.Argument(help="A profile file, or a target to profile first (cached).")
+    ],
+    cluster: ClusterName = "local",
+    global_batch: GlobalBatch = None,
+    objective: Annotated[Objective, typer.Option(help="What to minimise.")] = Objective.TIME,
+    sync: Annotated[str, typer.Option(help="Sync modes allowed: exact.")] = "exact",
+    fix: Annotated[
+        list[str] | None, typer.Option(help="Demand axis=value, e.g. pp=2; repeatable.")
+    ] = None,
+    forbid: Annotated[
+        list[str] | None, typer.Option(help="Rule out axis=value; repeatable.")
+    ] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help="Memory limit per device, e.g. 20GiB.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Plans to rank.")] = 5,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why, with numbers.")] = False,
+    why_not: Annotated[
+        str | None, typer.Option(help="Why not this plan, e.g. 'pp=2,schedule=gpipe'.")
+    ] = None,
+    what_if: Annotated[
+        str | None, typer.Option(help="What changes, e.g. inter_node_bandwidth=x0.25.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL.")] = None,
+    out: Out = None,
+    json_output: Json = False,
+) -> None:
+    """Search for the best plan of a task on a cluster, prove it and explain it.
+
+    Examples: `autopar plan zoo:gpt?size=small --cluster local:2 --out plan.json`,
+    `autopar plan profiles/gpt.json --cluster 128x8:a100-80gb-sxm --global-batch 1536 --explain`.
+    """
+    with session("plan", json_output=json_output) as talk:
+        from autopar.api.clusters import resolve_cluster
+        from autopar.api.planning import resolve_profile, search_options
+        from autopar.search import search, what_if as ask_what_if, why_not as ask_why_not
+
+        where = resolve_cluster(cluster, progress=talk.progress)
+        what = resolve_profile(profile, where, progress=talk.progress)
+        options = search_options(
+            global_batch=global_batch,
+            objective=str(objective),
+            sync=sync,
+            fix=fix or (),
+            forbid=forbid or (),
+            max_memory=max_memory,
+            top=top,
+            seed=seed,
+            storage=storage,
+        )
+        result = search(what, where, options)
+        answers = []
+        if why_not is not None:
+            answers.append(ask_why_not(why_not, result, what, where, options))
+        if what_if is not None:
+            answers.append(ask_what_if(what_if, result, what, where, options))
+        if answers:
+            result = replace(result, explanation=(*result.explanation, *answers))
+        if out is not None:
+            result.save(out)
+        for text in result.warnings:
+            talk.warn(text)
+        data = {**result.to_dict(), "out": str(out) if out else None, "answers": answers}
+        talk.finish(data, lambda console: _show(console, result, explain, answers, out))
+
+
+def _show(
+    console: Console, result: SearchResult, explain: bool, answers: list[str], out: Path | None
+) -> None:
+    from rich.table import Table
+
+    best = result.best
+    console.print(f"[bold green]{best.name}[/bold green]  ", end="")
+    console.print(_verdict(result), markup=False)
+    table = Table("", "plan", "step", "range", "samples/s", "memory", "bubble", "sync", box=None)
+    for item in result.top:
+        table.add_row("*" if item is result.top[0] else "", *_row(item))
+    for name, item in result.baselines.items():
+        if isinstance(item, RankedPlan):
+            table.add_row("", f"{name} ({item.name})", *_row(item)[1:], style="dim")
+        else:
+            table.add_row("", name, f"rejected: {item.reason}", style="dim")
+    console.print(table)
+    proof = result.certificate
+    rejected = ", ".join(f"{n} {reason}" for reason, n in proof.rejected.items()) or "none"
+    console.print(
+        f"{proof.space} plans: {proof.priced} priced, {proof.bounded} bounded away, "
+        f"rejected: {rejected}; gap {proof.gap:.1%}; {result.search_time_s:.2f} s",
+        markup=False,
+    )
+    for paragraph in result.explanation if explain else answers:
+        console.print()
+        console.print(paragraph, markup=False)
+    if out is not None:
+        console.print(f"written {out}", markup=False)
+
+
+def _verdict(result: SearchResult) -> str:
+    price = result.best.price
+    text = (
+        f"{format_seconds(price.step_time_s.value)} per step, "
+        f"{format_bytes(price.peak_memory_bytes.value)} of "
+        f"{format_bytes(price.capacity_bytes)} per device"
+    )
+    if price.mfu is not None:
+        text += f", MFU {price.mfu:.0%}"
+    return text
+
+
+def _row(item: RankedPlan) -> list[Any]:
+    price = item.price
+    step = price.step_time_s
+    parts = price.breakdown
+    total = parts.total_s or 1.0
+    return [
+        item.name,
+        format_seconds(step.value),
+        f"{format_seconds(step.low)} .. {format_seconds(step.high)}",
+        f"{price.samples_per_s:.4g}",
+        format_bytes(price.peak_memory_bytes.value),
+        f"{parts.bubble_s / total:.0%}",
+        f"{parts.gradient_sync_s / total:.0%}",
+    ]

@@ -1,0 +1,198 @@
+"""``autopar run``: execute a plan, measure it, report it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autopar.cli.options import Json, NNodes, NodeRank, Rendezvous
+from autopar.cli.session import session
+from autopar.core.errors import GateError
+from autopar.core.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autopar.plan import Plan
+    from autopar.results import RunRecord
+
+
+def command(
+    plan: Annotated[Path, typer.Argument(help="A plan or search result file.")],
+    pick: Annotated[int, typer.Option(help="Plan number in a search result.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Measured steps.")] = 20,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before measuring.")] = 3,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First compare one step with one process.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would run, start nothing.")
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Exit 5 when the prediction is off by more, e.g. 0.15.")
+    ] = None,
+    data_split: Annotated[
+        str | None, typer.Option(help="random, contiguous or shard; the plan's by default.")
+    ] = None,
+    clip_norm: Annotated[float | None, typer.Option(help="Gradient norm limit.")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Write a checkpoint every so many steps.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Checkpoint folder of an earlier run to go on from.")
+    ] = None,
+    nnodes: NNodes = 1,
+    node_rank: NodeRank = 0,
+    rdzv_endpoint: Rendezvous = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Execute a plan with torch.distributed, measure it and write an HTML report.
+
+    Examples: `autopar run plan.json --steps 50`, `autopar run plan.json --verify`.
+    """
+    with session("run", json_output=json_output) as talk:
+        from autopar.api.running import load_plan, run
+
+        chosen = load_plan(plan, pick=pick)
+        if dry_run:
+            data = _dry_run(chosen, nnodes)
+            talk.finish(data, lambda console: _show_dry_run(console, data))
+            return
+        record, folder = run_with_folder(
+            run,
+            chosen,
+            out,
+            steps=steps,
+            warmup=warmup,
+            verify=verify,
+            on_line=talk.line,
+            data_split=data_split,
+            clip_norm=clip_norm,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            nnodes=nnodes,
+            node_rank=node_rank,
+            rdzv_endpoint=rdzv_endpoint,
+        )
+        for text in record.warnings:
+            talk.warn(text)
+        data = run_data(record, folder)
+        talk.data = data
+        _gates(record, data, tolerance)
+        talk.finish(data, lambda console: _show(console, record, data))
+
+
+def run_with_folder(
+    run: Any, plan: Plan, out: Path | None, **options: Any
+) -> tuple[RunRecord, Path]:
+    """Run and return the record with the folder it was written to."""
+    from autopar.api.places import run_folder
+
+    folder = out or run_folder(plan.task.name, plan.name, plan.hash)
+    return run(plan, out=folder, **options), folder
+
+
+def run_data(record: RunRecord, folder: Path) -> dict[str, Any]:
+    """The contract's ``data`` of a run."""
+    predicted = record.plan.predicted
+    median_s = record.step_time_quantiles_s["median"]
+    peak = max(record.peak_memory_bytes)
+    step = predicted.get("step_time_s")
+    memory = predicted.get("peak_memory_bytes")
+    return {
+        "run_dir": str(folder),
+        "report": str(folder / "report.html"),
+        "name": record.plan.name,
+        "steps": len(record.step_times_s),
+        "step_time_s": record.step_time_quantiles_s,
+        "predicted": {"step_time_s": step, "peak_memory_bytes": memory},
+        "measured": {
+            "peak_memory_bytes": peak,
+            "breakdown_s": record.breakdown.to_dict(),
+        },
+        "error": {
+            "step_time_rel": step["value"] / median_s - 1 if step else None,
+            "peak_memory_rel": memory["value"] / peak - 1 if memory else None,
+        },
+        "losses": list(record.losses),
+        "verify": asdict(record.verify) if record.verify else None,
+    }
+
+
+def _gates(record: RunRecord, data: dict[str, Any], tolerance: float | None) -> None:
+    if record.verify is not None and not record.verify.passed:
+        v = record.verify
+        raise GateError(
+            f"verify failed: loss off by {v.loss_rel:.2e}, gradients {v.grad_rel:.2e}, "
+            f"weights {v.weight_rel:.2e}; bound {v.tolerance:.0e}",
+            hint=f"see {data['report']}",
+        )
+    error = data["error"]["step_time_rel"]
+    if tolerance is not None and error is not None and abs(error) > tolerance:
+        raise GateError(
+            f"predicted step time is off by {error:+.1%}, more than {tolerance:.0%}",
+            hint=f"see {data['report']}",
+        )
+
+
+def _show(console: Console, record: RunRecord, data: dict[str, Any]) -> None:
+    times = data["step_time_s"]
+    predicted = data["predicted"]["step_time_s"]
+    text = f"{record.plan.name}: {format_seconds(times['median'])} per step measured"
+    if predicted:
+        error = data["error"]["step_time_rel"]
+        text += f", {format_seconds(predicted['value'])} predicted ({error:+.1%})"
+    text += f", peak {format_bytes(data['measured']['peak_memory_bytes'])} per rank"
+    console.print(text, markup=False)
+    if record.verify is not None:
+        v = record.verify
+        console.print(
+            f"verified against one process: loss {v.loss_rel:.1e}, gradients {v.grad_rel:.1e}, "
+            f"weights {v.weight_rel:.1e} (bound {v.tolerance:.0e})",
+            markup=False,
+        )
+    console.print(f"loss {record.losses[0]:.4g} -> {record.losses[-1]:.4g}", markup=False)
+    console.print(f"report {data['report']}", markup=False)
+
+
+def _dry_run(plan: Plan, nnodes: int) -> dict[str, Any]:
+    """What would run: command, ranks, stages; nothing is started."""
+    from autopar.executor.command import torchrun_command
+
+    ranks = []
+    for rank in range(plan.world_size):
+        place = plan.mesh.coordinates(rank)
+        stages = [s for s in plan.stages if s.pp == place["pp"]]
+        ranks.append(
+            {
+                "rank": rank,
+                "device": plan.placement[rank],
+                "coordinates": place,
+                "ops": [[s.first_op, s.stop_op] for s in stages],
+                "blocks": [name for s in stages for name in s.blocks],
+            }
+        )
+    return {
+        "run_dir": None,
+        "report": None,
+        "dry_run": True,
+        "name": plan.name,
+        "plan_hash": plan.hash,
+        "command": torchrun_command(plan, nnodes=nnodes),
+        "ranks": ranks,
+        "predicted": {
+            key: plan.predicted.get(key) for key in ("step_time_s", "peak_memory_bytes")
+        },
+    }
+
+
+def _show_dry_run(console: Console, data: dict[str, Any]) -> None:
+    console.print(f"{data['name']} ({data['plan_hash']})", markup=False)
+    console.print("  " + " ".join(data["command"]), markup=False)
+    for row in data["ranks"]:
+        spans = ", ".join(f"ops {a}..{b - 1}" for a, b in row["ops"])
+        console.print(f"  rank {row['rank']} on device {row['device']}: {spans}", markup=False)
