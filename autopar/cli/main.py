@@ -48,7 +48,7 @@ def _root(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file with a table per verb, e.g. \\[plan] global_batch = 64."),
+        typer.Option(help="TOML file, per verb: plan.global_batch = 64."),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -56,8 +56,8 @@ def _root(
 ) -> None:
     """Benchmark and plan distributed PyTorch training: profile, plan, run, report.
 
-    Options come from the flag, then AUTOPAR_<VERB>_<OPTION>, then --config, then \\[tool.autopar]
-    of ./pyproject.toml, then the default.
+    An option comes from its flag, else AUTOPAR_<VERB>_<OPTION>, else the --config file, else the
+    tool.autopar table of ./pyproject.toml, else its default.
     """
     context.default_map = _defaults(config)
 

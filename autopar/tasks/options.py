@@ -13,6 +13,7 @@ from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
 
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+KINDS: tuple[type, ...] = (bool, int, float, str)
 REQUIRED = inspect.Parameter.empty
 
 
@@ -145,7 +146,6 @@ def _kind(annotation: Any, default: Any) -> type:
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     candidates = typing.get_args(annotation) if union else (annotation,)
     for candidate in (*candidates, type(default)):
-        for kind in (bool, int, float, str):
-            if candidate is kind:
-                return kind
+        if candidate in KINDS:
+            return KINDS[KINDS.index(candidate)]
     return str

@@ -131,7 +131,9 @@ def _existing(place: str) -> Path:
     siblings = path.parent.glob("*.py") if path.parent.is_dir() else ()
     known = [str(sibling) for sibling in siblings]
     if path.is_dir():
-        raise InputError(f"{place}: is a folder, must be a Python file", hint=f"targets are {FORMS}")
+        raise InputError(
+            f"{place}: is a folder, must be a Python file", hint=f"targets are {FORMS}"
+        )
     hint = did_you_mean(place, known) if known else f"the current folder is {Path.cwd()}"
     raise InputError(f"{place}: no such file", hint=hint)
 

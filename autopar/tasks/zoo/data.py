@@ -10,7 +10,9 @@ import math
 import torch
 
 
-def sequences(n: int, length: int, low: int, high: int, generator: torch.Generator) -> torch.Tensor:
+def sequences(
+    n: int, length: int, low: int, high: int, generator: torch.Generator
+) -> torch.Tensor:
     """Token sequences that count upwards in a random small stride.
 
     Token ``t`` is ``start + stride * t`` modulo the number of ids in use, at most 64: a model
@@ -58,7 +60,9 @@ def images(
     return grating + 0.3 * noise, label
 
 
-def discs(n: int, channels: int, size: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def discs(
+    n: int, channels: int, size: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Noisy images of one bright disc, with the disc as the segmentation mask.
 
     Args:

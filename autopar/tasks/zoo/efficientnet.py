@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from autopar.tasks.task import Task
 from autopar.tasks.zoo import data, hf
@@ -44,7 +45,7 @@ def efficientnet_b0(
     require_positive(width=width, depth=depth, image=image, classes=classes)
     require_probability(dropout=dropout)
 
-    def model() -> torch.nn.Module:
+    def model() -> nn.Module:
         network = hf.build(
             "EfficientNetForImageClassification",
             "EfficientNetConfig",
@@ -57,6 +58,7 @@ def efficientnet_b0(
             dropout_rate=dropout,
             drop_connect_rate=dropout,
         )
+        _initialise(network)
         return hf.Logits(network)
 
     def batch(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,6 +71,20 @@ def efficientnet_b0(
         loss=class_loss,
         optimizer=sgd_momentum,
     )
+
+
+def _initialise(network: nn.Module) -> None:
+    """Draw the weights as published.
+
+    ``transformers`` draws the scales of batch normalisation from a normal distribution of
+    deviation 0.02, under which the signal fades to 1e-31 and nothing is learned.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.weight.shape[0] * module.weight[0, 0].numel() // module.groups
+            nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
 
 
 def _rounded(channels: float) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -43,9 +45,7 @@ class Perceptron(nn.Module):
     def __init__(self, inputs: int, width: int, depth: int, classes: int) -> None:
         super().__init__()
         widths = [inputs] + [width] * depth
-        self.hidden = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.output = nn.Linear(width, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

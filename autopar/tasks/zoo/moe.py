@@ -23,7 +23,7 @@ ROPE_THETA = 1_000_000.0
 INITIAL_STD = 0.02
 
 
-def moe(
+def moe(  # noqa: PLR0913 (each argument is an option users can set)
     *,
     layers: int = 32,
     hidden: int = 4096,

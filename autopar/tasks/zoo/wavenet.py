@@ -71,7 +71,8 @@ class WaveNet(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(levels, residual)
         self.blocks = nn.ModuleList(
-            ResidualBlock(dilation, residual, gate, skip, kernel) for dilation in dilations
+            ResidualBlock(dilation, residual, gate, skip, kernel, last=depth == len(dilations))
+            for depth, dilation in enumerate(dilations, start=1)
         )
         self.mix = nn.Conv1d(skip, skip, 1)
         self.output = nn.Conv1d(skip, levels, 1)
@@ -101,13 +102,16 @@ class ResidualBlock(nn.Module):
         gate: Channels of each half of the gated activation.
         skip: Channels of the skip output.
         kernel: Taps.
+        last: Whether nothing reads the residual output, which is then left out.
     """
 
-    def __init__(self, dilation: int, residual: int, gate: int, skip: int, kernel: int) -> None:
+    def __init__(
+        self, dilation: int, residual: int, gate: int, skip: int, kernel: int, *, last: bool
+    ) -> None:
         super().__init__()
         self.past = dilation * (kernel - 1)
         self.dilated = nn.Conv1d(residual, 2 * gate, kernel, dilation=dilation)
-        self.residual = nn.Conv1d(gate, residual, 1)
+        self.residual = None if last else nn.Conv1d(gate, residual, 1)
         self.skip = nn.Conv1d(gate, skip, 1)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,4 +122,6 @@ class ResidualBlock(nn.Module):
         """
         signal, control = self.dilated(functional.pad(x, (self.past, 0))).chunk(2, dim=1)
         gated = torch.tanh(signal) * torch.sigmoid(control)
-        return x + self.residual(gated), self.skip(gated)
+        if self.residual is not None:
+            x = x + self.residual(gated)
+        return x, self.skip(gated)
