@@ -53,7 +53,8 @@ def resolve(target: str) -> Task:
     texts = split_options(query, target)
     place, colon, name = location.rpartition(":")
     if not colon or not place or not name:
-        raise InputError(f"target '{target}' has no function", hint=f"targets are {FORMS}")
+        hint = f"did you mean zoo:{target}?" if location in ZOO else f"targets are {FORMS}"
+        raise InputError(f"target '{target}' has no function", hint=hint)
     if place == "zoo":
         return _from_zoo(name, texts)
     if place.endswith(".py") or "/" in place or "\\" in place:
@@ -99,7 +100,7 @@ def _from_code(module: ModuleType, place: str, name: str, texts: Mapping[str, st
     except (AutoparError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise _user_error(error, owner, getattr(module, "__file__", None)) from error
+        raise _user_error(error, owner) from error
     if not isinstance(task, Task):
         raise InputError(
             f"{owner} returned {type(task).__name__}: must return an autopar.Task",
@@ -154,7 +155,7 @@ def _load_file(path: Path) -> ModuleType:
         raise
     except BaseException as error:
         del sys.modules[name]
-        raise _user_error(error, str(path), str(path)) from error
+        raise _user_error(error, str(path)) from error
     return module
 
 
@@ -172,8 +173,7 @@ def _load_module(place: str) -> ModuleType:
                 f"no module '{place}' ({type(error).__name__}: {error})",
                 hint=f"run in the folder that has it or install it; targets are {FORMS}",
             ) from error
-        spec = importlib.util.find_spec(place)
-        raise _user_error(error, place, spec.origin if spec else None) from error
+        raise _user_error(error, place) from error
 
 
 def _make_importable(folder: Path) -> None:
@@ -181,20 +181,33 @@ def _make_importable(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _user_error(error: BaseException, owner: str, file: str | None) -> InputError:
+def _user_error(error: BaseException, owner: str) -> InputError:
     """One line about a mistake in the user's code: what was raised and where in their file."""
-    if isinstance(error, SyntaxError):
-        lines = [error.lineno] if error.lineno else []
-        what = error.msg
-    else:
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == file and frame.lineno]
-        what = str(error)
-    line = f" (line {lines[-1]})" if lines else ""
     hint = "fix the file, or run it with python to see the whole traceback"
     if isinstance(error, ModuleNotFoundError):
         hint = f"install the package '{error.name}' or fix the import"
-    return InputError(f"{owner} raised {type(error).__name__}: {what}{line}", hint=hint)
+    what = error.msg if isinstance(error, SyntaxError) else str(error).replace("\n", " ")
+    return InputError(
+        f"{owner} raised {type(error).__name__}: {what}{_user_line(error, owner)}", hint=hint
+    )
+
+
+def _user_line(error: BaseException, owner: str) -> str:
+    """`` (line 3)`` of the file that the target names, or with the file's name if another."""
+    frames = [
+        (frame.filename, frame.lineno)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename not in (__file__, importlib.__file__)
+        and not frame.filename.startswith("<frozen")
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        frames = [(error.filename, error.lineno)]
+    if not frames:
+        return ""
+    file = frames[0][0]
+    line = [number for name, number in frames if name == file][-1]
+    place = f"line {line}" if Path(file).stem in owner else f"{Path(file).name} line {line}"
+    return f" ({place})"
 
 
 def _join(owner: str, values: Mapping[str, Any]) -> str:
