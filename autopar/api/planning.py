@@ -133,7 +133,9 @@ def resolve_profile(
     device = cluster.device(0).kind if cluster.measured else cluster.machine(0).name
     busy = None
     if cluster.measured:
-        busy = min(cluster.groups[0].machine.devices_per_node, max(cluster.busy_slowdown, default=1))
+        busy = min(
+            cluster.groups[0].machine.devices_per_node, max(cluster.busy_slowdown, default=1)
+        )
     stored = profile_stored(
         profile, batch=batch, device=device, busy_ranks=busy, progress=progress
     )

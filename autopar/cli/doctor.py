@@ -64,10 +64,18 @@ def _torch() -> list[Check]:
         return [Check("torch", "fail", f"cannot be imported: {error}")]
     version = torch.__version__
     tested = (2, 11) <= tuple(int(p) for p in version.split(".")[:2]) < (2, 14)
-    checks = [Check("torch", "ok" if tested else "note",
-                    version + ("" if tested else ", tested range is 2.11 to 2.13"))]
-    backends = [b for b, there in (("gloo", dist.is_gloo_available()),
-                                   ("nccl", dist.is_nccl_available())) if there]
+    checks = [
+        Check(
+            "torch",
+            "ok" if tested else "note",
+            version + ("" if tested else ", tested range is 2.11 to 2.13"),
+        )
+    ]
+    backends = [
+        b
+        for b, there in (("gloo", dist.is_gloo_available()), ("nccl", dist.is_nccl_available()))
+        if there
+    ]
     checks.append(Check("backends", "ok" if backends else "fail", ", ".join(backends) or "none"))
     count = torch.cuda.device_count()
     names = {torch.cuda.get_device_name(i) for i in range(count)}

@@ -51,7 +51,8 @@ def _root(
         typer.Option(help="TOML file, per verb: plan.global_batch = 64."),
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Benchmark and plan distributed PyTorch training: profile, plan, run, report.
@@ -78,7 +79,9 @@ def _defaults(config: Path | None) -> dict[str, Any]:
                     f"configuration has '{verb}', a table named after a verb is needed",
                     hint="verbs: " + ", ".join(VERBS),
                 )
-            merged.setdefault(verb, {}).update({k.replace("-", "_"): v for k, v in options.items()})
+            merged.setdefault(verb, {}).update(
+                {k.replace("-", "_"): v for k, v in options.items()}
+            )
     return merged
 
 

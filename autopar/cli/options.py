@@ -14,13 +14,13 @@ NNodes = Annotated[
 ]
 NodeRank = Annotated[
     int,
-    typer.Option("--node-rank", min=0, help="This host's number.", rich_help_panel="Several hosts"),
+    typer.Option(
+        "--node-rank", min=0, help="This host's number.", rich_help_panel="Several hosts"
+    ),
 ]
 Rendezvous = Annotated[
     str | None,
-    typer.Option(
-        "--rdzv-endpoint", help="HOST:PORT of host 0.", rich_help_panel="Several hosts"
-    ),
+    typer.Option("--rdzv-endpoint", help="HOST:PORT of host 0.", rich_help_panel="Several hosts"),
 ]
 GlobalBatch = Annotated[
     int | None, typer.Option("--global-batch", help="Samples per optimizer step, all replicas.")

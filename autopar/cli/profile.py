@@ -51,7 +51,9 @@ def command(
     with session("profile", json_output=json_output) as talk:
         if (target is None) == (cluster is None):
             raise InputError(
-                "profile needs a TARGET or --cluster, not both" if target else "nothing to profile",
+                "profile needs a TARGET or --cluster, not both"
+                if target
+                else "nothing to profile",
                 hint="autopar profile zoo:mlp, or autopar profile --cluster local:2",
             )
         if cluster is not None:
@@ -98,27 +100,41 @@ def _show_task(console: Console, stored: StoredProfile) -> None:
     profile = stored.profile
     n = profile.batch
     rows = [
-        ("parameters", f"{format_count(profile.parameter_count)} "
-         f"({format_bytes(profile.parameter_bytes)})"),
+        (
+            "parameters",
+            f"{format_count(profile.parameter_count)} ({format_bytes(profile.parameter_bytes)})",
+        ),
         ("forward", f"{format_count(profile.forward_flop.at(n))}FLOP at batch {n}"),
         ("backward", f"{format_count(profile.backward_flop.at(n))}FLOP"),
         ("saved activations", format_bytes(profile.saved_bytes.at(n))),
-        ("graph", f"{len(profile.ops)} ops in {len(profile.blocks)} blocks, "
-         f"{profile.unique_blocks} of them different"),
+        (
+            "graph",
+            f"{len(profile.ops)} ops in {len(profile.blocks)} blocks, "
+            f"{profile.unique_blocks} of them different",
+        ),
         ("device", profile.device + (" (measured)" if profile.measurement else " (not timed)")),
     ]
     measured = profile.measurement
     if measured is not None:
-        timed = [measured.curves[b.signature].at(n) for b in profile.blocks
-                 if b.signature in measured.curves]
+        timed = [
+            measured.curves[b.signature].at(n)
+            for b in profile.blocks
+            if b.signature in measured.curves
+        ]
         total = sum(f + b for f, b in timed) * measured.composition_at(n)
-        rows.append(("forward + backward", f"{format_seconds(total)} with "
-                     f"{measured.busy_ranks} busy ranks"))
+        rows.append(
+            (
+                "forward + backward",
+                f"{format_seconds(total)} with {measured.busy_ranks} busy ranks",
+            )
+        )
     console.print(f"[bold]{profile.task}[/bold]")
     for key, value in rows:
         console.print(f"  {key:18} {value}", markup=False)
-    console.print(f"  {'profile':18} {stored.path}"
-                  + ("  (from cache)" if stored.from_cache else ""), markup=False)
+    console.print(
+        f"  {'profile':18} {stored.path}" + ("  (from cache)" if stored.from_cache else ""),
+        markup=False,
+    )
 
 
 def _profile_cluster(
@@ -139,8 +155,13 @@ def _profile_cluster(
         "cluster": str(path),
         "devices": cluster.device_count,
         "links": [
-            {"collective": c.collective, "ranks": c.ranks, "alpha_s": c.alpha_s,
-             "bytes_per_s": c.bytes_per_s, "concurrency": c.concurrency}
+            {
+                "collective": c.collective,
+                "ranks": c.ranks,
+                "alpha_s": c.alpha_s,
+                "bytes_per_s": c.bytes_per_s,
+                "concurrency": c.concurrency,
+            }
             for c in cluster.curves
         ],
         "busy_slowdown": cluster.busy_slowdown,
@@ -159,7 +180,12 @@ def _show_cluster(console: Console, cluster: Cluster, path: Path) -> None:
         console.print(f"  {ranks} busy ranks per host: compute takes {slowdown:.2f} x")
     table = Table("collective", "ranks", "groups", "latency", "bandwidth", box=None)
     for curve in cluster.curves:
-        table.add_row(curve.collective, str(curve.ranks), str(curve.concurrency),
-                      format_seconds(curve.alpha_s), f"{curve.bytes_per_s / 1e9:.2f} GB/s")
+        table.add_row(
+            curve.collective,
+            str(curve.ranks),
+            str(curve.concurrency),
+            format_seconds(curve.alpha_s),
+            f"{curve.bytes_per_s / 1e9:.2f} GB/s",
+        )
     console.print(table)
     console.print(f"  cluster {path}", markup=False)

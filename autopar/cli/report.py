@@ -30,8 +30,10 @@ def command(
     format: Annotated[Format, typer.Option(help="Form of the report.")] = Format.HTML,
     fail_if: Annotated[
         str | None,
-        typer.Option(help="Exit 5 when this holds: 'step_time>+5%' (against PATH2), "
-                     "'step_time_rel>0.15', 'peak_memory>2GiB'."),
+        typer.Option(
+            help="Exit 5 when this holds: 'step_time>+5%' (against PATH2), "
+            "'step_time_rel>0.15', 'peak_memory>2GiB'."
+        ),
     ] = None,
     json_output: Json = False,
 ) -> None:

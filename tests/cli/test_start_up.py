@@ -1,0 +1,36 @@
+"""Planning commands start fast and never import torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+PROBE = """
+import sys
+from autopar.cli.main import _run
+code = _run(sys.argv[1:])
+heavy = [m for m in ("torch", "transformers", "pandas", "plotly") if m in sys.modules]
+sys.stderr.write("HEAVY " + ",".join(heavy))
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("line", ["--help", "plan --help", "catalog", "catalog machines --json"])
+def test_no_heavy_import(line: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, *line.split()], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.endswith("HEAVY ")
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    for verb in ("profile", "plan", "run", "bench", "report", "catalog"):
+        done = subprocess.run(
+            [sys.executable, "-m", "autopar", verb, "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "autopar " + verb in done.stdout

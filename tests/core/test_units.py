@@ -1,0 +1,28 @@
+"""Sizes people write and read."""
+
+from __future__ import annotations
+
+import pytest
+
+from autopar.core.errors import InputError
+from autopar.core.units import format_bytes, format_seconds, parse_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("80GiB", 80 * 2**30), ("512M", 512 * 2**20), ("1.5 GB", 1_500_000_000), ("7", 7)],
+)
+def test_parse_bytes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-3GiB", "1 XB", "1e9999"])
+def test_junk_sizes_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="not a size"):
+        parse_bytes(text)
+
+
+def test_formats() -> None:
+    assert format_bytes(1.5 * 2**30) == "1.50 GiB"
+    assert format_seconds(0.4123) == "412 ms"
+    assert format_seconds(3 * 3600) == "3.0 h"
