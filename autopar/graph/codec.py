@@ -40,6 +40,7 @@ _PLAIN = (
     "buffer_bytes",
     "input_bytes",
     "uncounted",
+    "smallest_microbatch",
     "provenance",
 )
 

@@ -53,6 +53,7 @@ class GraphProfile:
         optimizer: Optimizer facts.
         measurement: Measured times, or ``None`` when priced from a catalogue.
         uncounted: Op target -> reason, for ops whose FLOPs no formula counts.
+        smallest_microbatch: Fewest samples the model trains on (BatchNorm over one value fails).
         provenance: Who made it.
 
     Invariants: ops form a DAG in index order; block sums equal graph sums.
@@ -73,6 +74,7 @@ class GraphProfile:
     optimizer: OptimizerState
     measurement: Measurement | None = None
     uncounted: dict[str, str] = field(default_factory=dict)
+    smallest_microbatch: int = 1
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
