@@ -2,7 +2,7 @@
 
 from autopar.results.bench import BenchResult, BenchRow
 from autopar.results.breakdown import CostBreakdown, MemoryBreakdown
-from autopar.results.price import PlanPrice, StageCost, Transfer
+from autopar.results.price import PlanPrice, StageCost, TiedSync, Transfer
 from autopar.results.record import RunRecord, VerifyResult
 from autopar.results.search import Certificate, RankedPlan, Rejection, SearchResult
 from autopar.results.timeline import Event, Timeline
@@ -20,6 +20,7 @@ __all__ = [
     "RunRecord",
     "SearchResult",
     "StageCost",
+    "TiedSync",
     "Timeline",
     "Transfer",
     "VerifyResult",

@@ -49,6 +49,19 @@ class Transfer:
     size_bytes: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TiedSync:
+    """Gradient sum over the copies of parameters that stages on several ranks read.
+
+    Attributes:
+        ranks: Pipeline ranks that hold a copy; they wait for each other.
+        seconds: Time of the sum.
+    """
+
+    ranks: tuple[int, ...]
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanPrice:
     """Prediction for one plan on one cluster.
@@ -67,6 +80,7 @@ class PlanPrice:
         stage_costs: Per virtual stage.
         transfers: Between virtual stages.
         step_overhead_s: Seconds per step outside the schedule's actions.
+        tied_syncs: Gradient sums over copies of tied parameters, after each stage's own.
         assumptions: Constants assumed rather than measured, for the report.
     """
 
@@ -82,6 +96,7 @@ class PlanPrice:
     stage_costs: tuple[StageCost, ...]
     transfers: tuple[Transfer, ...]
     step_overhead_s: float = 0.0
+    tied_syncs: tuple[TiedSync, ...] = ()
     assumptions: tuple[str, ...] = field(default=())
 
     @property
@@ -105,6 +120,9 @@ class PlanPrice:
             "stage_costs": [asdict(cost) for cost in self.stage_costs],
             "transfers": [asdict(transfer) for transfer in self.transfers],
             "step_overhead_s": self.step_overhead_s,
+            "tied_syncs": [
+                {"ranks": list(t.ranks), "seconds": t.seconds} for t in self.tied_syncs
+            ],
             "assumptions": list(self.assumptions),
         }
 
@@ -132,5 +150,9 @@ class PlanPrice:
             stage_costs=tuple(StageCost(**row) for row in data["stage_costs"]),
             transfers=tuple(Transfer(**row) for row in data["transfers"]),
             step_overhead_s=data["step_overhead_s"],
+            tied_syncs=tuple(
+                TiedSync(ranks=tuple(row["ranks"]), seconds=row["seconds"])
+                for row in data.get("tied_syncs", ())
+            ),
             assumptions=tuple(data["assumptions"]),
         )

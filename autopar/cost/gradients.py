@@ -1,0 +1,69 @@
+"""Seconds of gradient synchronisation in buckets, alone or beside backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+FIRST_BUCKET_BYTES = 1024**2
+"""DistributedDataParallel starts with a 1 MiB bucket so that communication begins early."""
+
+
+def bucketed_seconds(
+    size_bytes: float, bucket_bytes: float, seconds: Callable[[float], float]
+) -> float:
+    """All buckets one after the other.
+
+    Args:
+        size_bytes: Gradient bytes.
+        bucket_bytes: Bucket size.
+        seconds: Time of one bucket of the given bytes.
+    """
+    whole = int(size_bytes // bucket_bytes)
+    rest = size_bytes - whole * bucket_bytes
+    return whole * seconds(bucket_bytes) + (seconds(rest) if rest > 0 else 0.0)
+
+
+def overlapped_seconds(
+    backward_s: Sequence[float],
+    gradient_bytes: Sequence[float],
+    bucket_bytes: float,
+    seconds: Callable[[float], float],
+    slowdown: float,
+) -> tuple[float, float]:
+    """Buckets that start as soon as backward has filled them (DistributedDataParallel).
+
+    Gradients of a block become ready evenly while its backward runs; buckets go one at a time.
+
+    Args:
+        backward_s: Backward seconds of the blocks, in the order backward runs them.
+        gradient_bytes: Gradient bytes that become ready in each.
+        bucket_bytes: Bucket size; the first one holds :data:`FIRST_BUCKET_BYTES`.
+        seconds: Time of one bucket of the given bytes.
+        slowdown: Extra backward time per second of communication beside it.
+
+    Returns:
+        Time of all buckets alone, and the part that lengthens the step.
+    """
+    clock = finished = full = held = 0.0
+    capacity = min(FIRST_BUCKET_BYTES, bucket_bytes)
+    times: dict[float, float] = {}
+    for duration, size in zip(backward_s, gradient_bytes, strict=True):
+        left = size
+        while held + left >= capacity and left > 0:
+            taken = capacity - held
+            left -= taken
+            ready = clock + duration * (1 - left / size)
+            if capacity not in times:
+                times[capacity] = seconds(capacity)
+            cost = times[capacity]
+            full += cost
+            finished = max(finished, ready) + cost
+            held, capacity = 0.0, bucket_bytes
+        held += left
+        clock += duration
+    if held > 0:
+        cost = seconds(held)
+        full += cost
+        finished = max(finished, clock) + cost
+    tail = max(0.0, finished - clock)
+    return full, tail + slowdown * max(0.0, full - tail)

@@ -1,0 +1,295 @@
+"""Layout: a mesh, schedule, microbatch and recompute choice; prices any stage boundaries on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from autopar.cost import constants as k
+from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
+from autopar.cost.model import CostModel, SpanSeconds
+from autopar.cost.simulate import Program, finish, node_seconds, run, wire
+from autopar.cost.tables import Table
+from autopar.graph import Amount
+from autopar.plan import Mesh
+from autopar.results import StageCost, TiedSync, Transfer
+
+Cuts = tuple[int, ...]
+"""Block boundaries ``0 = c0 < c1 < ... < cS = n``; stage ``s`` is ``[c_s, c_s+1)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Everything of a plan but its stage boundaries.
+
+    Attributes:
+        model: Shared caches.
+        mesh: Degrees.
+        placement: Device of each rank.
+        schedule: Registered name.
+        stages: Virtual stages.
+        microbatches: Per replica and step.
+        microbatch_size: Samples.
+        recompute: Per block, whether its activations are computed again.
+        bucket_bytes: Gradient bucket size.
+        clip: True when the gradient norm is clipped.
+    """
+
+    model: CostModel
+    mesh: Mesh
+    placement: tuple[int, ...]
+    schedule: str
+    stages: int
+    microbatches: int
+    microbatch_size: int
+    recompute: tuple[bool, ...]
+    bucket_bytes: int = 25 * 1024**2
+    clip: bool = False
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Devices of each pipeline coordinate, by replica."""
+        size = self.mesh.world_size // self.mesh.pp
+        return tuple(tuple(self.placement[q * size : (q + 1) * size]) for q in range(self.mesh.pp))
+
+    @cached_property
+    def program(self) -> Program:
+        """The schedule's actions in one order."""
+        return self.model.program(self.schedule, self.mesh.pp, self.stages, self.microbatches)
+
+    def rank_of(self, stage: int) -> int:
+        """Pipeline coordinate of a virtual stage."""
+        return stage % self.mesh.pp
+
+    @cached_property
+    def spans(self) -> tuple[SpanSeconds, ...]:
+        """Per pipeline coordinate, seconds of any run of blocks on its slowest device."""
+        communication = self.model.communication(self.placement)
+        result = []
+        for group in self.groups:
+            kinds = {
+                (self.model.cluster.device(d).name, communication.ranks_on_host(d)): d
+                for d in group
+            }
+            options = [
+                self.model.span_seconds(
+                    self.microbatch_size, self.model.cluster.device(d), busy, self.recompute
+                )
+                for (_, busy), d in kinds.items()
+            ]
+            result.append(max(options, key=lambda s: s.total))
+        return tuple(result)
+
+    @cached_property
+    def optimizer_s_per_byte(self) -> tuple[float, ...]:
+        """Per pipeline coordinate, optimizer seconds per parameter byte."""
+        communication = self.model.communication(self.placement)
+        return tuple(
+            max(
+                self.model.compute.optimizer_seconds_per_byte(
+                    self.model.cluster.device(d), communication.ranks_on_host(d)
+                )
+                for d in {self.model.cluster.device(d).name: d for d in group}.values()
+            )
+            for group in self.groups
+        )
+
+    @cached_property
+    def _sync_cache(self) -> dict[tuple[int, float], float]:
+        return {}
+
+    def sync_seconds(self, rank: int, size_bytes: float) -> float:
+        """Gradient all-reduce over the replicas of a stage, in buckets, nothing overlapped."""
+        group = self.groups[rank]
+        if len(group) < 2 or size_bytes <= 0:
+            return 0.0
+        key = (rank, size_bytes)
+        if key not in self._sync_cache:
+            communication = self.model.communication(self.placement)
+            self._sync_cache[key] = bucketed_seconds(
+                size_bytes,
+                self.bucket_bytes,
+                lambda size: communication.group_seconds(
+                    "all_reduce", size, group, concurrency=self.mesh.pp
+                ),
+            )
+        return self._sync_cache[key]
+
+    def _data_parallel_sync(self) -> tuple[float, float]:
+        """Full and exposed synchronisation when one stage holds the whole model (DDP)."""
+        group = self.groups[0]
+        if len(group) < 2:
+            return 0.0, 0.0
+        communication = self.model.communication(self.placement)
+        span = self.spans[0]
+        blocks = range(self.model.tables.count - 1, -1, -1)
+        parameters = self.model.tables.parameters
+        # A gradient is complete once backward has passed the first block that reads it.
+        ready = [float(parameters[0, b + 1] - parameters[0, b]) for b in blocks]
+        return overlapped_seconds(
+            [span.backward[b][b + 1] + span.recompute[b][b + 1] for b in blocks],
+            ready,
+            self.bucket_bytes,
+            lambda size: communication.group_seconds("all_reduce", size, group),
+            self.model.cluster.overlap_slowdown,
+        )
+
+    def stage_costs(self, cuts: Cuts) -> list[StageCost]:
+        """Seconds of every stage."""
+        parameters = self.model.tables.parameters
+        costs = []
+        for stage in range(self.stages):
+            i, j, rank = cuts[stage], cuts[stage + 1], self.rank_of(stage)
+            span = self.spans[rank]
+            size = float(parameters[i, j])
+            if self.mesh.pp == 1 and self.stages == 1:
+                full, exposed = self._data_parallel_sync()
+            else:
+                full = exposed = self.sync_seconds(rank, size)
+            costs.append(
+                StageCost(
+                    forward_s=span.forward[i][j],
+                    backward_s=span.backward[i][j],
+                    recompute_s=span.recompute[i][j],
+                    gradient_sync_s=full,
+                    exposed_sync_s=exposed,
+                    optimizer_s=size * self.optimizer_s_per_byte[rank],
+                )
+            )
+        return costs
+
+    @cached_property
+    def _routes(self) -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
+        return {}
+
+    def message_seconds(self, size_bytes: float, source: int, target: int) -> float:
+        """Slowest replica's message between two pipeline coordinates, never quite free."""
+        if source == target:
+            return 0.0
+        communication = self.model.communication(self.placement)
+        key = (source, target)
+        if key not in self._routes:
+            cluster = self.model.cluster
+            kinds = {}
+            for a, b in zip(self.groups[source], self.groups[target], strict=True):
+                kind = (
+                    cluster.node(a) == cluster.node(b),
+                    cluster.machine(a).name,
+                    cluster.machine(b).name,
+                    communication.ranks_on_host(a),
+                    communication.ranks_on_host(b),
+                )
+                kinds[kind] = (a, b)
+            self._routes[key] = tuple(kinds.values())
+        seconds = max(
+            communication.message_seconds(size_bytes, a, b) for a, b in self._routes[key]
+        )
+        return max(seconds, k.MIN_TRANSFER_S)
+
+    def amount_bytes(self, amount: Amount) -> float:
+        """Stored bytes for one microbatch."""
+        return amount.at(self.microbatch_size) * self.model.compute.byte_scale
+
+    def transfers(self, cuts: Cuts) -> list[Transfer]:
+        """Messages between stages for one microbatch."""
+        stage_of = [s for s in range(self.stages) for _ in range(cuts[s], cuts[s + 1])]
+        result = []
+        for (a, b), (forward, backward) in self.model.tables.exchanges(stage_of).items():
+            source, target = self.rank_of(a), self.rank_of(b)
+            size, back = self.amount_bytes(forward), self.amount_bytes(backward)
+            result.append(
+                Transfer(
+                    producer=a,
+                    consumer=b,
+                    forward_s=self.message_seconds(size, source, target),
+                    backward_s=self.message_seconds(back, target, source) if back > 0 else 0.0,
+                    size_bytes=size,
+                )
+            )
+        return sorted(result, key=lambda t: (t.producer, t.consumer))
+
+    def tied_syncs(self, cuts: Cuts) -> list[TiedSync]:
+        """Gradient sums over the ranks that hold copies of tied parameters."""
+        sizes: dict[tuple[int, ...], float] = {}
+        for _, size, blocks in self.model.tables.tied:
+            ranks = tuple(sorted({self.rank_of(stage_at(cuts, block)) for block in blocks}))
+            if len(ranks) > 1:
+                sizes[ranks] = sizes.get(ranks, 0.0) + size
+        return [
+            TiedSync(ranks=ranks, seconds=self.tied_seconds(ranks, size))
+            for ranks, size in sorted(sizes.items())
+        ]
+
+    def tied_seconds(self, ranks: tuple[int, ...], size_bytes: float) -> float:
+        """Sum of ``size_bytes`` of gradients over pipeline coordinates; all replicas at once."""
+        communication = self.model.communication(self.placement)
+        replicas = zip(*(self.groups[rank] for rank in ranks), strict=True)
+        shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for devices in replicas:
+            shapes.setdefault(tuple(map(self.model.cluster.node, devices)), devices)
+        some = list(shapes.values())[:8]  # equal machines: a few shapes stand for all
+        return max(
+            communication.group_seconds(
+                "all_reduce", size_bytes, devices, concurrency=len(self.groups[0])
+            )
+            for devices in some
+        )
+
+    @cached_property
+    def overhead_s(self) -> float:
+        """Per step outside stages: the all-reduces of gradient clipping."""
+        if not self.clip or self.mesh.world_size == 1:
+            return 0.0
+        return self.model.communication(self.placement).group_seconds(
+            "all_reduce", 4.0, self.placement
+        )
+
+    def step_seconds(self, cuts: Cuts) -> float:
+        """Simulated time of one optimizer step."""
+        costs = self.stage_costs(cuts)
+        wiring = wire(self.program, self.transfers(cuts))
+        free = run(self.program, node_seconds(costs), wiring)
+        tied = [(t.ranks, t.seconds) for t in self.tied_syncs(cuts)]
+        _, ends = finish(free, costs, tied)
+        return max(ends) + self.overhead_s
+
+    @cached_property
+    def memory_tables(self) -> tuple[Table, Table, Table]:
+        """Bytes per microbatch in flight, transient bytes and message bytes of any run."""
+        tables, b = self.model.tables, self.microbatch_size
+        profile, scale = self.model.profile, self.model.compute.byte_scale
+        if all(self.recompute):
+            kept = tables.boundaries[0] + tables.boundaries[1] * b
+        elif any(self.recompute):
+            kept = tables.mixed(self.recompute, b)
+        else:
+            kept = tables.saved[0] + tables.saved[1] * b
+        received = tables.received[0] + tables.received[1] * b
+        if not all(self.recompute):
+            kept = kept + received
+        transient = tables.largest(
+            [
+                k.TRANSIENT_COPIES.value * block.peak_transient_bytes.at(b) * scale
+                + (block.saved_bytes.at(b) * scale if again else 0.0)
+                for block, again in zip(profile.blocks, self.recompute, strict=True)
+            ]
+        )
+        messages = received + tables.sent[0] + tables.sent[1] * b
+        return kept, transient, messages
+
+    @cached_property
+    def state_factor(self) -> tuple[float, float]:
+        """Gradient and optimizer-state bytes per parameter byte."""
+        return 1.0, self.model.profile.optimizer.state_bytes_per_parameter_byte
+
+
+def stage_at(cuts: Cuts, block: int) -> int:
+    """Stage that holds a block."""
+    low, high = 0, len(cuts) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        if cuts[middle] <= block:
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,209 @@
+"""price(): everything the cost model says about one plan."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from autopar.cluster import Cluster
+from autopar.core.errors import InputError
+from autopar.core.estimate import Estimate, Source, weakest
+from autopar.cost import constants as k
+from autopar.cost import memory as mem
+from autopar.cost.layout import Cuts, Layout
+from autopar.cost.model import CostModel
+from autopar.cost.power import cost_usd, energy_joule
+from autopar.cost.replay import step_breakdown
+from autopar.graph import GraphProfile
+from autopar.plan import Plan
+from autopar.results import CostBreakdown, PlanPrice
+
+
+def price(
+    plan: Plan, profile: GraphProfile, cluster: Cluster, model: CostModel | None = None
+) -> PlanPrice:
+    """Predict step time, memory, energy and money of a plan.
+
+    Args:
+        plan: Any valid plan whose stages begin at block boundaries of the profile.
+        profile: The profile of the plan's task.
+        cluster: Where it runs; it needs the devices the plan places ranks on.
+        model: Caches shared between calls with the same profile, cluster and precision.
+
+    Raises:
+        InputError: Plan, profile and cluster do not fit each other, or a device has no peak for
+            the precision.
+    """
+    if model is None or model.precision != plan.precision:
+        model = CostModel(profile, cluster, plan.precision)
+    layout, cuts = layout_of(plan, model)
+    return price_layout(plan, layout, cuts)
+
+
+def layout_of(plan: Plan, model: CostModel) -> tuple[Layout, Cuts]:
+    """The layout and block boundaries a plan stands for.
+
+    Raises:
+        InputError: The plan is for another graph, another cluster or cuts inside a block.
+    """
+    profile = model.profile
+    if plan.task.fingerprint != profile.fingerprint:
+        raise InputError(
+            f"the plan is for graph {plan.task.fingerprint}, the profile has "
+            f"{profile.fingerprint}",
+            hint="plan again with this profile",
+        )
+    missing = [d for d in plan.placement if not 0 <= d < model.cluster.device_count]
+    if missing:
+        raise InputError(
+            f"the plan uses device {missing[0]}, cluster '{model.cluster.name}' has devices "
+            f"0..{model.cluster.device_count - 1}",
+            hint="plan again for this cluster",
+        )
+    if not plan.mesh.fits(("dp_replicate", "pp")):
+        raise InputError(
+            f"plan {plan.name} uses mesh axes that cannot be priced yet",
+            hint="use dp_replicate and pp only",
+        )
+    for index, stage in enumerate(plan.stages):
+        if stage.pp != index % plan.mesh.pp:
+            raise InputError(
+                f"stage {index} is on pipeline rank {stage.pp}, schedules need "
+                f"{index % plan.mesh.pp}",
+                hint="place stage s on pipeline rank s modulo pp",
+            )
+    starts = {block.first_op: block.index for block in profile.blocks}
+    starts[profile.blocks[-1].stop_op] = len(profile.blocks)
+    edges = [plan.stages[0].first_op, *(stage.stop_op for stage in plan.stages)]
+    inside = [op for op in edges if op not in starts]
+    if inside:
+        raise InputError(
+            f"a stage is cut at op {inside[0]}, inside a block",
+            hint="cut at the first op of a block",
+        )
+    layout = Layout(
+        model=model,
+        mesh=plan.mesh,
+        placement=plan.placement,
+        schedule=plan.schedule,
+        stages=len(plan.stages),
+        microbatches=plan.microbatches,
+        microbatch_size=plan.microbatch_size,
+        recompute=_recompute_flags(plan, profile),
+        bucket_bytes=plan.bucket_bytes,
+        clip=plan.clip_norm is not None,
+    )
+    return layout, tuple(starts[op] for op in edges)
+
+
+def _recompute_flags(plan: Plan, profile: GraphProfile) -> tuple[bool, ...]:
+    ranges = [pair for stage in plan.stages for pair in stage.recompute]
+    flags = [False] * len(profile.blocks)
+    for first, stop in ranges:
+        for block in profile.blocks:
+            if first <= block.first_op and block.stop_op <= stop:
+                flags[block.index] = True
+            elif block.first_op < stop and first < block.stop_op:
+                raise InputError(
+                    f"recompute range {first}..{stop} cuts block '{block.name}'",
+                    hint="recompute whole blocks",
+                )
+    return tuple(flags)
+
+
+def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
+    """:func:`price` once plan and profile are matched."""
+    costs, transfers = layout.stage_costs(cuts), layout.transfers(cuts)
+    memory = tuple(mem.memory_of_rank(layout, cuts, rank) for rank in range(plan.mesh.pp))
+    source, spread = evidence(layout)
+    nothing = Estimate(value=0.0, low=0.0, high=0.0, source=source)
+    peak = max(part.total_bytes for part in memory)
+    draft = PlanPrice(
+        step_time_s=nothing,
+        peak_memory_bytes=mem.peak_estimate(peak, "analytic"),
+        samples_per_s=0.0,
+        mfu=None,
+        energy_joule=None,
+        cost_usd=None,
+        breakdown=CostBreakdown(),
+        memory=memory,
+        capacity_bytes=mem.capacity_bytes(layout),
+        stage_costs=tuple(costs),
+        transfers=tuple(transfers),
+        step_overhead_s=layout.overhead_s,
+        tied_syncs=tuple(layout.tied_syncs(cuts)),
+        assumptions=assumptions(layout),
+    )
+    breakdown = step_breakdown(plan, draft)
+    step = layout.step_seconds(cuts)
+    time = Estimate.spread(step, relative=spread, source=source)
+    busy = [plan.microbatches * (c.forward_s + c.backward_s + c.recompute_s) for c in costs]
+    return replace(
+        draft,
+        step_time_s=time,
+        samples_per_s=plan.global_batch / step if step > 0 else 0.0,
+        mfu=model_flop_utilisation(layout, step),
+        energy_joule=energy_joule(layout, busy, time),
+        cost_usd=cost_usd(layout, time),
+        breakdown=breakdown,
+    )
+
+
+def evidence(layout: Layout) -> tuple[Source, float]:
+    """What step times rest on, and the relative half-width of their range."""
+    compute, cluster = layout.model.compute, layout.model.cluster
+    devices = {cluster.device(d).name: d for d in layout.placement}
+    measured = all(compute.measured_on(cluster.device(d)) for d in devices.values())
+    measurement = layout.model.profile.measurement
+    if not measured or measurement is None:
+        return "analytic", k.ANALYTIC_SPREAD.value
+    spread = max(measurement.spread, k.MEASURED_SPREAD_FLOOR.value)
+    if layout.mesh.world_size == 1:
+        return "measured", spread
+    covered = bool(cluster.curves)
+    source = weakest("measured", "measured" if covered else "analytic")
+    return source, spread if covered else k.ANALYTIC_SPREAD.value
+
+
+def assumptions(layout: Layout) -> tuple[str, ...]:
+    """Constants that were assumed rather than measured."""
+    cluster = layout.model.cluster
+    devices = {cluster.device(d).name: cluster.device(d) for d in layout.placement}
+    notes = [k.MEMORY_MARGIN.note, k.TRANSIENT_COPIES.note]
+    for device in devices.values():
+        if layout.model.compute.measured_on(device):
+            continue
+        notes += [
+            k.MATMUL_EFFICIENCY.note,
+            k.MATMUL_RAMP_S.note,
+            k.MEMORY_EFFICIENCY.note,
+            k.BACKWARD_KERNELS.note,
+            mem.assumed_framework(device).note,
+        ]
+    if layout.mesh.world_size > 1 and not cluster.curves:
+        machines = {cluster.machine(d).name: cluster.machine(d) for d in layout.placement}
+        notes += [
+            f"link {link.name} reaches {link.efficiency:g} of its nominal rate"
+            f" ({link.sources.get('efficiency', 'assumed')})"
+            for machine in machines.values()
+            for link in (machine.intra, machine.inter)
+        ]
+    return tuple(dict.fromkeys(notes))
+
+
+def model_flop_utilisation(layout: Layout, step_s: float) -> float | None:
+    """FLOPs the model needs (recompute not counted) over what the devices could do."""
+    cluster, profile = layout.model.cluster, layout.model.profile
+    counts: dict[str, int] = {}
+    for device_id in layout.placement:
+        name = cluster.device(device_id).name
+        counts[name] = counts.get(name, 0) + 1
+    peaks = {
+        cluster.device(d).name: cluster.device(d).peak_flop_per_s.get(layout.model.precision)
+        for d in layout.placement
+    }
+    total = sum((peaks[name] or 0.0) * count for name, count in counts.items())
+    if step_s <= 0 or total <= 0 or any(peak is None for peak in peaks.values()):
+        return None
+    b, m = layout.microbatch_size, layout.microbatches
+    flop = profile.forward_flop.at(b) + profile.backward_flop.at(b)
+    return flop * m * layout.mesh.replicas / (step_s * total)

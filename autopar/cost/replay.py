@@ -1,0 +1,138 @@
+"""Draw a priced plan again: its timeline and where its seconds go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopar.cost.simulate import Program, compile_program, finish, node_seconds, run, wire
+from autopar.plan import Plan
+from autopar.results import CostBreakdown, Event, PlanPrice, StageCost, Timeline
+from autopar.schedules import SCHEDULES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Replay:
+    """Starts of all actions of one simulated step and the ends of its tail."""
+
+    program: Program
+    durations: list[float]
+    sources: dict[int, int]
+    waits: tuple[tuple[int, ...], ...]
+    starts: list[float]
+    free: list[float]
+    synced: list[float]
+    ends: list[float]
+
+
+def _replay(plan: Plan, price: PlanPrice) -> _Replay:
+    stages, pp = len(plan.stages), plan.mesh.pp
+    program = compile_program(SCHEDULES.load(plan.schedule), pp, stages, plan.microbatches)
+    wiring = wire(program, price.transfers)
+    durations = node_seconds(price.stage_costs)
+    starts: list[float] = []
+    free = run(program, durations, wiring, starts)
+    tied = [(t.ranks, t.seconds) for t in price.tied_syncs]
+    synced, ends = finish(free, price.stage_costs, tied)
+    return _Replay(
+        program=program,
+        durations=durations,
+        sources=wiring.sources,
+        waits=wiring.waits,
+        starts=starts,
+        free=free,
+        synced=synced,
+        ends=[end + price.step_overhead_s for end in ends],
+    )
+
+
+def simulate_plan(plan: Plan, price: PlanPrice) -> Timeline:
+    """The simulated step of a priced plan, as seen by the ranks of replica 0.
+
+    Raises:
+        InputError: The plan's schedule cannot run with its stages and microbatches.
+    """
+    replay = _replay(plan, price)
+    events: list[Event] = []
+    free = [0.0] * replay.program.ranks
+    for (rank, node, microbatch), start in zip(replay.program.order, replay.starts, strict=True):
+        leader = plan.mesh.rank(pp=rank)
+        stage = node % replay.program.stages
+        if start > free[rank]:
+            events.append(_event(leader, "wait", free[rank], start, stage, microbatch))
+        cost = price.stage_costs[stage]
+        free[rank] = start + replay.durations[node]
+        events += _action_events(leader, node, stage, microbatch, start, cost, replay)
+    for rank in range(replay.program.ranks):
+        leader = plan.mesh.rank(pp=rank)
+        tail = (
+            ("sync", replay.free[rank], replay.synced[rank]),
+            ("optimizer", replay.synced[rank], replay.ends[rank]),
+        )
+        events += [_event(leader, kind, a, b, -1, -1) for kind, a, b in tail if b > a]
+    events.sort(key=lambda event: (event.start_s, event.rank))
+    return Timeline(events=tuple(events), source="simulated")
+
+
+def _action_events(
+    leader: int,
+    node: int,
+    stage: int,
+    microbatch: int,
+    start: float,
+    cost: StageCost,
+    replay: _Replay,
+) -> list[Event]:
+    end = start + replay.durations[node]
+    if node < replay.program.stages:
+        return [_event(leader, "forward", start, end, stage, microbatch)]
+    between = start + cost.recompute_s
+    events = []
+    if cost.recompute_s > 0:
+        events.append(_event(leader, "recompute", start, between, stage, microbatch))
+    return [*events, _event(leader, "backward", between, end, stage, microbatch)]
+
+
+def _event(rank: int, kind: str, start: float, end: float, stage: int, microbatch: int) -> Event:
+    return Event(
+        rank=rank, kind=kind, start_s=start, end_s=end, stage=stage, microbatch=microbatch
+    )
+
+
+def step_breakdown(plan: Plan, price: PlanPrice) -> CostBreakdown:
+    """Seconds on the pipeline rank that ends last; the parts sum to the step time.
+
+    Idle time before an action is communication from the moment the sender of the last message
+    had finished, and bubble before that.
+    """
+    replay = _replay(plan, price)
+    critical = max(range(replay.program.ranks), key=lambda rank: replay.ends[rank])
+    mine = range(critical, replay.program.stages, replay.program.ranks)
+    costs = [price.stage_costs[stage] for stage in mine]
+    m = plan.microbatches
+    communication = _communication(replay, critical)
+    parts = {
+        "forward_s": m * sum(c.forward_s for c in costs),
+        "backward_s": m * sum(c.backward_s for c in costs),
+        "recompute_s": m * sum(c.recompute_s for c in costs),
+        "pipeline_communication_s": communication,
+        "gradient_sync_s": replay.synced[critical] - replay.free[critical],
+        "optimizer_s": replay.ends[critical] - replay.synced[critical],
+    }
+    bubble = replay.ends[critical] - sum(parts.values())
+    return CostBreakdown(**parts, bubble_s=max(0.0, bubble))
+
+
+def _communication(replay: _Replay, critical: int) -> float:
+    """Idle seconds of a rank while a message it needs was under way."""
+    ended: dict[tuple[int, int], float] = {}
+    free = total = 0.0
+    for (rank, node, microbatch), start in zip(replay.program.order, replay.starts, strict=True):
+        ended[node, microbatch] = start + replay.durations[node]
+        if rank != critical:
+            continue
+        if start > free and replay.waits[node]:
+            senders = (replay.sources[slot] for slot in replay.waits[node])
+            sent = max(ended[sender, microbatch] for sender in senders)
+            total += start - min(max(free, sent), start)
+        free = start + replay.durations[node]
+    return total

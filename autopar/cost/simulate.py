@@ -1,0 +1,237 @@
+"""Discrete-event simulation of one step from the schedule's own action lists.
+
+Semantics of the executor: sends never block the sender, receives are posted early, each directed
+link between two ranks carries one message at a time in the order they were sent, and a tensor goes
+straight from its producer stage to each consumer stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autopar.core.errors import InputError
+from autopar.results import StageCost, Transfer
+from autopar.schedules import AbstractSchedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A schedule's actions in one global order in which everything an action needs came before.
+
+    Attributes:
+        ranks: Pipeline ranks.
+        stages: Virtual stages.
+        microbatches: Microbatches per step.
+        order: ``(rank, node, microbatch)``; node ``s`` is the forward of stage ``s``, node
+            ``stages + s`` its backward.
+        live: For each rank, the tuples of microbatches in flight per local stage that no other
+            moment of the step exceeds in every entry.
+    """
+
+    ranks: int
+    stages: int
+    microbatches: int
+    order: tuple[tuple[int, int, int], ...]
+    live: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+def compile_program(
+    schedule: AbstractSchedule, ranks: int, stages: int, microbatches: int
+) -> Program:
+    """Merge the action lists of all ranks into one order.
+
+    Raises:
+        InputError: The schedule cannot run with these numbers.
+    """
+    reason = schedule.check(ranks, stages, microbatches)
+    if reason is not None:
+        raise InputError(reason, hint="choose another schedule or number of microbatches")
+    lists = schedule.actions(ranks, stages, microbatches)
+    encoded = [
+        [(a.stage if a.kind == "forward" else stages + a.stage, a.microbatch) for a in actions]
+        for actions in lists
+    ]
+    live = tuple(
+        _live_peaks([n for n, _ in actions], rank, ranks, stages)
+        for rank, actions in enumerate(encoded)
+    )
+    order = _merge(encoded, stages, microbatches)
+    return Program(ranks=ranks, stages=stages, microbatches=microbatches, order=order, live=live)
+
+
+def _merge(
+    encoded: list[list[tuple[int, int]]], stages: int, microbatches: int
+) -> tuple[tuple[int, int, int], ...]:
+    """Round robin over the ranks, each as far as the chain of stages lets it go."""
+    done = [0] * (2 * stages)
+    position = [0] * len(encoded)
+    order: list[tuple[int, int, int]] = []
+    total = 2 * stages * microbatches
+    while len(order) < total:
+        before = len(order)
+        for rank, actions in enumerate(encoded):
+            at = position[rank]
+            while at < len(actions):
+                node, microbatch = actions[at]
+                if node < stages:
+                    need = node - 1
+                else:
+                    need = node + 1 if node < 2 * stages - 1 else stages - 1
+                if need >= 0 and done[need] <= microbatch:
+                    break
+                done[node] += 1
+                order.append((rank, node, microbatch))
+                at += 1
+            position[rank] = at
+        if len(order) == before:
+            raise InputError("the schedule deadlocks", hint="report it; choose another --schedule")
+    return tuple(order)
+
+
+def _live_peaks(
+    nodes: list[int], rank: int, ranks: int, stages: int
+) -> tuple[tuple[int, ...], ...]:
+    counts = [0] * (stages // ranks)
+    seen: set[tuple[int, ...]] = set()
+    for node in nodes:
+        if node < stages:
+            counts[node // ranks] += 1
+            seen.add(tuple(counts))
+        else:
+            counts[(node - stages) // ranks] -= 1
+    if len(counts) == 1:
+        return (max(seen),)
+    ordered = sorted(seen, reverse=True)
+    peaks: list[tuple[int, ...]] = []
+    for candidate in ordered:
+        if not any(all(c <= p for c, p in zip(candidate, peak, strict=True)) for peak in peaks):
+            peaks.append(candidate)
+    return tuple(peaks)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """Where each node waits for messages and sends them; slots index the arrival table.
+
+    Attributes:
+        waits: Node -> first slots of the messages it needs.
+        sends: Node -> ``(link, seconds, first slot)`` of the messages it sends.
+        sources: First slot -> node that sends it.
+        links: Number of directed links.
+        slots: Size of the arrival table.
+    """
+
+    waits: tuple[tuple[int, ...], ...]
+    sends: tuple[tuple[tuple[int, float, int], ...], ...]
+    sources: dict[int, int]
+    links: int
+    slots: int
+
+
+def wire(program: Program, transfers: Sequence[Transfer]) -> Wiring:
+    """Lay out the messages of a step; transfers within a rank are free and already ordered."""
+    stages, ranks, microbatches = program.stages, program.ranks, program.microbatches
+    waits: list[list[int]] = [[] for _ in range(2 * stages)]
+    sends: list[list[tuple[int, float, int]]] = [[] for _ in range(2 * stages)]
+    links: dict[tuple[int, int], int] = {}
+    sources: dict[int, int] = {}
+    slot = 0
+    for transfer in sorted(transfers, key=lambda t: (t.producer, t.consumer)):
+        source, target = transfer.producer % ranks, transfer.consumer % ranks
+        if source == target:
+            continue
+        ends = (
+            (transfer.producer, transfer.consumer, source, target, transfer.forward_s),
+            (
+                stages + transfer.consumer,
+                stages + transfer.producer,
+                target,
+                source,
+                transfer.backward_s,
+            ),
+        )
+        for sender, receiver, origin, goal, seconds in ends:
+            if seconds > 0:
+                link = links.setdefault((origin, goal), len(links))
+                sends[sender].append((link, seconds, slot))
+                waits[receiver].append(slot)
+                sources[slot] = sender
+                slot += microbatches
+    return Wiring(
+        waits=tuple(map(tuple, waits)),
+        sends=tuple(map(tuple, sends)),
+        sources=sources,
+        links=len(links),
+        slots=slot,
+    )
+
+
+def run(
+    program: Program,
+    durations: Sequence[float],
+    wiring: Wiring,
+    starts: list[float] | None = None,
+) -> list[float]:
+    """Time at which each pipeline rank has run its last action.
+
+    Args:
+        program: The order.
+        durations: Seconds by node.
+        wiring: Messages.
+        starts: Filled with the start of every action in order, when given.
+    """
+    free = [0.0] * program.ranks
+    link_free = [0.0] * wiring.links
+    arrival = [0.0] * wiring.slots
+    waits, sends = wiring.waits, wiring.sends
+    for rank, node, microbatch in program.order:
+        now = free[rank]
+        for slot in waits[node]:
+            came = arrival[slot + microbatch]
+            if came > now:  # noqa: PLR1730 - max() costs a call in the hot loop
+                now = came
+        if starts is not None:
+            starts.append(now)
+        now += durations[node]
+        free[rank] = now
+        for link, seconds, slot in sends[node]:
+            begin = link_free[link]
+            if now > begin:
+                begin = now
+            begin += seconds
+            link_free[link] = begin
+            arrival[slot + microbatch] = begin
+    return free
+
+
+def node_seconds(costs: Sequence[StageCost]) -> list[float]:
+    """Durations by node: forwards, then backwards with their recompute."""
+    return [c.forward_s for c in costs] + [c.backward_s + c.recompute_s for c in costs]
+
+
+def finish(
+    free: Sequence[float],
+    costs: Sequence[StageCost],
+    tied: Sequence[tuple[tuple[int, ...], float]],
+) -> tuple[list[float], list[float]]:
+    """Time after gradient synchronisation and after the optimizer, per pipeline rank.
+
+    Args:
+        free: Time after the last action.
+        costs: Per virtual stage.
+        tied: ``(pipeline ranks, seconds)`` of the sums over copies of tied parameters; the ranks
+            of one wait for each other.
+    """
+    ranks = len(free)
+    synced = [
+        t + sum(cost.exposed_sync_s for cost in costs[rank::ranks]) for rank, t in enumerate(free)
+    ]
+    for members, seconds in tied:
+        together = max(synced[rank] for rank in members) + seconds
+        for rank in members:
+            synced[rank] = together
+    ends = [
+        t + sum(cost.optimizer_s for cost in costs[rank::ranks]) for rank, t in enumerate(synced)
+    ]
+    return synced, ends

@@ -1,0 +1,8 @@
+"""The best plan of a stated space, proved; and what else could have been."""
+
+from autopar.search.driver import search
+from autopar.search.options import SearchOptions
+from autopar.search.select import plan_for, spread
+from autopar.search.spec import parse_spec
+
+__all__ = ["SearchOptions", "parse_spec", "plan_for", "search", "spread"]

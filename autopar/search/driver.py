@@ -1,0 +1,89 @@
+"""search(): an Optuna study that walks the space best bound first and proves its answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+from autopar.cluster import Cluster
+from autopar.core.errors import InfeasibleError
+from autopar.cost import CostModel
+from autopar.graph import GraphProfile
+from autopar.results import SearchResult
+from autopar.search.baselines import price_baselines
+from autopar.search.explain import explain
+from autopar.search.options import SearchOptions
+from autopar.search.plans import build_plan, rank_plan
+from autopar.search.space import build_space
+from autopar.search.walk import Walk
+
+if TYPE_CHECKING:
+    import optuna
+
+
+def search(
+    profile: GraphProfile, cluster: Cluster, options: SearchOptions | None = None
+) -> SearchResult:
+    """The best plans of the space, with proof.
+
+    Raises:
+        InputError: Unknown axis, value, objective or sync mode.
+        InfeasibleError: No plan satisfies the constraints.
+    """
+    began = time.perf_counter()
+    options = options or SearchOptions()
+    model = CostModel(profile, cluster, options.precision)
+    walk = Walk(model=model, options=options, space=build_space(profile, cluster, options))
+    walk.start()
+    study, history = run_study(walk)
+    best = sorted(walk.priced, key=lambda item: item.value)[: options.top]
+    top = tuple(rank_plan(item.point, item.cuts, model, options) for item in best)
+    baselines = price_baselines(model, options, walk.space.global_batch)
+    certificate = walk.certificate()
+    return SearchResult(
+        best=top[0],
+        top=top,
+        baselines=baselines,
+        certificate=certificate,
+        search_time_s=time.perf_counter() - began,
+        objective=options.objective,
+        explanation=explain(top, baselines, certificate, options),
+        history=tuple(history),
+        warnings=top[0].price.assumptions,
+        profile=summary_of_profile(profile),
+        cluster={"name": cluster.name, "devices": cluster.device_count, "hash": cluster.hash},
+        study_name=study.study_name,
+        study=study,
+    )
+
+
+def run_study(walk: Walk) -> tuple[optuna.Study, list[tuple[int, float, float, str]]]:
+    """Feed the walk to an Optuna study, one trial per priced point."""
+    from autopar.search.study import StudyLog
+
+    log: StudyLog | None = None
+    history: list[tuple[int, float, float, str]] = []
+    best = math.inf
+    while (item := walk.next()) is not None:
+        log = log or StudyLog(walk.space, walk.options)
+        best = min(best, item.value)
+        name = build_plan(item.point, item.cuts, walk.model, walk.options).name
+        history.append((log.record(item, name), item.value, best, name))
+    if log is None:
+        raise InfeasibleError("no plan satisfies the constraints")
+    return log.study, history
+
+
+def summary_of_profile(profile: GraphProfile) -> dict[str, object]:
+    """What the result says about the profile."""
+    return {
+        "task": profile.task,
+        "hash": profile.fingerprint,
+        "parameters": profile.parameter_count,
+        "parameter_bytes": profile.parameter_bytes,
+        "forward_flop": profile.forward_flop.at(profile.batch),
+        "backward_flop": profile.backward_flop.at(profile.batch),
+        "blocks": len(profile.blocks),
+        "batch": profile.batch,
+    }

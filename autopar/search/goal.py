@@ -1,0 +1,162 @@
+"""Objectives: the number to minimise, from step time and memory of a layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from autopar.core.errors import InputError
+from autopar.cost import memory
+from autopar.cost.bounds import Bounds
+from autopar.cost.layout import Cuts, Layout
+from autopar.cost.power import usd_per_second
+from autopar.cost.tables import Table
+from autopar.results import PlanPrice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """Objective and memory limit on one layout.
+
+    Attributes:
+        layout: Everything but the stage boundaries.
+        objective: One of the search objectives.
+        max_memory_bytes: User's limit per device, if any.
+
+    Raises:
+        InputError: The objective needs figures that a device lacks.
+    """
+
+    layout: Layout
+    objective: str
+    max_memory_bytes: float | None = None
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """Step-time bounds of the layout."""
+        return Bounds(layout=self.layout)
+
+    @cached_property
+    def slope_and_floor(self) -> tuple[float, float]:
+        """``value = slope x step seconds + floor`` (floor: energy of the computing itself)."""
+        if self.objective == "cost":
+            rate = usd_per_second(self.layout)
+            if rate is None:
+                raise InputError(
+                    "objective 'cost' needs usd_per_hour of every device",
+                    hint="add prices to the cluster or choose another objective",
+                )
+            return rate, 0.0
+        if self.objective != "energy":
+            return 1.0, 0.0
+        idle = floor = 0.0
+        cluster, m = self.layout.model.cluster, self.layout.microbatches
+        totals = [span.total for span in self.layout.spans]
+        for group in self.layout.groups:
+            for device_id in group:
+                device = cluster.device(device_id)
+                if device.power_watt is None or device.idle_watt is None:
+                    raise InputError(
+                        f"objective 'energy' needs the power of device '{device.name}'",
+                        hint="add power_watt and idle_watt to the cluster",
+                    )
+                idle += device.idle_watt
+        extra = min(
+            (cluster.device(d).power_watt or 0.0) - (cluster.device(d).idle_watt or 0.0)
+            for d in self.layout.placement
+        )
+        floor = max(0.0, extra) * m * min(totals) * self.layout.mesh.replicas
+        return idle, floor
+
+    def limit(self, rank: int) -> float:
+        """Bytes that the upper end of the memory estimate may not exceed."""
+        capacity = memory.rank_capacity(self.layout, rank)
+        return min(capacity, self.max_memory_bytes or capacity)
+
+    def stage_table(self, stage: int) -> Table:
+        """Lower bound of the objective when a stage is ``[i, j)``; inf where memory runs out."""
+        rank = self.layout.rank_of(stage)
+        table = self.bounds.stage_table(stage)
+        needed = memory.single_stage_totals(self.layout, rank)
+        table = np.where(_high(needed) <= self.limit(rank), table, np.inf)
+        if self.objective == "memory":
+            return np.where(np.isfinite(table), needed, np.inf)
+        slope, floor = self.slope_and_floor
+        return np.asarray(slope * table + floor)
+
+    def from_time(self, step_s: float) -> float:
+        """Objective's lower bound from a step-time bound; no bound for memory."""
+        if self.objective == "memory":
+            return 0.0
+        slope, floor = self.slope_and_floor
+        return slope * step_s + floor
+
+    def prefix_bound(self, cuts: Cuts) -> float:
+        """Lower bound of the objective when the first stages are fixed."""
+        return self.from_time(self.bounds.prefix(cuts))
+
+    def feasible(self, cuts: Cuts) -> bool:
+        """True when every rank's memory, margin included, is within its limit."""
+        return all(
+            _high(memory.memory_of_rank(self.layout, cuts, rank).total_bytes) <= self.limit(rank)
+            for rank in range(self.layout.mesh.pp)
+        )
+
+    def tightest(self, cuts: Cuts) -> tuple[int, float]:
+        """Pipeline rank with the largest excess over its limit, and the bytes it needs."""
+        needs = [
+            float(_high(memory.memory_of_rank(self.layout, cuts, rank).total_bytes))
+            for rank in range(self.layout.mesh.pp)
+        ]
+        rank = max(range(len(needs)), key=lambda r: needs[r] - self.limit(r))
+        return rank, needs[rank]
+
+    def value(self, cuts: Cuts) -> float:
+        """The objective, ``inf`` when memory runs out."""
+        if not self.feasible(cuts):
+            return float("inf")
+        if self.objective == "memory":
+            return max(
+                memory.memory_of_rank(self.layout, cuts, rank).total_bytes
+                for rank in range(self.layout.mesh.pp)
+            )
+        step = self.layout.step_seconds(cuts)
+        if self.objective == "energy":
+            return self._energy(cuts, step)
+        return self.slope_and_floor[0] * step
+
+    def _energy(self, cuts: Cuts, step_s: float) -> float:
+        idle, _ = self.slope_and_floor
+        total = idle * step_s
+        cluster = self.layout.model.cluster
+        for stage, cost in enumerate(self.layout.stage_costs(cuts)):
+            busy = self.layout.microbatches * (cost.forward_s + cost.backward_s + cost.recompute_s)
+            for device_id in self.layout.groups[self.layout.rank_of(stage)]:
+                device = cluster.device(device_id)
+                total += busy * ((device.power_watt or 0.0) - (device.idle_watt or 0.0))
+        return total
+
+
+def _high(total_bytes: Table | float) -> Table | float:
+    return total_bytes * (1 + memory.k.MEMORY_MARGIN.value)
+
+
+def value_of(price: PlanPrice, objective: str) -> float:
+    """The objective of a priced plan.
+
+    Raises:
+        InputError: The price lacks it.
+    """
+    if objective == "memory":
+        return price.peak_memory_bytes.value
+    estimate = {"energy": price.energy_joule, "cost": price.cost_usd}.get(
+        objective, price.step_time_s
+    )
+    if estimate is None:
+        raise InputError(
+            f"objective '{objective}' needs figures that a device lacks",
+            hint="add power or price to the cluster",
+        )
+    return estimate.value

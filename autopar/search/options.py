@@ -1,0 +1,89 @@
+"""What the user asks of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from autopar.core.errors import InputError
+from autopar.core.registry import did_you_mean
+from autopar.graph import GraphProfile
+
+Objective = Literal["time", "time-to-target", "memory", "energy", "cost"]
+OBJECTIVES: tuple[str, ...] = get_args(Objective)
+SYNC_MODES = ("all_reduce",)
+"""Sync modes a plan can have; all of them exact."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """Constraints and preferences.
+
+    Attributes:
+        global_batch: Samples per step; ``None`` for the profiled batch on every device.
+        objective: What to minimise; ``time-to-target`` equals ``time`` for exact sync modes.
+        sync: ``exact``, ``any``, or mode names joined by commas.
+        fix: Specifications (``"pp=2,tp=1"``) every plan must meet.
+        forbid: Specifications no plan may meet; one with several axes forbids the combination.
+        max_memory_bytes: Limit per device below its own memory.
+        top: How many plans to prove best, in order.
+        seed: Seed of the study and of the plans.
+        storage: Optuna storage URL; in memory when ``None``.
+        precision: Parameter and compute dtype.
+        clip_norm: Gradient clipping of the plans.
+
+    Raises:
+        InputError: A value is out of range or unknown.
+    """
+
+    global_batch: int | None = None
+    objective: str = "time"
+    sync: str = "exact"
+    fix: tuple[str, ...] | Mapping[str, int | str] = ()
+    forbid: tuple[str, ...] = ()
+    max_memory_bytes: float | None = None
+    top: int = 5
+    seed: int = 0
+    storage: str | None = None
+    precision: str = "float32"
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise InputError(
+                f"unknown objective '{self.objective}'",
+                hint=did_you_mean(self.objective, list(OBJECTIVES)),
+            )
+        for name in ("global_batch", "top"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(
+                    f"{name} is {value!r}, a whole number >= 1 is needed", hint=f"raise {name}"
+                )
+        if self.max_memory_bytes is not None and not self.max_memory_bytes > 0:
+            raise InputError(
+                f"max_memory is {self.max_memory_bytes}", hint="give a positive size like 16GiB"
+            )
+        self.sync_modes()
+
+    def sync_modes(self) -> tuple[str, ...]:
+        """Modes that are allowed.
+
+        Raises:
+            InputError: A mode is unknown.
+        """
+        if self.sync in ("exact", "any"):
+            return SYNC_MODES
+        modes = tuple(filter(None, (mode.strip() for mode in self.sync.split(","))))
+        for mode in modes:
+            if mode not in SYNC_MODES:
+                known = [*SYNC_MODES, "exact", "any"]
+                raise InputError(f"unknown sync mode '{mode}'", hint=did_you_mean(mode, known))
+        if not modes:
+            raise InputError("no sync mode is allowed", hint="use --sync exact")
+        return modes
+
+    def batch_for(self, profile: GraphProfile, devices: int) -> int:
+        """The global batch: as given, else the profiled batch on every device."""
+        return self.global_batch if self.global_batch is not None else profile.batch * devices

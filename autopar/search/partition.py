@@ -1,0 +1,127 @@
+"""Stage boundaries, exactly: dynamic programming bounds, branch and bound on the simulated value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.cost.layout import Cuts
+from autopar.search.goal import Goal
+
+MAX_SIMULATIONS = 400
+MAX_NODES = 20_000
+_EQUAL = 1e-12
+"""Relative difference below which two values count as equal."""
+
+
+@dataclass(kw_only=True)
+class Solution:
+    """What a partition search found.
+
+    Attributes:
+        cuts: Best boundaries, ``None`` when none beats the cutoff.
+        value: Their objective.
+        bound: No boundaries of the layout have an objective below this.
+        simulations: Partitions simulated.
+    """
+
+    cuts: Cuts | None = None
+    value: float = math.inf
+    bound: float = math.inf
+    simulations: int = 0
+
+
+@dataclass(kw_only=True)
+class PartitionSearch:
+    """Best stage boundaries of one layout.
+
+    Attributes:
+        goal: Objective and limits.
+    """
+
+    goal: Goal
+    tables: list[npt.NDArray[np.float64]] = field(default_factory=list)
+    suffix: list[npt.NDArray[np.float64]] = field(default_factory=list)
+
+    def lower_bound(self) -> float:
+        """Minimum over all boundaries of the largest stage bound; ``inf`` when none fits.
+
+        ``suffix[s][i]`` is that minimum for stages ``s, s + 1, ...`` over blocks ``i, i + 1, ...``.
+        """
+        if not self.suffix:
+            layout = self.goal.layout
+            n, stages = layout.model.tables.count, layout.stages
+            self.tables = [self.goal.stage_table(s) for s in range(stages)]
+            after = np.full(n + 1, np.inf)
+            after[n] = -np.inf
+            self.suffix = [after]
+            for table in reversed(self.tables):
+                after = np.maximum(table, after[None, :]).min(axis=1)
+                self.suffix.append(after)
+            self.suffix.reverse()
+        return float(self.suffix[0][0])
+
+    def solve(self, cutoff: float = math.inf) -> Solution:
+        """The boundaries with the smallest simulated objective below ``cutoff``.
+
+        Depth first, most promising stage end first; a branch is cut when its bound does not beat
+        the best value. Stops at :data:`MAX_SIMULATIONS` or :data:`MAX_NODES` and then reports the
+        smallest bound left open.
+        """
+        found = Solution(value=cutoff)
+        if self.lower_bound() >= cutoff:
+            found.bound = cutoff
+            return found
+        search = _Descent(self, found)
+        search.visit((0,), -math.inf)
+        found.bound = min(found.value, search.open_bound)
+        return found
+
+
+class _Descent:
+    """The recursion of one branch and bound."""
+
+    def __init__(self, search: PartitionSearch, found: Solution) -> None:
+        self.search = search
+        self.found = found
+        self.nodes = 0
+        self.open_bound = math.inf
+        self.stages = search.goal.layout.stages
+        self.prefix_bound: Callable[[Cuts], float] = search.goal.prefix_bound
+
+    def visit(self, cuts: Cuts, bound: float) -> None:
+        """Try every end of the next stage."""
+        stage, start = len(cuts) - 1, cuts[-1]
+        row = self.search.tables[stage][start]
+        bounds = np.maximum(np.maximum(row, self.search.suffix[stage + 1]), bound)
+        for end in np.argsort(bounds, kind="stable"):
+            value = float(bounds[end])
+            if value >= self._cutoff():
+                return
+            if self._spent():
+                self.open_bound = min(self.open_bound, value)
+                return
+            self.nodes += 1
+            extended = (*cuts, int(end))
+            if stage + 1 == self.stages:
+                self._leaf(extended)
+                continue
+            value = max(value, self.prefix_bound(extended))
+            if value < self._cutoff():
+                self.visit(extended, value)
+
+    def _cutoff(self) -> float:
+        return self.found.value * (1 - _EQUAL)
+
+    def _spent(self) -> bool:
+        return self.nodes >= MAX_NODES or self.found.simulations >= MAX_SIMULATIONS
+
+    def _leaf(self, cuts: Cuts) -> None:
+        self.found.simulations += 1
+        value = self.search.goal.value(cuts)
+        if value < self.found.value:
+            self.found.value, self.found.cuts = value, cuts

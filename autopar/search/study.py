@@ -1,0 +1,121 @@
+"""The Optuna side: a sampler that replays the walk's choice, and one trial per priced point."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial
+
+from autopar.core.errors import InputError
+from autopar.search.options import SearchOptions
+from autopar.search.space import PARAMETERS, Point, Space
+
+if TYPE_CHECKING:
+    from autopar.search.walk import Priced
+
+
+class BestBoundSampler(BaseSampler):
+    """Gives each trial the point with the smallest bound that is still open.
+
+    The walk decides the order; :meth:`offer` hands the sampler its choice.
+    """
+
+    def __init__(self, space: dict[str, BaseDistribution]) -> None:
+        self._space = space
+        self._offered: Point | None = None
+
+    def offer(self, point: Point) -> None:
+        """The point of the next trial."""
+        self._offered = point
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """All axes at once."""
+        return self._space
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The offered point."""
+        if self._offered is None:
+            raise RuntimeError("no point was offered")
+        params = dict(self._offered.params())
+        self._offered = None
+        return params
+
+    def sample_independent(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Never needed: every axis is in the relative space."""
+        raise RuntimeError(f"'{param_name}' is not an axis of the search space")
+
+
+class StudyLog:
+    """An Optuna study that records what the walk prices.
+
+    Args:
+        space: Gives the values of each axis.
+        options: Seed, storage and objective.
+
+    Raises:
+        InputError: The storage cannot be opened.
+    """
+
+    def __init__(self, space: Space, options: SearchOptions) -> None:
+        self._distributions = distributions(space.points)
+        self._sampler = BestBoundSampler(self._distributions)
+        try:
+            with quiet():
+                self.study = optuna.create_study(
+                    storage=options.storage,
+                    sampler=self._sampler,
+                    direction="minimize",
+                )
+        except Exception as error:  # storage back ends raise their own kinds
+            if options.storage is None:
+                raise
+            raise InputError(
+                f"cannot open study storage '{options.storage}': {type(error).__name__}",
+                hint="use a URL like sqlite:///study.db",
+            ) from error
+
+    def record(self, item: Priced, name: str) -> int:
+        """Add a finished trial; returns its number."""
+        self._sampler.offer(item.point)
+        with quiet():
+            trial = self.study.ask(self._distributions)
+            trial.set_user_attr("plan", name)
+            trial.set_user_attr("cuts", list(item.cuts))
+            self.study.tell(trial, item.value)
+        return trial.number
+
+
+def distributions(points: Sequence[Point]) -> dict[str, BaseDistribution]:
+    """Per axis, the values that occur."""
+    return {
+        name: CategoricalDistribution(sorted({getattr(p, name) for p in points}))
+        for name in PARAMETERS
+    }
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Optuna's per-study and per-trial lines off stderr."""
+    logger = logging.getLogger("optuna")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
