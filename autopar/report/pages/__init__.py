@@ -1,0 +1,1 @@
+"""One module per kind of page: from documents to a :class:`autopar.report.model.Page`."""
