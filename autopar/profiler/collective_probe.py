@@ -1,0 +1,252 @@
+"""Times collectives inside a running process group (one call per rank, all ranks together)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from autopar.core.stats import median, quantile
+from autopar.profiler.layouts import Layout, curve_keys
+
+_WARM_UP = 2
+_MIN_REPEATS = 3
+_MAX_REPEATS = 40
+_MIN_SIZES = 3
+_FLOAT_BYTES = 4
+_TRIM = 0.1
+_WEIGHTLESS_BYTES = 256 * 1024
+
+Tick = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredCurve:
+    """Times of one collective in one layout, not yet fitted; plain values."""
+
+    collective: str
+    ranks: int
+    concurrency: int
+    nodes: int
+    points: list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """This rank's part in a layout: its group, or ``None`` while it stays idle."""
+
+    layout: Layout
+    ranks: tuple[int, ...] | None
+    group: dist.ProcessGroup | None
+
+
+def join(layouts: Sequence[Layout], timeout: timedelta) -> list[Member]:
+    """Make the groups of every layout; every rank has to call it with the same layouts."""
+    made: dict[tuple[int, ...], Any] = {}
+    members = []
+    for layout in layouts:
+        mine: tuple[int, ...] | None = None
+        for ranks in layout.groups:
+            if ranks not in made:
+                made[ranks] = dist.new_group(list(ranks), timeout=timeout)
+            if dist.get_rank() in ranks:
+                mine = ranks
+        members.append(Member(layout=layout, ranks=mine, group=made[mine] if mine else None))
+    return members
+
+
+def measure_curves(
+    members: Sequence[Member],
+    *,
+    before: Callable[[], None],
+    sizes: Sequence[int],
+    budget_s: float,
+    tick: Tick,
+) -> list[MeasuredCurve]:
+    """Curves of all collectives in all layouts, the same list on every rank.
+
+    Each repeat is a barrier, a few milliseconds of computation, then the collective: ranks arrive
+    together but, as in a training step, have just used up their time slices. On a host with few
+    cores that delays the wake-up of the communication threads; small collectives between idle
+    ranks look several times faster than any step ever sees them.
+
+    Args:
+        members: What :func:`join` returned.
+        before: The computation, the same amount on every rank.
+        sizes: Message bytes, ascending.
+        budget_s: Time for all curves together. Repeats shrink to keep it; once three sizes are
+            measured, larger ones that would break it are left out (a slow network).
+        tick: Told the name of each curve and the fraction done.
+    """
+    jobs = [(member, key) for member in members for key in curve_keys(member.layout)]
+    curves = []
+    started = time.perf_counter()
+    for done, (member, collective) in enumerate(jobs):
+        layout = member.layout
+        tick(f"{collective} x{layout.size}", done / len(jobs))
+        left = budget_s - _shared_seconds(started)
+        points = _points(member, collective, before, sizes, max(left, 0.0) / (len(jobs) - done))
+        curves.append(
+            MeasuredCurve(
+                collective=collective,
+                ranks=layout.size,
+                concurrency=layout.concurrency,
+                nodes=layout.nodes,
+                points=points,
+            )
+        )
+    return curves
+
+
+def all_reduce_seconds(size_bytes: int) -> float:
+    """Typical time of an all-reduce over all ranks, the same value on every rank."""
+    everyone = tuple(range(dist.get_world_size()))
+    call = _prepare("all_reduce", everyone, dist.group.WORLD, size_bytes)
+    spans = [_once(call, _nothing, dist.group.WORLD) for _ in range(_WARM_UP + _MIN_REPEATS)]
+    return float(max(share(median([end - start for start, end in spans[_WARM_UP:]]))))
+
+
+def share(value: Any) -> list[Any]:
+    """The value of every rank, on every rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _shared_seconds(started: float) -> float:
+    """Seconds since ``started`` on rank 0's clock, so that all ranks decide alike."""
+    return float(share(time.perf_counter() - started)[0])
+
+
+def _points(
+    member: Member,
+    collective: str,
+    before: Callable[[], None],
+    sizes: Sequence[int],
+    budget_s: float,
+) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    started = time.perf_counter()
+    for index, size in enumerate(sizes):
+        call = None
+        if member.ranks is not None:
+            call = _prepare(collective, member.ranks, member.group, size)
+        guess = _warm_up(call, before, member.group)
+        left = budget_s - _shared_seconds(started)
+        if len(points) >= _MIN_SIZES and guess * _MIN_REPEATS > 2 * max(left, 0.0):
+            break
+        share_of_left = _weight(size) / sum(_weight(other) for other in sizes[index:])
+        wanted = int(left * share_of_left / guess)
+        repeats = min(max(wanted, _MIN_REPEATS), _MAX_REPEATS)
+        points.append((float(size), _typical_seconds(call, before, member, repeats)))
+    return points
+
+
+def _weight(size: int) -> float:
+    """Share of the time a message size gets, so that large ones are repeated often enough."""
+    return max(1.0, math.sqrt(size / _WEIGHTLESS_BYTES))
+
+
+def _warm_up(call: Callable[[], None] | None, before: Callable[[], None], group: Any) -> float:
+    """Seconds of the last warm-up repeat, the slowest rank's, the same value on every rank."""
+    seconds = 1e-6
+    if call is not None:
+        for _ in range(_WARM_UP):
+            started = time.perf_counter()
+            _once(call, before, group)
+            seconds = time.perf_counter() - started
+    return float(max(share(seconds)))
+
+
+def _typical_seconds(
+    call: Callable[[], None] | None, before: Callable[[], None], member: Member, repeats: int
+) -> float:
+    """Trimmed mean over the repeats, mean over the groups that ran together."""
+    mine: float | None = None
+    if call is not None:
+        spans = [_once(call, before, member.group) for _ in range(repeats)]
+        mine = trimmed_mean(_durations(spans, member))
+    found = [float(value) for value in share(mine) if value is not None]
+    return sum(found) / len(found)
+
+
+def trimmed_mean(values: Sequence[float]) -> float:
+    """Mean without the lowest and highest tenth.
+
+    Small collectives on a busy host are bimodal (now and then a thread waits for the next
+    scheduler tick, 4 ms on Linux). A step adds up many of them and so pays the mean; the median
+    would hide the slow mode, the plain mean would follow single disturbances.
+    """
+    low, high = quantile(values, _TRIM), quantile(values, 1 - _TRIM)
+    kept = [value for value in values if low <= value <= high]
+    return sum(kept) / len(kept)
+
+
+def _durations(spans: list[tuple[float, float]], member: Member) -> list[float]:
+    """Seconds of each repeat from the spans of all ranks of the group.
+
+    On one host the clocks agree: a collective lasts from the arrival of its last rank to the
+    exit of its last rank. Between hosts they do not: the slowest rank's own time is taken.
+    """
+    own = torch.tensor(spans, dtype=torch.float64)
+    gathered = [torch.empty_like(own) for _ in range(member.layout.size)]
+    dist.all_gather(gathered, own, group=member.group)
+    everyone = torch.stack(gathered)  # rank, repeat, (start, end)
+    if member.layout.nodes == 1:
+        seconds = everyone[:, :, 1].amax(0) - everyone[:, :, 0].amax(0)
+    else:
+        seconds = (everyone[:, :, 1] - everyone[:, :, 0]).amax(0)
+    return [float(value) for value in seconds]
+
+
+def _once(call: Callable[[], None], before: Callable[[], None], group: Any) -> tuple[float, float]:
+    """Start and end of one call, after all ranks of the group have met and computed."""
+    dist.barrier(group=group)
+    before()
+    started = time.perf_counter()
+    call()
+    return started, time.perf_counter()
+
+
+def _prepare(
+    collective: str, ranks: tuple[int, ...], group: Any, size_bytes: int
+) -> Callable[[], None]:
+    """A call that runs the collective once on a message of about ``size_bytes``.
+
+    The buffers hold zeros that have been written, so that sums stay finite and pages exist.
+    """
+    part = max(1, size_bytes // _FLOAT_BYTES // len(ranks))
+    full = torch.empty(part * len(ranks)).fill_(0.0)
+    shard = torch.empty(part).fill_(0.0)
+    if collective == "all_reduce":
+        return lambda: _discard(dist.all_reduce(full, group=group))
+    if collective == "reduce_scatter":
+        return lambda: _discard(_REDUCE_SCATTER(shard, full, group=group))
+    if collective == "all_gather":
+        return lambda: _discard(_ALL_GATHER(full, shard, group=group))
+    if collective == "broadcast":
+        return lambda: _discard(dist.broadcast(full, ranks[0], group=group))
+    if dist.get_rank() == ranks[0]:
+        return lambda: _discard(dist.send(full, ranks[1], group=group))
+    return lambda: _discard(dist.recv(full, ranks[0], group=group))
+
+
+def _nothing() -> None:
+    """No computation."""
+
+
+def _discard(_: object) -> None:
+    """Drop a collective's return value."""
+
+
+# torch 2.13 renamed these two; the old names remain in 2.11 and 2.12.
+_REDUCE_SCATTER: Callable[..., Any] = getattr(
+    dist, "reduce_scatter_single", dist.reduce_scatter_tensor
+)
+_ALL_GATHER: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
