@@ -1,0 +1,256 @@
+"""Checkpoints that any plan of the same model can continue from.
+
+A checkpoint is a folder ``step-N`` written by torch.distributed.checkpoint under the model's own
+parameter names, so that a pipeline can continue what replicas began and the other way round:
+
+- ``model.NAME``: parameters, and buffers that training writes;
+- ``optimizer.NAME.KEY``: optimizer state of a parameter;
+- ``autopar.json``: step, seed, plan hash, task, global batch, optimizer state that is no tensor.
+
+It is written as ``step-N.tmp``, renamed when complete, and then named in ``latest``, which is
+replaced by a rename too: a run that dies at any moment leaves the newest complete one to find.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from autopar.core.errors import InputError
+from autopar.core.io import read_document, write_document, write_text_atomic
+from autopar.executor.lowering import Context, Lowering
+from autopar.executor.options import RunOptions
+
+SCHEMA = "autopar.checkpoint"
+SCHEMA_VERSION = 1
+_NOTES = "autopar.json"
+_LATEST = "latest"
+
+
+class Checkpoints:
+    """Saves and restores one run.
+
+    Args:
+        context: The run.
+        lowering: What is trained.
+        options: Where and how often to save, and what to continue from.
+    """
+
+    def __init__(self, context: Context, lowering: Lowering, options: RunOptions) -> None:
+        self._context = context
+        self._lowering = lowering
+        self._options = options
+
+    def after_step(self, step: int) -> None:
+        """Save when it is time; ``step`` optimizer steps are done."""
+        every = self._options.checkpoint_every
+        if every and step % every == 0:
+            self.save(step)
+
+    def save(self, step: int) -> Path:
+        """Write ``step-N`` and point ``latest`` at it (collective)."""
+        control = self._context.groups.control
+        folder = self._options.checkpoints / f"step-{step}"
+        partial = folder.with_name(folder.name + ".tmp")
+        if dist.get_rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        dist.barrier(group=control)
+        tensors, values = self._state()
+        dcp.save(tensors, checkpoint_id=partial, process_group=control)
+        everyones: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyones, values, group=control)
+        if dist.get_rank() == 0:
+            merged = {key: value for part in everyones for key, value in part.items()}
+            self._write_notes(partial, step, merged)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            write_text_atomic(folder.parent / _LATEST, folder.name + "\n")
+        dist.barrier(group=control)
+        return folder
+
+    def _write_notes(self, folder: Path, step: int, values: dict[str, Any]) -> None:
+        plan = self._context.plan
+        body = {
+            "step": step,
+            "seed": plan.seed,
+            "global_batch": plan.global_batch,
+            "plan": plan.hash,
+            "plan_name": plan.name,
+            "task": plan.task.name,
+            "fingerprint": plan.task.fingerprint,
+            "optimizer_values": values,
+        }
+        write_document(folder / _NOTES, SCHEMA, SCHEMA_VERSION, body)
+
+    def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Tensors by key, and optimizer state that is no tensor."""
+        lowering = self._lowering
+        weights = {**lowering.parameters, **lowering.buffers}
+        tensors = {f"model.{name}": tensor.detach() for name, tensor in weights.items()}
+        values: dict[str, Any] = {}
+        if lowering.optimizer is not None:
+            for name, parameter in lowering.parameters.items():
+                for key, value in lowering.optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        tensors[f"optimizer.{name}.{key}"] = value.detach()
+                    else:
+                        values[f"optimizer.{name}.{key}"] = value
+        return tensors, values
+
+    def resume(self) -> int:
+        """Load what the options name; returns the number of steps done before (0 if none).
+
+        Raises:
+            InputError: No complete checkpoint there, or one of another model or seed.
+        """
+        if self._options.resume is None:
+            return 0
+        folder = find_checkpoint(self._options.resume)
+        notes = read_document(folder / _NOTES, SCHEMA, SCHEMA_VERSION)
+        self._check_notes(folder, notes)
+        reader = SafeReader(folder)
+        stored = reader.read_metadata().state_dict_metadata
+        target = self._targets(folder, stored)
+        dcp.load(target, storage_reader=reader, process_group=self._context.groups.control)
+        self._fill_optimizer(target, notes["optimizer_values"])
+        return int(notes["step"])
+
+    def _check_notes(self, folder: Path, notes: dict[str, Any]) -> None:
+        plan = self._context.plan
+        if notes["fingerprint"] != plan.task.fingerprint:
+            raise InputError(
+                f"{folder} is a checkpoint of '{notes['task']}' (fingerprint "
+                f"{notes['fingerprint']}), the plan is for '{plan.task.name}' "
+                f"(fingerprint {plan.task.fingerprint})",
+                hint="resume from a checkpoint of the same model",
+            )
+        for key, now in (("seed", plan.seed), ("global_batch", plan.global_batch)):
+            if notes[key] != now:
+                self._context.warnings.append(
+                    f"{key} was {notes[key]} when {folder.name} was saved and is {now} now: "
+                    "the run goes on with other samples than an uninterrupted one"
+                )
+
+    def _targets(self, folder: Path, stored: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Tensors to load into: own weights in place, empty ones for the optimizer's state."""
+        lowering = self._lowering
+        target: dict[str, torch.Tensor] = {}
+        for name, tensor in {**lowering.parameters, **lowering.buffers}.items():
+            found = stored.get(f"model.{name}")
+            if not isinstance(found, TensorStorageMetadata) or found.size != tensor.shape:
+                raise InputError(
+                    f"{folder} has no '{name}' of shape {list(tensor.shape)}",
+                    hint="resume from a checkpoint of the same model",
+                )
+            target[f"model.{name}"] = tensor.detach()
+        for name, parameter in lowering.parameters.items():
+            prefix = f"optimizer.{name}."
+            for key, found in stored.items():
+                if key.startswith(prefix) and "." not in key[len(prefix) :]:
+                    scalar = len(found.size) == 0
+                    target[key] = torch.empty(
+                        found.size,
+                        dtype=found.properties.dtype,
+                        device="cpu" if scalar else parameter.device,
+                    )
+        return target
+
+    def _fill_optimizer(self, target: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
+        optimizer = self._lowering.optimizer
+        if optimizer is None:
+            return
+        known = {**target, **values}
+        for name, parameter in self._lowering.parameters.items():
+            prefix = f"optimizer.{name}."
+            state = {
+                key[len(prefix) :]: value
+                for key, value in known.items()
+                if key.startswith(prefix) and "." not in key[len(prefix) :]
+            }
+            if state:
+                optimizer.state[parameter] = state
+
+
+def find_checkpoint(place: Path) -> Path:
+    """A checkpoint folder: ``place`` itself, or the one its ``latest`` names.
+
+    Raises:
+        InputError: There is none.
+    """
+    if (place / _NOTES).is_file():
+        return place
+    pointer = place / _LATEST
+    if pointer.is_file():
+        name = pointer.read_text(encoding="utf-8").strip()
+        folder = place / name
+        if Path(name).name == name and (folder / _NOTES).is_file():
+            return folder
+        raise InputError(f"{pointer} names '{name}', which is no complete checkpoint")
+    raise InputError(
+        f"no checkpoint in {place}",
+        hint="pass a run's checkpoints folder, or one step-N folder in it",
+    )
+
+
+class SafeReader(dcp.FileSystemReader):
+    """Reads ``.metadata`` with an allow-list: a plain unpickler would run code from the file."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The checkpoint's index.
+
+        Raises:
+            InputError: The index is missing, damaged, or holds anything but an index.
+        """
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as stream:
+                metadata = _MetadataUnpickler(stream).load()
+        except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"cannot read {path}: {error}", hint="resume from another checkpoint"
+            ) from error
+        if not isinstance(metadata, Metadata):
+            raise InputError(f"{path} holds no checkpoint index")
+        if getattr(metadata, "storage_meta", None) is None:
+            raise InputError(f"{path} does not say where its data is")
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    _MODULES = (
+        "torch.distributed.checkpoint.metadata",
+        "torch.distributed.checkpoint.filesystem",
+    )
+    _NAMES = frozenset(
+        {
+            ("torch", "Size"),
+            ("torch", "device"),
+            ("torch.serialization", "_get_layout"),
+            ("collections", "OrderedDict"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "Path"),
+            ("torch._utils", "_rebuild_device"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Only what an index is made of."""
+        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        classes = module in self._MODULES and not name.startswith("__") and "." not in name
+        if (module, name) in self._NAMES or dtype:
+            return super().find_class(module, name)
+        if classes:
+            found = super().find_class(module, name)
+            if isinstance(found, type) and found.__module__ == module:
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint index")

@@ -1,0 +1,105 @@
+"""Launcher for tasks that exist only in this process: ranks are forks of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from autopar.executor.failures import diagnose
+from autopar.executor.launch import require_fork
+from autopar.executor.options import RunOptions
+from autopar.executor.worker import guarded, work
+from autopar.plan import Plan
+from autopar.tasks import Task
+
+_POLL_S = 0.01
+_GRACE_S = 5.0
+
+
+def run_with_forks(plan: Plan, task: Task, options: RunOptions) -> None:
+    """Run all ranks as forks and wait for them.
+
+    Ranks compute with one thread: OpenMP's thread pool does not survive a fork.
+
+    Raises:
+        TrainingError: A rank failed.
+        EnvironmentUnableError: This system cannot fork, or lacks devices.
+    """
+    require_fork()
+    if torch.cuda.is_initialized():
+        from autopar.core.errors import EnvironmentUnableError
+
+        raise EnvironmentUnableError(
+            "CUDA is in use in this process, which then cannot be forked",
+            hint="give the task a target and use launcher 'torchrun'",
+        )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
+        ranks: dict[int, int] = {}
+        try:
+            for rank in range(plan.world_size):
+                pid = os.fork()
+                if pid == 0:
+                    _child(plan, task, options, Path(folder) / "store", rank)
+                ranks[pid] = rank
+            exits = _wait(ranks)
+        except BaseException:
+            _kill(ranks)
+            raise
+    if any(exits.values()):
+        raise diagnose(options.out, plan.world_size, exits)
+
+
+def _child(plan: Plan, task: Task, options: RunOptions, store: Path, rank: int) -> None:
+    """The life of a forked rank; never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends us
+    status = 1
+    try:
+
+        def body() -> None:
+            torch.set_num_threads(1)
+            shared = dist.FileStore(str(store), plan.world_size)
+            work(plan, task, options, shared, rank, rank, plan.world_size)
+
+        status = guarded(options.out, rank, body)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(status)
+
+
+def _wait(ranks: dict[int, int]) -> dict[int, int]:
+    """Exit status by rank; a failed rank gives the others a moment to report, then ends them."""
+    exits: dict[int, int] = {}
+    deadline: float | None = None
+    running = dict(ranks)
+    while running:
+        for pid in list(running):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                exits[running.pop(pid)] = os.waitstatus_to_exitcode(status)
+        if deadline is None and any(exits.values()):
+            deadline = time.monotonic() + _GRACE_S
+        if deadline is not None and running and time.monotonic() > deadline:
+            _kill(running)
+            return exits
+        if running:
+            time.sleep(_POLL_S)
+    return exits
+
+
+def _kill(running: dict[int, int]) -> None:
+    for pid in running:
+        try:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            continue

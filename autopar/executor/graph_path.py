@@ -1,0 +1,205 @@
+"""The graph path: traced stages under our own stage runner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch.utils import _pytree as pytree
+
+from autopar.core.errors import InputError
+from autopar.executor.data import Microbatch
+from autopar.executor.gradients import broadcast_buffers, reduce_gradients
+from autopar.executor.lowering import Context, Lowering, check_same_model
+from autopar.executor.mailbox import Channels, make_channels
+from autopar.executor.routes import Routes
+from autopar.executor.runner import Runner
+from autopar.executor.stage import StageProgram
+from autopar.plan import Plan
+from autopar.schedules import SCHEDULES, Action
+from autopar.trace import Fragment, TracedTask, build_model, extract, trace
+from autopar.trace.cleanup import mutated_attributes
+
+_MODEL_PREFIX = "model."
+
+
+class GraphLowering(Lowering):
+    """Pipeline stages cut out of the traced graph; recompute; data parallelism around them.
+
+    Every rank builds the seeded model, keeps the parameters its stages read and drops the rest.
+
+    Args:
+        context: The run.
+
+    Raises:
+        TraceError: torch.export cannot capture the task.
+        InputError: The plan is for another model, or cuts it where it cannot be cut.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        plan, device = context.plan, context.device
+        rows = action_rows(plan)
+        model = build_model(context.task, seed=plan.seed)
+        traced = trace(context.task, plan.microbatch_size, model=model)
+        check_same_model(plan, traced.fingerprint, len(traced.nodes))
+        fragments = [extract(traced, s.first_op, s.stop_op) for s in plan.stages]
+        self._check_fragments(fragments)
+        routes = Routes(traced, fragments)
+        self._flatten = _Flattener(traced)
+        programs = {
+            index: StageProgram(traced, stage, index, fragments[index], device, context.recorder)
+            for index, stage in enumerate(plan.stages)
+            if stage.pp == context.groups.pp
+        }
+        self._take_weights(model, fragments, programs)
+        self._runner = Runner(
+            programs=programs,
+            routes=routes,
+            actions=rows,
+            pipeline_rank=context.groups.pp,
+            global_ranks=context.groups.pipeline_ranks,
+            placement=[stage.pp for stage in plan.stages],
+            microbatches=plan.microbatches,
+            channels=_channels(plan, routes),
+            device=device,
+            recorder=context.recorder,
+            traffic=context.traffic,
+        )
+        self.reset_optimizer()
+
+    def _check_fragments(self, fragments: Sequence[Fragment]) -> None:
+        writers: dict[str, int] = {}
+        for stage, fragment in enumerate(fragments):
+            for name in mutated_attributes(fragment.module):
+                if writers.setdefault(name, stage) != stage:
+                    raise InputError(
+                        f"buffer '{name}' is written in stages {writers[name]} and {stage}",
+                        hint="cut elsewhere: one stage must hold every use of a shared BatchNorm",
+                    )
+
+    def _take_weights(
+        self,
+        model: torch.nn.Module,
+        fragments: Sequence[Fragment],
+        programs: dict[int, StageProgram],
+    ) -> None:
+        """Note which parameters and buffers are here, who owns them and who shares them."""
+        plan, groups = self.context.plan, self.context.groups
+        holders: dict[str, set[int]] = {name: set() for name, _ in model.named_parameters()}
+        for stage, fragment in zip(plan.stages, fragments, strict=True):
+            for name in fragment.parameters:
+                holders[name].add(stage.pp)
+        for name, where in holders.items():
+            if not where:
+                where.add(0)  # read by no op; kept so that checkpoints are complete
+        self.parameters = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if groups.pp in holders[name]
+        }
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.to(self.context.device)
+        self.buffers = {
+            name.removeprefix(_MODEL_PREFIX): buffer
+            for program in programs.values()
+            for name, buffer in program.mutated_buffers().items()
+        }
+        self.owned = frozenset(
+            {name for name in self.parameters if min(holders[name]) == groups.pp}
+        ) | frozenset(self.buffers)
+        shared = sorted({tuple(sorted(w)) for w in holders.values() if len(w) > 1})
+        self._tied = []
+        for where in shared:
+            group = groups.across_stages(where)
+            names = [name for name, w in holders.items() if tuple(sorted(w)) == where]
+            if groups.pp in where:
+                self._tied.append((group, [self.parameters[name] for name in names]))
+
+    def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
+        """Run the schedule, then average over replicas and sum tied parameters over stages.
+
+        Tied gradients are summed last: an all-reduce leaves the same bits on all its ranks, so
+        the copies of a tied parameter stay identical whatever the buckets were.
+        """
+        context = self.context
+        loss = self._runner.step([self._flatten(*batch) for batch in microbatches])
+        with context.recorder.span("sync"):
+            reduce_gradients(
+                list(self.parameters.values()),
+                context.groups.data,
+                divide=True,
+                bucket_bytes=context.plan.bucket_bytes,
+                traffic=context.traffic,
+            )
+            for group, parameters in self._tied:
+                reduce_gradients(
+                    parameters,
+                    group,
+                    divide=False,
+                    bucket_bytes=context.plan.bucket_bytes,
+                    traffic=context.traffic,
+                )
+            broadcast_buffers(list(self.buffers.values()), context.groups.data, context.traffic)
+        return loss
+
+
+class _Flattener:
+    """``TracedTask.flatten`` without keeping the traced model alive."""
+
+    def __init__(self, traced: TracedTask) -> None:
+        self._spec = traced.spec
+        self._name = traced.task.name
+
+    def __call__(self, inputs: object, target: object) -> list[torch.Tensor]:
+        leaves, spec = pytree.tree_flatten((inputs, target))
+        if spec != self._spec:
+            raise InputError(
+                f"task '{self._name}' returned a batch of another structure than when traced",
+                hint="return the same nesting of tensors for every batch size",
+            )
+        return leaves
+
+
+def action_rows(plan: Plan) -> list[list[Action]]:
+    """The schedule's actions by pipeline coordinate of the plan.
+
+    Raises:
+        InputError: The schedule cannot run with the plan's numbers, or the plan spreads the
+            stages that the schedule puts on one rank over several.
+    """
+    schedule = SCHEDULES.load(plan.schedule)
+    pp, stages = plan.mesh.pp, len(plan.stages)
+    problem = schedule.check(pp, stages, plan.microbatches)
+    if problem:
+        raise InputError(f"plan {plan.name}: {problem}", hint="plan again")
+    rows: list[list[Action]] = [[] for _ in range(pp)]
+    for row in schedule.actions(pp, stages, plan.microbatches):
+        homes = {plan.stages[action.stage].pp for action in row}
+        if len(homes) != 1:
+            raise InputError(
+                f"plan {plan.name}: schedule '{plan.schedule}' needs stages "
+                f"{sorted({a.stage for a in row})} on one pipeline rank, the plan has them on "
+                f"{sorted(homes)}",
+                hint=f"put stage s on pipeline rank s % {pp}",
+            )
+        rows[homes.pop()] = row
+    return rows
+
+
+def _channels(plan: Plan, routes: Routes) -> Channels:
+    """Queues for NCCL, which has no tags; gloo needs none."""
+    if dist.get_backend() != "nccl":
+        return {}
+    pairs = []
+    for replica in range(plan.mesh.dp_replicate):
+        for route in routes.all:
+            ends = [
+                plan.mesh.rank(dp_replicate=replica, pp=plan.stages[stage].pp)
+                for stage in (route.producer, route.consumer)
+            ]
+            if ends[0] != ends[1]:
+                pairs.append((ends[0], ends[1], False))
+                pairs += [(ends[1], ends[0], True)] if route.gradient else []
+    return make_channels(list(dict.fromkeys(pairs)))

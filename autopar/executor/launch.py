@@ -1,0 +1,124 @@
+"""Start the ranks of a plan, follow them, and hand back the record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from autopar.core.errors import EnvironmentUnableError, InputError
+from autopar.core.io import write_text_atomic
+from autopar.executor.options import RunOptions
+from autopar.executor.progress import FILE_NAME as PROGRESS_FILE
+from autopar.executor.progress import ProgressView
+from autopar.plan import Plan
+from autopar.results import RunRecord
+from autopar.results.record import FILE_NAME as RECORD_FILE
+from autopar.tasks import Task
+
+JOB_FILE = "job.json"
+
+
+def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
+    """Train with a plan and measure it.
+
+    Args:
+        plan: The plan.
+        task: The task it was made for.
+        options: Steps, folder, launcher and so on.
+
+    Returns:
+        The record, also written to ``options.out / "record.json"``.
+
+    Raises:
+        InputError: Plan, task and options do not fit each other.
+        EnvironmentUnableError: This host cannot run it.
+        TrainingError: A rank failed; the message names the first one and its log.
+    """
+    local_ranks = _local_ranks(plan, options)
+    if options.launcher == "torchrun" and task.target is None:
+        raise InputError(
+            f"task '{task.name}' has no target, torchrun's processes cannot find it",
+            hint="name it as module:function or path/to/file.py:function, or use launcher 'fork'",
+        )
+    _prepare(options)
+    predicted = plan.predicted.get("step_time_s") if plan.predicted else None
+    predicted_s = float(predicted["value"]) if predicted else None
+    with ProgressView(options.out / PROGRESS_FILE, predicted_s):
+        if options.launcher == "torchrun":
+            from autopar.executor.torchrun import run_with_torchrun
+
+            job = {"plan": plan.to_dict(), "options": options.to_dict(), "target": task.target}
+            write_text_atomic(options.out / JOB_FILE, json.dumps(job, indent=1) + "\n")
+            run_with_torchrun(options.out / JOB_FILE, plan, options, local_ranks)
+        else:
+            from autopar.executor.forks import run_with_forks
+
+            run_with_forks(plan, task, options)
+    return RunRecord.load(options.out)
+
+
+def _local_ranks(plan: Plan, options: RunOptions) -> int:
+    """Ranks to start on this host.
+
+    Raises:
+        InputError: The plan's ranks do not spread evenly over the hosts.
+    """
+    world = plan.world_size
+    if options.nnodes > 1 and options.local_ranks is not None:
+        return options.local_ranks
+    if world % options.nnodes:
+        raise InputError(
+            f"plan {plan.name} has {world} ranks for {options.nnodes} hosts",
+            hint="give each host its share with --local-ranks",
+        )
+    if options.local_ranks not in (None, world // options.nnodes):
+        raise InputError(
+            f"plan {plan.name} has {world} ranks, local_ranks={options.local_ranks} on "
+            f"{options.nnodes} host(s) makes {(options.local_ranks or 0) * options.nnodes}",
+            hint=f"use {world // options.nnodes}",
+        )
+    return world // options.nnodes
+
+
+def _prepare(options: RunOptions) -> None:
+    """Make the run folder and clear what an earlier run left of itself.
+
+    Raises:
+        InputError: The folder cannot be made or written.
+    """
+    out = options.out
+    try:
+        for folder in (out, out / "logs", out / "errors"):
+            folder.mkdir(parents=True, exist_ok=True)
+        stale: list[Path] = [out / RECORD_FILE, out / PROGRESS_FILE]
+        stale += [*(out / "errors").glob("rank-*.json"), *(out / "logs").glob("*.log")]
+        for path in stale:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot use run folder {out}: {error.strerror}", hint="choose another with --out"
+        ) from error
+    if not os.access(out, os.W_OK):
+        raise InputError(f"run folder {out} is not writable", hint="choose another with --out")
+
+
+def threads_per_rank(local_ranks: int) -> int:
+    """Compute threads of each rank: the host's cores shared out, one at least."""
+    cores = os.cpu_count() or 1
+    affinity = getattr(os, "sched_getaffinity", None)
+    if affinity is not None:
+        cores = len(affinity(0))
+    return max(1, cores // local_ranks)
+
+
+def require_fork() -> None:
+    """Refuse where processes cannot be forked.
+
+    Raises:
+        EnvironmentUnableError: No ``fork`` on this system.
+    """
+    if not hasattr(os, "fork"):
+        raise EnvironmentUnableError(
+            "this system cannot fork processes", hint="use launcher 'torchrun'"
+        )

@@ -1,0 +1,126 @@
+"""The module path: the user's eager model under torch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from autopar.core.errors import TraceError
+from autopar.executor.data import Microbatch
+from autopar.executor.gradients import broadcast_buffers, size_bytes
+from autopar.executor.lowering import Context, Lowering, check_same_model
+from autopar.trace import build_model, trace
+from autopar.trace.export import call_model
+
+
+class ModuleLowering(Lowering):
+    """Data parallelism for any ``nn.Module``, captured by torch.export or not.
+
+    DDP reduces gradients while backward runs. Buffers are broadcast from replica 0 at the end of
+    each step, where DDP itself would do it before the next forward: same values, but a
+    checkpoint taken between steps holds the agreed ones.
+
+    Args:
+        context: The run.
+
+    Raises:
+        InputError: The plan is for another model.
+    """
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        plan, task, device = context.plan, context.task, context.device
+        if context.groups.rank == 0:
+            _check_model(context)
+        model = build_model(task, seed=plan.seed).to(device)
+        self.model = model
+        unused, written = self._probe(model)
+        self.parameters = dict(model.named_parameters())
+        self.buffers = {name: b for name, b in model.named_buffers() if name in written}
+        self.owned = frozenset(self.parameters) | frozenset(self.buffers)
+        self._used_bytes = size_bytes(
+            p for name, p in self.parameters.items() if p.requires_grad and name not in unused
+        )
+        self._parallel: Any = model
+        if context.groups.data.size > 1:
+            self._parallel = DistributedDataParallel(
+                model,
+                process_group=context.groups.data.handle,
+                bucket_cap_mb=plan.bucket_bytes / 2**20,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=bool(unused),
+            )
+        self.reset_optimizer()
+
+    def _probe(self, model: torch.nn.Module) -> tuple[set[str], set[str]]:
+        """One forward and backward: parameters without a gradient, and buffers that changed."""
+        context = self.context
+        before = {name: b.detach().clone() for name, b in model.named_buffers()}
+        inputs, target = context.data.microbatches(0, context.groups.replica, context.device)[0]
+        context.task.loss(call_model(model, inputs), target).backward()
+        unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+        written = {n for n, b in model.named_buffers() if not torch.equal(b, before[n])}
+        for name, buffer in model.named_buffers():
+            buffer.data.copy_(before[name])
+        model.zero_grad(set_to_none=True)
+        return unused, written
+
+    def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
+        """Forward and backward of each microbatch; DDP reduces during the last backward."""
+        losses = []
+        last = len(microbatches) - 1
+        parallel = self.context.groups.data.size > 1
+        for k, (inputs, target) in enumerate(microbatches):
+            hold = parallel and k < last
+            with self._parallel.no_sync() if hold else contextlib.nullcontext():
+                losses.append(self._microbatch(inputs, target, k, len(microbatches)))
+        if parallel:
+            self.context.traffic.all_reduce(self._used_bytes, self.context.groups.data.size)
+            if self.buffers:
+                with self.context.recorder.span("sync"):
+                    broadcast_buffers(
+                        list(self.buffers.values()), self.context.groups.data, self.context.traffic
+                    )
+        return torch.stack(losses).mean()
+
+    def _microbatch(self, inputs: Any, target: Any, k: int, count: int) -> torch.Tensor:
+        """Forward and backward; gradient sync is what backward still waits for at its end.
+
+        The engine runs end-of-backward callbacks in the order they were queued. Ours is queued
+        at the first node, before DDP queues its wait for the buckets, so the time between it and
+        the return of ``backward`` is the exposed part of the synchronisation.
+        """
+        recorder = self.context.recorder
+        start = recorder.mark()
+        loss: torch.Tensor = self.context.task.loss(call_model(self._parallel, inputs), target)
+        recorder.add("forward", start, stage=0, microbatch=k)
+        computed: list[Any] = []
+        engine = torch.autograd.Variable._execution_engine
+
+        def first_node(_: torch.Tensor) -> None:
+            engine.queue_callback(lambda: computed.append(recorder.mark()))
+
+        scaled = loss / count
+        scaled.register_hook(first_node)
+        start = recorder.mark()
+        scaled.backward()  # type: ignore[no-untyped-call]
+        end = recorder.mark()
+        recorder.add_between("backward", start, computed[0], stage=0, microbatch=k)
+        if self.context.groups.data.size > 1:
+            recorder.add_between("sync", computed[0], end, stage=-1, microbatch=k)
+        return loss.detach()
+
+
+def _check_model(context: Context) -> None:
+    """Compare the plan's fingerprint with the task's, traced without memory."""
+    try:
+        traced = trace(context.task, context.plan.microbatch_size, device="meta")
+    except TraceError as error:
+        context.warnings.append(f"cannot check that the plan is for this model: {error.message}")
+        return
+    check_same_model(context.plan, traced.fingerprint, len(traced.nodes))

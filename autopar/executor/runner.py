@@ -1,0 +1,195 @@
+"""The stage runner: executes a schedule's own action list on one pipeline rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from autopar.executor.clock import Recorder
+from autopar.executor.mailbox import Channels, Mailbox, Message
+from autopar.executor.routes import Route, Routes
+from autopar.executor.stage import StageProgram
+from autopar.executor.traffic import Traffic
+from autopar.schedules import Action
+
+Leaves = Sequence[torch.Tensor]
+
+
+class Runner:
+    """Forward and backward of one step on one pipeline rank.
+
+    A value goes straight from the stage that makes it to each stage that reads it; its gradient
+    comes back the same way and is summed over the readers. Stages on the same rank hand values
+    over without copying.
+
+    Args:
+        programs: Virtual stage -> program, for the stages of this rank.
+        routes: All routes.
+        actions: Action list of every pipeline rank.
+        pipeline_rank: Pipeline coordinate of this rank.
+        global_ranks: Pipeline coordinate -> global rank, within this replica.
+        placement: Virtual stage -> pipeline coordinate.
+        microbatches: Microbatches per step.
+        channels: Process group per direction and pair, for backends without tags.
+        device: Where values are.
+        recorder: Takes the times.
+        traffic: Counts what is sent.
+    """
+
+    def __init__(
+        self,
+        *,
+        programs: dict[int, StageProgram],
+        routes: Routes,
+        actions: Sequence[Sequence[Action]],
+        pipeline_rank: int,
+        global_ranks: Sequence[int],
+        placement: Sequence[int],
+        microbatches: int,
+        channels: Channels,
+        device: torch.device,
+        recorder: Recorder,
+        traffic: Traffic,
+    ) -> None:
+        self._programs = programs
+        self._actions = actions[pipeline_rank]
+        self._microbatches = microbatches
+        self._recorder = recorder
+        self._me = pipeline_rank
+        self._placement = placement
+        self._global_ranks = global_ranks
+        self._into = {stage: routes.into(stage) for stage in programs}
+        self._out_of = {stage: routes.out_of(stage) for stage in programs}
+        self._last_stage = len(placement) - 1
+        self._position = {
+            (a.kind, a.stage, a.microbatch): i for row in actions for i, a in enumerate(row)
+        }
+        self._messages = {
+            (route.number, k, gradient): self._message(route, k, gradient)
+            for route in routes.all
+            if placement[route.producer] != placement[route.consumer]
+            and pipeline_rank in (placement[route.producer], placement[route.consumer])
+            for gradient in ((False, True) if route.gradient else (False,))
+            for k in range(microbatches)
+        }
+        incoming = [
+            message
+            for (number, _, gradient), message in self._messages.items()
+            if placement[_reader(routes.all[number], gradient)] == pipeline_rank
+        ]
+        self._mailbox = Mailbox(incoming, device, channels, traffic)
+        self._local: dict[tuple[int, int, bool], torch.Tensor] = {}
+        self._inputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
+        self._outputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
+
+    def _rank_of(self, stage: int) -> int:
+        return self._global_ranks[self._placement[stage]]
+
+    def _message(self, route: Route, microbatch: int, gradient: bool) -> Message:
+        """The message that carries a route's value, or its gradient, for one microbatch."""
+        target = _reader(route, gradient)
+        source = route.producer if target == route.consumer else route.consumer
+        kind = "backward" if gradient else "forward"
+        mine = self._placement[source] == self._me
+        return Message(
+            tag=(route.number * self._microbatches + microbatch) * 2 + gradient,
+            peer=self._rank_of(target if mine else source),
+            gradient=gradient,
+            shape=route.shape,
+            dtype=route.dtype,
+            sent_by=self._position[(kind, source, microbatch)],
+            used_by=self._position[(kind, target, microbatch)],
+        )
+
+    def step(self, microbatches: Sequence[Leaves]) -> torch.Tensor | None:
+        """Run all actions of one step; gradients accumulate in the parameters.
+
+        Args:
+            microbatches: Flat batch tensors of each microbatch of this replica.
+
+        Returns:
+            Mean loss over the microbatches on the rank of the last stage, else ``None``.
+        """
+        losses: list[torch.Tensor] = []
+        self._mailbox.begin()
+        for action in self._actions:
+            if action.kind == "forward":
+                self._forward(action, microbatches[action.microbatch], losses)
+            else:
+                self._backward(action)
+        self._mailbox.finish()
+        return torch.stack(losses).mean() if losses else None
+
+    def _forward(self, action: Action, leaves: Leaves, losses: list[torch.Tensor]) -> None:
+        stage, k = action.stage, action.microbatch
+        inputs = {}
+        for route in self._into[stage]:
+            value = self._fetch(route, action, gradient=False)
+            inputs[route.op] = value.requires_grad_(route.gradient)
+        start = self._recorder.mark()
+        outputs = self._programs[stage].forward(leaves, inputs, k)
+        for route in self._out_of[stage]:
+            self._hand_over(route, k, outputs[route.op], gradient=False)
+        if stage == self._last_stage:
+            (op,) = self._programs[stage].exports
+            losses.append(outputs[op].detach())
+            outputs = {op: outputs[op] / self._microbatches}
+        self._inputs[(stage, k)] = inputs
+        self._outputs[(stage, k)] = outputs
+        self._recorder.add("forward", start, stage=stage, microbatch=k)
+
+    def _backward(self, action: Action) -> None:
+        stage, k = action.stage, action.microbatch
+        gradients: dict[int, torch.Tensor] = {}
+        for route in self._out_of[stage]:
+            if route.gradient:
+                gradient = self._fetch(route, action, gradient=True)
+                known = gradients.get(route.op)
+                gradients[route.op] = gradient if known is None else known + gradient
+        start = self._recorder.mark()
+        inputs = self._inputs.pop((stage, k))
+        outputs = self._outputs.pop((stage, k))
+        if stage == self._last_stage:
+            roots, seeds = list(outputs.values()), [None]
+        else:
+            live = [op for op in gradients if outputs[op].requires_grad]
+            roots, seeds = [outputs[op] for op in live], [gradients[op] for op in live]
+        if roots:
+            torch.autograd.backward(roots, seeds)
+        for route in self._into[stage]:
+            if route.gradient:
+                value = inputs[route.op]
+                gradient = torch.zeros_like(value) if value.grad is None else value.grad
+                self._hand_over(route, k, gradient, gradient=True)
+        self._recorder.add("backward", start, stage=stage, microbatch=k)
+
+    def _fetch(self, route: Route, action: Action, *, gradient: bool) -> torch.Tensor:
+        k = action.microbatch
+        local = self._local.pop((route.number, k, gradient), None)
+        if local is not None:
+            return local
+        start = self._recorder.mark()
+        value = self._mailbox.receive(self._messages[(route.number, k, gradient)])
+        self._recorder.add(
+            "wait",
+            start,
+            stage=action.stage,
+            microbatch=k,
+            towards=action.kind,
+            peer=route.consumer if gradient else route.producer,
+        )
+        return value
+
+    def _hand_over(
+        self, route: Route, microbatch: int, value: torch.Tensor, *, gradient: bool
+    ) -> None:
+        if self._placement[route.producer] == self._placement[route.consumer]:
+            self._local[(route.number, microbatch, gradient)] = value.detach()
+        else:
+            self._mailbox.send(self._messages[(route.number, microbatch, gradient)], value)
+
+
+def _reader(route: Route, gradient: bool) -> int:
+    """The stage that receives the value, or its gradient."""
+    return route.producer if gradient else route.consumer

@@ -1,0 +1,187 @@
+"""A run as one rank sees it: build, verify, train, measure, gather the record."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from autopar.core.errors import TrainingError
+from autopar.core.provenance import provenance
+from autopar.executor.checkpoint import Checkpoints
+from autopar.executor.clock import Recorder, Span, clock_for
+from autopar.executor.data import ReplicaData
+from autopar.executor.lowering import Context, Lowering, lower
+from autopar.executor.measure import breakdown, timeline
+from autopar.executor.memory import PeakMemory
+from autopar.executor.mesh_groups import MeshGroups
+from autopar.executor.options import RunOptions
+from autopar.executor.progress import ProgressWriter
+from autopar.executor.traffic import Traffic
+from autopar.executor.verify import verify
+from autopar.plan import Plan
+from autopar.results import RunRecord, VerifyResult
+from autopar.tasks import Task
+
+_KEPT_STEPS = 64
+_RANK_STRIDE = 7919
+_STEP_STRIDE = 1_000_003
+
+
+@dataclass(kw_only=True)
+class Measurements:
+    """What the loop collects on this rank.
+
+    Attributes:
+        times_s: Time of each step, slowest rank, warm-up included.
+        losses: Mean loss of each step.
+        kept: The last measured steps: time on the slowest rank, on this rank, spans, bytes sent.
+    """
+
+    times_s: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    kept: deque[tuple[float, float, list[Span], float]] = field(
+        default_factory=lambda: deque(maxlen=_KEPT_STEPS)
+    )
+
+
+def run_session(
+    plan: Plan, task: Task, options: RunOptions, device: torch.device, progress: ProgressWriter
+) -> RunRecord:
+    """Run a plan on this rank; the default process group spans the plan's world.
+
+    Returns:
+        The record, the same on every rank.
+
+    Raises:
+        InputError: Plan, task and options do not fit each other.
+        TrainingError: The loss is not finite.
+    """
+    plan = replace(
+        plan,
+        data_split=options.data_split or plan.data_split,
+        clip_norm=options.clip_norm if options.clip_norm is not None else plan.clip_norm,
+    )
+    context = make_context(plan, task, device)
+    memory = PeakMemory(device)
+    progress.phase(f"building {plan.name} on {plan.world_size} x {device.type}")
+    lowering = lower(context)
+    outcome = None
+    if options.verify:
+        progress.phase("verifying against one process")
+        outcome = verify(context, lowering, options.tolerance)
+    checkpoints = Checkpoints(context, lowering, options)
+    start = checkpoints.resume()
+    context.traffic.take()
+    dist.barrier(group=context.groups.control)
+    memory.reset()
+    found = _train(context, lowering, options, checkpoints, start, progress)
+    if memory.warning:
+        context.warnings.append(memory.warning)
+    return _record(context, options, found, outcome, memory.peak_bytes())
+
+
+def make_context(plan: Plan, task: Task, device: torch.device) -> Context:
+    """Everything the parts of a run share."""
+    return Context(
+        plan=plan,
+        task=task,
+        groups=MeshGroups(plan),
+        device=device,
+        data=ReplicaData(
+            task,
+            seed=plan.seed,
+            split=plan.data_split,
+            replicas=plan.mesh.replicas,
+            microbatches=plan.microbatches,
+            microbatch_size=plan.microbatch_size,
+        ),
+        recorder=Recorder(clock_for(device)),
+        traffic=Traffic(),
+    )
+
+
+def _train(
+    context: Context,
+    lowering: Lowering,
+    options: RunOptions,
+    checkpoints: Checkpoints,
+    start: int,
+    progress: ProgressWriter,
+) -> Measurements:
+    """The loop. A step is timed from the barrier before it to its end on the slowest rank.
+
+    Making the batch comes before the barrier: a loader would do it while the last step runs.
+    """
+    found = Measurements()
+    groups, recorder = context.groups, context.recorder
+    count = options.warmup + options.steps
+    for step in range(start, start + count):
+        batches = context.data.microbatches(step, groups.replica, context.device)
+        torch.manual_seed(context.plan.seed * _STEP_STRIDE + step * _RANK_STRIDE + groups.rank)
+        dist.barrier(group=groups.control)
+        recorder.begin()
+        loss = lowering.step(batches)
+        own_s = recorder.finish()
+        slowest_s, mean_loss = _share(context, own_s, loss)
+        sent = context.traffic.take()
+        found.times_s.append(slowest_s)
+        found.losses.append(mean_loss)
+        if step - start >= options.warmup:
+            found.kept.append((slowest_s, own_s, recorder.spans(), sent))
+        done = step - start + 1
+        progress.step(step=done, of=count, loss=mean_loss, step_time_s=slowest_s)
+        if not torch.isfinite(torch.tensor(mean_loss)):
+            raise TrainingError(
+                f"the loss of step {step} is {mean_loss}",
+                hint="lower the learning rate, or clip gradients with --clip-norm",
+            )
+        checkpoints.after_step(step + 1)
+    return found
+
+
+def _share(context: Context, own_s: float, loss: torch.Tensor | None) -> tuple[float, float]:
+    """Step time on the slowest rank and loss over all replicas, from one small all-gather."""
+    size = context.groups.world_size
+    known = loss is not None
+    mine = torch.tensor(
+        [own_s, float(loss) if loss is not None else 0.0, float(known)], dtype=torch.float64
+    )
+    rows = [torch.empty_like(mine) for _ in range(size)]
+    dist.all_gather(rows, mine, group=context.groups.control)
+    table = torch.stack(rows)
+    return float(table[:, 0].max()), float(table[:, 1].sum() / table[:, 2].sum())
+
+
+def _record(
+    context: Context,
+    options: RunOptions,
+    found: Measurements,
+    outcome: VerifyResult | None,
+    peak_bytes: float,
+) -> RunRecord:
+    """Gather every rank's figures; the step of median time stands for all."""
+    order = sorted(range(len(found.kept)), key=lambda i: found.kept[i][0])
+    typical_s, own_s, spans, sent = found.kept[order[(len(order) - 1) // 2]]
+    mine = (own_s, spans, sent, peak_bytes, context.warnings)
+    rows: list[Any] = [None] * context.groups.world_size
+    dist.all_gather_object(rows, mine, group=context.groups.control)
+    all_spans = [row[1] for row in rows]
+    last = max(range(len(rows)), key=lambda rank: rows[rank][0])
+    warnings = list(dict.fromkeys(text for row in rows for text in row[4]))
+    return RunRecord(
+        plan=context.plan,
+        step_times_s=tuple(found.times_s[options.warmup :]),
+        warmup_step_times_s=tuple(found.times_s[: options.warmup]),
+        losses=tuple(found.losses),
+        breakdown=breakdown(context.plan, all_spans, last, typical_s),
+        peak_memory_bytes=tuple(row[3] for row in rows),
+        timeline=timeline(all_spans),
+        verify=outcome,
+        bytes_sent=tuple(row[2] for row in rows),
+        warnings=tuple(warnings),
+        provenance=provenance(),
+    )

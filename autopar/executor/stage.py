@@ -1,0 +1,136 @@
+"""One virtual stage as a callable: its fragment, with recomputed ranges checkpointed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule
+from torch.utils.checkpoint import checkpoint
+
+from autopar.executor.clock import Recorder
+from autopar.plan import Stage
+from autopar.trace import Fragment, TracedTask, extract
+from autopar.trace.cleanup import mutated_attributes
+
+
+def move_to(module: GraphModule, device: torch.device) -> None:
+    """Move a fragment traced on the CPU: weights, buffers, constants and factory calls."""
+    if device.type == "cpu":
+        return
+    module.to(device)
+    for node in module.graph.nodes:
+        if "device" in node.kwargs:
+            node.kwargs = {**node.kwargs, "device": device}
+    module.recompile()
+
+
+class StageProgram:
+    """The ops of a stage, run segment by segment.
+
+    Segments are the plan's recompute ranges and what lies between them; a recomputed segment
+    keeps only its inputs and runs again in backward, drawing the same random numbers and leaving
+    buffers (BatchNorm statistics) alone the second time.
+
+    Args:
+        traced: The graph.
+        stage: The plan's stage.
+        index: Virtual stage number.
+        fragment: ``extract(traced, stage.first_op, stage.stop_op)``.
+        device: Where it runs.
+        recorder: Takes the time of recomputation.
+    """
+
+    def __init__(
+        self,
+        traced: TracedTask,
+        stage: Stage,
+        index: int,
+        fragment: Fragment,
+        device: torch.device,
+        recorder: Recorder,
+    ) -> None:
+        self.index = index
+        self.exports = fragment.exports
+        self.parameters = fragment.parameters
+        self._recorder = recorder
+        self._segments: list[tuple[Fragment, bool]] = []
+        if stage.recompute:
+            for first, stop, again in _segments(stage):
+                self._segments.append((extract(traced, first, stop), again))
+        else:
+            self._segments.append((fragment, False))
+        for segment, _ in self._segments:
+            move_to(segment.module, device)
+
+    @property
+    def modules(self) -> list[GraphModule]:
+        """Graph modules of the segments."""
+        return [segment.module for segment, _ in self._segments]
+
+    def mutated_buffers(self) -> dict[str, torch.Tensor]:
+        """Graph name -> buffer, for buffers that a forward writes (BatchNorm statistics)."""
+        return {
+            name: module.get_buffer(name)
+            for module in self.modules
+            for name in sorted(mutated_attributes(module))
+        }
+
+    def forward(
+        self, leaves: Sequence[torch.Tensor], imports: dict[int, torch.Tensor], microbatch: int
+    ) -> dict[int, torch.Tensor]:
+        """Run the stage.
+
+        Args:
+            leaves: Flat batch tensors of the microbatch.
+            imports: Op index -> value received.
+            microbatch: For the record.
+
+        Returns:
+            Op index -> value, for the stage's exports.
+        """
+        values = dict(imports)
+        for segment, again in self._segments:
+            arguments = [leaves[i] for i in segment.batch_leaves]
+            arguments += [values[op] for op in segment.imports]
+            run: Callable[..., Any] = segment.module
+            if again:
+                run = self._checkpointed(segment.module, microbatch)
+            values.update(zip(segment.exports, run(*arguments), strict=True))
+        return {op: values[op] for op in self.exports}
+
+    def _checkpointed(self, module: GraphModule, microbatch: int) -> Callable[..., Any]:
+        buffers = [module.get_buffer(name) for name in mutated_attributes(module)]
+        first = True
+
+        def body(*arguments: torch.Tensor) -> Any:
+            nonlocal first
+            if first:
+                first = False
+                return module(*arguments)
+            start = self._recorder.mark()
+            kept = [buffer.clone() for buffer in buffers]
+            try:
+                return module(*arguments)
+            finally:
+                for buffer, old in zip(buffers, kept, strict=True):
+                    buffer.data.copy_(old)  # .data: autograd may have saved the buffer
+                self._recorder.add("recompute", start, stage=self.index, microbatch=microbatch)
+
+        return lambda *arguments: checkpoint(body, *arguments, use_reentrant=False)
+
+
+def _segments(stage: Stage) -> list[tuple[int, int, bool]]:
+    """``(first, stop, recomputed)`` covering the stage."""
+    result = []
+    place = stage.first_op
+    for first, stop in stage.recompute:
+        if place < first:
+            result.append((place, first, False))
+        if first < stop:
+            result.append((first, stop, True))
+        place = stop
+    if place < stage.stop_op:
+        result.append((place, stage.stop_op, False))
+    return result

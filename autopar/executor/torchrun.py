@@ -1,0 +1,87 @@
+"""Launcher over torchrun's agent and rendezvous: one host or several."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from autopar.core.errors import EnvironmentUnableError
+from autopar.executor.failures import diagnose
+from autopar.executor.launch import threads_per_rank
+from autopar.executor.options import RunOptions
+from autopar.plan import Plan
+
+_TERM_GRACE_S = 3.0
+
+
+def command(job: Path, options: RunOptions, local_ranks: int) -> list[str]:
+    """The torchrun command of this host."""
+    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={local_ranks}"]
+    if options.nnodes == 1:
+        line += ["--standalone"]
+    else:
+        first = options.node_rank == 0
+        line += [
+            f"--nnodes={options.nnodes}",
+            f"--node-rank={options.node_rank}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={options.rdzv_endpoint}",
+            f"--rdzv-conf=is_host={int(first)},join_timeout={int(options.timeout_s)}",
+            "--rdzv-id=autopar",
+        ]
+    return [*line, "-m", "autopar.executor.worker", str(job)]
+
+
+def environment(local_ranks: int) -> dict[str, str]:
+    """Environment of the agent and its workers.
+
+    A fresh store for every rendezvous is asked for: with the shared one, a second attempt reads
+    the addresses of the first one's dead processes.
+    """
+    threads = str(threads_per_rank(local_ranks))
+    defaults = {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    return {**defaults, **os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def run_with_torchrun(job: Path, plan: Plan, options: RunOptions, local_ranks: int) -> None:
+    """Run this host's ranks and wait for them.
+
+    Raises:
+        TrainingError: A rank failed.
+        EnvironmentUnableError: torchrun cannot be started.
+    """
+    log = options.out / "logs" / f"launcher-{options.node_rank}.log"
+    with log.open("wb") as stream:
+        try:
+            agent = subprocess.Popen(
+                command(job, options, local_ranks),
+                env=environment(local_ranks),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise EnvironmentUnableError(
+                f"cannot start torchrun: {error}", hint="check the Python installation"
+            ) from error
+        try:
+            status = agent.wait()
+        except BaseException:
+            _end(agent)
+            raise
+    if status:
+        raise diagnose(options.out, plan.world_size, {})
+
+
+def _end(agent: subprocess.Popen[bytes]) -> None:
+    """End the agent; its workers are told to die with it."""
+    agent.send_signal(signal.SIGTERM)
+    try:
+        agent.wait(timeout=_TERM_GRACE_S)
+    except subprocess.TimeoutExpired:
+        agent.kill()
+        agent.wait()

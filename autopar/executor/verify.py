@@ -1,0 +1,212 @@
+"""One step of a plan against the eager model in one process.
+
+Both sides start from the same weights and take the same microbatches. BatchNorm uses the
+statistics of each microbatch of each replica, as DDP does, and the buffers of replica 0 are the
+ones compared. Dropout is off on both sides: its random numbers belong to a rank and cannot be
+matched. Other random ops in a model make the comparison fail, rightly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from autopar.executor.dropout import DropoutOff
+from autopar.executor.lowering import Context, Lowering
+from autopar.results import VerifyResult
+from autopar.trace import build_model
+from autopar.trace.export import call_model
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimizer step made, by model name.
+
+    Attributes:
+        loss: Mean loss over the global batch.
+        gradients: After synchronisation, before clipping.
+        weights: After the optimizer step.
+        buffers: After the step.
+    """
+
+    loss: float
+    gradients: Tensors
+    weights: Tensors
+    buffers: Tensors
+
+
+def verify(context: Context, lowering: Lowering, tolerance: float) -> VerifyResult:
+    """Compare, then put weights, buffers and optimizer back as they were.
+
+    Collective: every rank calls it and gets the same result.
+
+    Args:
+        context: The run.
+        lowering: The plan, freshly built.
+        tolerance: Largest relative difference to pass.
+    """
+    kept = {n: t.detach().clone() for n, t in _state(lowering).items()}
+    torch.manual_seed(context.plan.seed)
+    own = _plan_step(context, lowering)
+    spread = _replica_spread(context, own)
+    holdings = _collect(context, own)
+    report: list[Any] = [None]
+    if context.groups.rank == 0:
+        report[0] = _compare(reference_step(context), holdings, own.loss, spread, tolerance)
+    dist.broadcast_object_list(report, src=0, group=context.groups.control)
+    with torch.no_grad():
+        for name, tensor in _state(lowering).items():
+            tensor.data.copy_(kept[name])
+    lowering.reset_optimizer()
+    result: VerifyResult = report[0]
+    return result
+
+
+def _state(lowering: Lowering) -> dict[str, torch.Tensor]:
+    return {**lowering.parameters, **lowering.buffers}
+
+
+def _plan_step(context: Context, lowering: Lowering) -> StepResult:
+    batches = context.data.microbatches(0, context.groups.replica, context.device)
+    context.recorder.begin()
+    with DropoutOff():
+        loss = lowering.gradients(batches)
+    gradients = {
+        n: p.grad.detach().clone() for n, p in lowering.parameters.items() if p.grad is not None
+    }
+    lowering.update()
+    return StepResult(
+        loss=context.groups.mean_loss(loss),
+        gradients=gradients,
+        weights={n: p.detach().clone() for n, p in lowering.parameters.items()},
+        buffers={n: b.detach().clone() for n, b in lowering.buffers.items()},
+    )
+
+
+def reference_step(context: Context) -> StepResult:
+    """The same optimizer step by the eager model alone, microbatch after microbatch."""
+    plan, task, device = context.plan, context.task, context.device
+    model = build_model(task, seed=plan.seed).to(device)
+    optimizer = task.optimizer(model.parameters())
+    replicas = plan.mesh.replicas
+    total = 0.0
+    first: dict[str, torch.Tensor] = {}
+    initial = {n: b.detach().clone() for n, b in model.named_buffers()}
+    for replica in range(replicas):
+        _set_buffers(model, initial)
+        for inputs, target in context.data.microbatches(0, replica, device):
+            with DropoutOff():
+                loss = task.loss(call_model(model, inputs), target)
+                (loss / (plan.microbatches * replicas)).backward()
+            total += float(loss.detach()) / (plan.microbatches * replicas)
+        if replica == 0:
+            first = {n: b.detach().clone() for n, b in model.named_buffers()}
+    _set_buffers(model, first)
+    gradients = {
+        n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None
+    }
+    if plan.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
+    optimizer.step()
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    return StepResult(loss=total, gradients=gradients, weights=weights, buffers=first)
+
+
+def _set_buffers(model: torch.nn.Module, values: Tensors) -> None:
+    for name, buffer in model.named_buffers():
+        buffer.data.copy_(values[name])
+
+
+def _collect(context: Context, own: StepResult) -> list[tuple[str, str, torch.Tensor]]:
+    """Every copy in replica 0 as ``(kind, name, tensor)``, on rank 0; empty elsewhere."""
+    groups = context.groups
+    mine = [
+        (kind, name, tensor)
+        for kind in ("gradients", "weights", "buffers")
+        for name, tensor in getattr(own, kind).items()
+    ]
+    lists: list[Any] = [None] * groups.world_size
+    labels = [(kind, name, tuple(t.shape), t.dtype) for kind, name, t in mine]
+    dist.all_gather_object(lists, labels, group=groups.control)
+    result = list(mine) if groups.rank == 0 else []
+    for rank in groups.plan.mesh.group("pp", 0)[1:]:
+        if groups.rank == rank:
+            for _, _, tensor in mine:
+                dist.send(tensor.cpu(), 0, group=groups.control)
+        elif groups.rank == 0:
+            for kind, name, shape, dtype in lists[rank]:
+                buffer = torch.empty(shape, dtype=dtype)
+                dist.recv(buffer, rank, group=groups.control)
+                result.append((kind, name, buffer.to(context.device)))
+    return result
+
+
+def _replica_spread(context: Context, own: StepResult) -> float:
+    """Largest relative difference between this replica's weights and replica 0's, on all ranks."""
+    groups = context.groups
+    worst = torch.zeros(1, dtype=torch.float64)
+    if groups.data.size > 1:
+        theirs = {n: w.clone() for n, w in own.weights.items()}
+        for weight in theirs.values():
+            dist.broadcast(weight, src=groups.data.ranks[0], group=groups.data.handle)
+        worst[0] = relative_difference(own.weights, theirs)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=groups.control)
+    return float(worst)
+
+
+def _compare(
+    reference: StepResult,
+    holdings: Iterable[tuple[str, str, torch.Tensor]],
+    loss: float,
+    spread: float,
+    tolerance: float,
+) -> VerifyResult:
+    """Relative norms over all names; every copy of a tied parameter counts."""
+    found: dict[str, list[tuple[str, torch.Tensor]]] = {
+        "gradients": [],
+        "weights": [],
+        "buffers": [],
+    }
+    for kind, name, tensor in holdings:
+        found[kind].append((name, tensor))
+    differences = {
+        kind: _relative(rows, getattr(reference, kind), complete=kind != "buffers")
+        for kind, rows in found.items()
+    }
+    loss_rel = abs(loss - reference.loss) / max(abs(reference.loss), 1e-30)
+    parts = {
+        "loss_rel": loss_rel,
+        "grad_rel": differences["gradients"],
+        "weight_rel": max(differences["weights"], spread),
+        "buffer_rel": differences["buffers"],
+    }
+    passed = all(value <= tolerance for value in parts.values())
+    return VerifyResult(passed=passed, tolerance=tolerance, **parts)
+
+
+def _relative(rows: list[tuple[str, torch.Tensor]], expected: Tensors, *, complete: bool) -> float:
+    """sqrt(sum |found - expected|^2 / sum |expected|^2); a missing tensor counts as zeros."""
+    difference = norm = 0.0
+    names = {name for name, _ in rows}
+    for name, tensor in rows:
+        value = tensor.double()
+        wanted = expected[name].double() if name in expected else torch.zeros_like(value)
+        difference += float((value - wanted).square().sum())
+        norm += float(wanted.square().sum())
+    for name in set(expected) - names if complete else ():
+        square = float(expected[name].double().square().sum())
+        difference, norm = difference + square, norm + square
+    if norm == 0.0:
+        return 0.0 if difference == 0.0 else float("inf")
+    return float((difference / norm) ** 0.5)
+
+
+def relative_difference(values: Tensors, expected: Tensors) -> float:
+    """Relative norm of the difference of two sets of tensors with the same names."""
+    return _relative(list(values.items()), expected, complete=True)

@@ -1,0 +1,135 @@
+"""One rank of a run: ``python -m autopar.executor.worker JOB``, started by torchrun."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from autopar.core.errors import EnvironmentUnableError
+from autopar.executor.failures import log_path, report_failure
+from autopar.executor.options import RunOptions
+from autopar.executor.progress import FILE_NAME, ProgressWriter
+from autopar.executor.session import run_session
+from autopar.plan import Plan
+from autopar.tasks import Task
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Run the rank that torchrun's environment describes."""
+    job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    options = RunOptions.from_dict(job["options"])
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local = int(os.environ["LOCAL_RANK"])
+    local_world = int(os.environ["LOCAL_WORLD_SIZE"])
+
+    def body() -> None:
+        from autopar.tasks.resolve import resolve
+
+        plan = Plan.from_dict(job["plan"])
+        task = resolve(job["target"])
+        store, _, _ = next(iter(dist.rendezvous("env://", rank, world)))
+        work(plan, task, options, store, rank, local, local_world)
+
+    return guarded(options.out, rank, body)
+
+
+def guarded(out: Path, rank: int, body: object) -> int:
+    """Run a rank's body with its own log; returns the exit status.
+
+    An exception is noted for the launcher before the rank ends.
+    """
+    die_with_parent()
+    log = log_path(out, rank)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    try:
+        assert callable(body)
+        body()
+    except BaseException as error:
+        report_failure(out, rank, error)
+        sys.stderr.flush()
+        return 1
+    return 0
+
+
+def work(
+    plan: Plan,
+    task: Task,
+    options: RunOptions,
+    store: dist.Store,
+    rank: int,
+    local_rank: int,
+    local_world: int,
+) -> None:
+    """Join the process group, run, write the record."""
+    device = choose_device(options.device, local_rank, local_world)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif options.nnodes == 1:
+        _use_loopback_if_needed()
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=plan.world_size,
+        timeout=timedelta(seconds=options.timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
+    progress = ProgressWriter(options.out / FILE_NAME if rank == 0 else None)
+    record = run_session(plan, task, options, device, progress)
+    if rank == 0 or (local_rank == 0 and options.node_rank > 0):
+        record.save(options.out)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def choose_device(wanted: str, local_rank: int, local_world: int) -> torch.device:
+    """Device of a local rank.
+
+    Raises:
+        EnvironmentUnableError: CUDA was asked for and this host has too few devices.
+    """
+    have = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cuda" and have < local_world:
+        raise EnvironmentUnableError(
+            f"{local_world} ranks on this host need {local_world} CUDA devices, it has {have}",
+            hint="use --device cpu, or plan for fewer ranks per host",
+        )
+    if wanted == "cuda" or (wanted == "auto" and have >= local_world):
+        return torch.device("cuda", local_rank)
+    return torch.device("cpu")
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when its parent ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _use_loopback_if_needed() -> None:
+    """Gloo binds to the address of the host's name; a name without one needs a hint."""
+    if "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(status)
