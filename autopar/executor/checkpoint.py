@@ -21,8 +21,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from autopar.core.errors import InputError
 from autopar.core.io import read_document, write_document, write_text_atomic
@@ -65,7 +67,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
         dist.barrier(group=control)
         tensors, values = self._state()
-        dcp.save(tensors, checkpoint_id=partial, process_group=control)
+        save(tensors, checkpoint_id=partial, process_group=control)
         everyones: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyones, values, group=control)
         if dist.get_rank() == 0:
@@ -120,7 +122,7 @@ class Checkpoints:
         reader = SafeReader(folder)
         stored = reader.read_metadata().state_dict_metadata
         target = self._targets(folder, stored)
-        dcp.load(target, storage_reader=reader, process_group=self._context.groups.control)
+        load(target, storage_reader=reader, process_group=self._context.groups.control)
         self._fill_optimizer(target, notes["optimizer_values"])
         return int(notes["step"])
 
@@ -201,7 +203,7 @@ def find_checkpoint(place: Path) -> Path:
     )
 
 
-class SafeReader(dcp.FileSystemReader):
+class SafeReader(FileSystemReader):
     """Reads ``.metadata`` with an allow-list: a plain unpickler would run code from the file."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -220,9 +222,8 @@ class SafeReader(dcp.FileSystemReader):
             ) from error
         if not isinstance(metadata, Metadata):
             raise InputError(f"{path} holds no checkpoint index")
-        if getattr(metadata, "storage_meta", None) is None:
-            raise InputError(f"{path} does not say where its data is")
-        metadata.storage_meta.load_id = self.load_id
+        if metadata.storage_meta is not None:
+            metadata.storage_meta.load_id = self.load_id
         return metadata
 
 

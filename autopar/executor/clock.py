@@ -40,14 +40,14 @@ class CudaClock:
 
     def mark(self) -> torch.cuda.Event:
         """Stamp now."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         """Time between two marks."""
         end.synchronize()
-        return start.elapsed_time(end) * 1e-3
+        return float(start.elapsed_time(end)) * 1e-3
 
 
 def clock_for(device: torch.device) -> Clock:

@@ -114,8 +114,7 @@ class ReplicaData:
         parts = []
         for k in range(self._microbatches):
             rows = slice(k * self._size, (k + 1) * self._size)
-            part = pytree.tree_map_only(torch.Tensor, lambda t, r=rows: t[r].to(device), chosen)
-            parts.append(part)
+            parts.append(_rows(chosen, rows, device))
         return parts
 
     def _global_batch(self, step: int) -> Microbatch:
@@ -139,3 +138,9 @@ class ReplicaData:
             self._epoch_order = (epoch, order)
         start = within * self.global_batch
         return self._epoch_order[1][start : start + self.global_batch]
+
+
+def _rows(batch: Microbatch, rows: slice, device: torch.device | str) -> Microbatch:
+    """Some samples of a batch, on a device."""
+    part: Microbatch = pytree.tree_map_only(torch.Tensor, lambda t: t[rows].to(device), batch)
+    return part

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
+from autopar.core.errors import EnvironmentUnableError
 from autopar.executor.failures import diagnose
 from autopar.executor.launch import require_fork
 from autopar.executor.options import RunOptions
@@ -33,9 +34,7 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions) -> None:
         EnvironmentUnableError: This system cannot fork, or lacks devices.
     """
     require_fork()
-    if torch.cuda.is_initialized():
-        from autopar.core.errors import EnvironmentUnableError
-
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise EnvironmentUnableError(
             "CUDA is in use in this process, which then cannot be forked",
             hint="give the task a target and use launcher 'torchrun'",
@@ -66,7 +65,7 @@ def _child(plan: Plan, task: Task, options: RunOptions, store: Path, rank: int) 
 
         def body() -> None:
             torch.set_num_threads(1)
-            shared = dist.FileStore(str(store), plan.world_size)
+            shared = FileStore(str(store), plan.world_size)
             work(plan, task, options, shared, rank, rank, plan.world_size)
 
         status = guarded(options.out, rank, body)

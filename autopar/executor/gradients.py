@@ -69,7 +69,9 @@ def reduce_gradients(
         flights.append((work, flat, bucket))
     for work, flat, bucket in flights:
         work.wait()
-        for parameter, piece in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+        for parameter, piece in zip(
+            bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True
+        ):
             parameter.grad = piece.view_as(parameter)
 
 
@@ -128,5 +130,7 @@ def broadcast_buffers(buffers: Sequence[torch.Tensor], group: Group, traffic: Tr
         dist.broadcast(flat, src=group.ranks[0], group=group.handle)
         traffic.broadcast(size_bytes([flat]), group.size, group.position)
         if group.position:
-            for buffer, piece in zip(same, flat.split([b.numel() for b in same]), strict=True):
+            for buffer, piece in zip(
+                same, torch.split(flat, [b.numel() for b in same]), strict=True
+            ):
                 buffer.data.copy_(piece.view_as(buffer))

@@ -14,7 +14,7 @@ from autopar.executor.gradients import broadcast_buffers, reduce_gradients
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
 from autopar.executor.routes import Routes
-from autopar.executor.runner import Runner
+from autopar.executor.runner import Pipeline, Runner
 from autopar.executor.stage import StageProgram
 from autopar.plan import Plan
 from autopar.schedules import SCHEDULES, Action
@@ -57,11 +57,13 @@ class GraphLowering(Lowering):
         self._runner = Runner(
             programs=programs,
             routes=routes,
-            actions=rows,
-            pipeline_rank=context.groups.pp,
-            global_ranks=context.groups.pipeline_ranks,
-            placement=[stage.pp for stage in plan.stages],
-            microbatches=plan.microbatches,
+            pipeline=Pipeline(
+                actions=rows,
+                placement=[stage.pp for stage in plan.stages],
+                ranks=context.groups.pipeline.ranks,
+                me=context.groups.pp,
+                microbatches=plan.microbatches,
+            ),
             channels=_channels(plan, routes),
             device=device,
             recorder=context.recorder,
@@ -91,7 +93,7 @@ class GraphLowering(Lowering):
         for stage, fragment in zip(plan.stages, fragments, strict=True):
             for name in fragment.parameters:
                 holders[name].add(stage.pp)
-        for name, where in holders.items():
+        for where in holders.values():
             if not where:
                 where.add(0)  # read by no op; kept so that checkpoints are complete
         self.parameters = {
@@ -109,12 +111,12 @@ class GraphLowering(Lowering):
         self.owned = frozenset(
             {name for name in self.parameters if min(holders[name]) == groups.pp}
         ) | frozenset(self.buffers)
-        shared = sorted({tuple(sorted(w)) for w in holders.values() if len(w) > 1})
+        homes = {name: tuple(sorted(where)) for name, where in holders.items()}
         self._tied = []
-        for where in shared:
-            group = groups.across_stages(where)
-            names = [name for name, w in holders.items() if tuple(sorted(w)) == where]
-            if groups.pp in where:
+        for home in sorted({home for home in homes.values() if len(home) > 1}):
+            group = groups.across_stages(home)
+            names = [name for name, h in homes.items() if h == home]
+            if groups.pp in home:
                 self._tied.append((group, [self.parameters[name] for name in names]))
 
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:

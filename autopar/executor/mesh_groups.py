@@ -67,11 +67,6 @@ class MeshGroups:
         """Pipeline coordinate of this rank."""
         return self.coordinates["pp"]
 
-    @property
-    def pipeline_ranks(self) -> tuple[int, ...]:
-        """Pipeline coordinate -> global rank, within this rank's replica."""
-        return self.plan.mesh.group("pp", self.rank)
-
     def across_stages(self, pp_coordinates: Sequence[int]) -> Group:
         """Ranks of one replica at some pipeline coordinates (collective over the world).
 

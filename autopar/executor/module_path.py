@@ -62,7 +62,8 @@ class ModuleLowering(Lowering):
         context = self.context
         before = {name: b.detach().clone() for name, b in model.named_buffers()}
         inputs, target = context.data.microbatches(0, context.groups.replica, context.device)[0]
-        context.task.loss(call_model(model, inputs), target).backward()
+        loss: torch.Tensor = context.task.loss(call_model(model, inputs), target)
+        torch.autograd.backward(loss)
         unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
         written = {n for n, b in model.named_buffers() if not torch.equal(b, before[n])}
         for name, buffer in model.named_buffers():
@@ -106,9 +107,9 @@ class ModuleLowering(Lowering):
             engine.queue_callback(lambda: computed.append(recorder.mark()))
 
         scaled = loss / count
-        scaled.register_hook(first_node)
+        scaled.register_hook(first_node)  # type: ignore[no-untyped-call]
         start = recorder.mark()
-        scaled.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(scaled)
         end = recorder.mark()
         recorder.add_between("backward", start, computed[0], stage=0, microbatch=k)
         if self.context.groups.data.size > 1:

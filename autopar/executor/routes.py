@@ -44,7 +44,7 @@ class Routes:
 
     def __init__(self, traced: TracedTask, fragments: Sequence[Fragment]) -> None:
         maker = {op: s for s, fragment in enumerate(fragments) for op in fragment.exports}
-        routes = []
+        routes: list[Route] = []
         for consumer, fragment in enumerate(fragments):
             for op in fragment.imports:
                 value = value_of(traced, op)

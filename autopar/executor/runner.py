@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +17,25 @@ from autopar.schedules import Action
 Leaves = Sequence[torch.Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """Who runs what when, in one replica.
+
+    Attributes:
+        actions: Pipeline coordinate -> its actions in order.
+        placement: Virtual stage -> pipeline coordinate.
+        ranks: Pipeline coordinate -> global rank.
+        me: Pipeline coordinate of this rank.
+        microbatches: Microbatches per step.
+    """
+
+    actions: Sequence[Sequence[Action]]
+    placement: Sequence[int]
+    ranks: Sequence[int]
+    me: int
+    microbatches: int
+
+
 class Runner:
     """Forward and backward of one step on one pipeline rank.
 
@@ -26,11 +46,7 @@ class Runner:
     Args:
         programs: Virtual stage -> program, for the stages of this rank.
         routes: All routes.
-        actions: Action list of every pipeline rank.
-        pipeline_rank: Pipeline coordinate of this rank.
-        global_ranks: Pipeline coordinate -> global rank, within this replica.
-        placement: Virtual stage -> pipeline coordinate.
-        microbatches: Microbatches per step.
+        pipeline: Who runs what when.
         channels: Process group per direction and pair, for backends without tags.
         device: Where values are.
         recorder: Takes the times.
@@ -42,59 +58,63 @@ class Runner:
         *,
         programs: dict[int, StageProgram],
         routes: Routes,
-        actions: Sequence[Sequence[Action]],
-        pipeline_rank: int,
-        global_ranks: Sequence[int],
-        placement: Sequence[int],
-        microbatches: int,
+        pipeline: Pipeline,
         channels: Channels,
         device: torch.device,
         recorder: Recorder,
         traffic: Traffic,
     ) -> None:
         self._programs = programs
-        self._actions = actions[pipeline_rank]
-        self._microbatches = microbatches
+        self._pipeline = pipeline
+        self._actions = pipeline.actions[pipeline.me]
+        self._microbatches = pipeline.microbatches
         self._recorder = recorder
-        self._me = pipeline_rank
-        self._placement = placement
-        self._global_ranks = global_ranks
         self._into = {stage: routes.into(stage) for stage in programs}
         self._out_of = {stage: routes.out_of(stage) for stage in programs}
-        self._last_stage = len(placement) - 1
-        self._position = {
-            (a.kind, a.stage, a.microbatch): i for row in actions for i, a in enumerate(row)
+        self._last_stage = len(pipeline.placement) - 1
+        self._position: dict[tuple[str, int, int], int] = {
+            (a.kind, a.stage, a.microbatch): i
+            for row in pipeline.actions
+            for i, a in enumerate(row)
         }
         self._messages = {
             (route.number, k, gradient): self._message(route, k, gradient)
             for route in routes.all
-            if placement[route.producer] != placement[route.consumer]
-            and pipeline_rank in (placement[route.producer], placement[route.consumer])
+            if self._touches(route) and not self._is_local(route)
             for gradient in ((False, True) if route.gradient else (False,))
-            for k in range(microbatches)
+            for k in range(pipeline.microbatches)
         }
         incoming = [
             message
             for (number, _, gradient), message in self._messages.items()
-            if placement[_reader(routes.all[number], gradient)] == pipeline_rank
+            if self._is_mine(_reader(routes.all[number], gradient))
         ]
         self._mailbox = Mailbox(incoming, device, channels, traffic)
         self._local: dict[tuple[int, int, bool], torch.Tensor] = {}
         self._inputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
         self._outputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
 
+    def _is_mine(self, stage: int) -> bool:
+        return self._pipeline.placement[stage] == self._pipeline.me
+
+    def _is_local(self, route: Route) -> bool:
+        placement = self._pipeline.placement
+        return placement[route.producer] == placement[route.consumer]
+
+    def _touches(self, route: Route) -> bool:
+        return self._is_mine(route.producer) or self._is_mine(route.consumer)
+
     def _rank_of(self, stage: int) -> int:
-        return self._global_ranks[self._placement[stage]]
+        return self._pipeline.ranks[self._pipeline.placement[stage]]
 
     def _message(self, route: Route, microbatch: int, gradient: bool) -> Message:
         """The message that carries a route's value, or its gradient, for one microbatch."""
         target = _reader(route, gradient)
         source = route.producer if target == route.consumer else route.consumer
         kind = "backward" if gradient else "forward"
-        mine = self._placement[source] == self._me
         return Message(
             tag=(route.number * self._microbatches + microbatch) * 2 + gradient,
-            peer=self._rank_of(target if mine else source),
+            peer=self._rank_of(target if self._is_mine(source) else source),
             gradient=gradient,
             shape=route.shape,
             dtype=route.dtype,
@@ -151,12 +171,13 @@ class Runner:
         inputs = self._inputs.pop((stage, k))
         outputs = self._outputs.pop((stage, k))
         if stage == self._last_stage:
-            roots, seeds = list(outputs.values()), [None]
+            torch.autograd.backward(list(outputs.values()))
         else:
             live = [op for op in gradients if outputs[op].requires_grad]
-            roots, seeds = [outputs[op] for op in live], [gradients[op] for op in live]
-        if roots:
-            torch.autograd.backward(roots, seeds)
+            if live:
+                torch.autograd.backward(
+                    [outputs[op] for op in live], [gradients[op] for op in live]
+                )
         for route in self._into[stage]:
             if route.gradient:
                 value = inputs[route.op]
@@ -184,7 +205,7 @@ class Runner:
     def _hand_over(
         self, route: Route, microbatch: int, value: torch.Tensor, *, gradient: bool
     ) -> None:
-        if self._placement[route.producer] == self._placement[route.consumer]:
+        if self._is_local(route):
             self._local[(route.number, microbatch, gradient)] = value.detach()
         else:
             self._mailbox.send(self._messages[(route.number, microbatch, gradient)], value)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import autopar
 from autopar.core.errors import EnvironmentUnableError
 from autopar.executor.failures import diagnose
 from autopar.executor.launch import threads_per_rank
@@ -43,7 +44,14 @@ def environment(local_ranks: int) -> dict[str, str]:
     """
     threads = str(threads_per_rank(local_ranks))
     defaults = {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-    return {**defaults, **os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    package_parent = str(Path(autopar.__file__).resolve().parent.parent)
+    search = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **defaults,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(search),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
 
 
 def run_with_torchrun(job: Path, plan: Plan, options: RunOptions, local_ranks: int) -> None:

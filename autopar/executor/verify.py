@@ -103,7 +103,7 @@ def reference_step(context: Context) -> StepResult:
         for inputs, target in context.data.microbatches(0, replica, device):
             with DropoutOff():
                 loss = task.loss(call_model(model, inputs), target)
-                (loss / (plan.microbatches * replicas)).backward()
+                torch.autograd.backward(loss / (plan.microbatches * replicas))
             total += float(loss.detach()) / (plan.microbatches * replicas)
         if replica == 0:
             first = {n: b.detach().clone() for n, b in model.named_buffers()}

@@ -8,11 +8,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from autopar.core.errors import EnvironmentUnableError
 from autopar.executor.failures import log_path, report_failure
@@ -38,13 +41,13 @@ def main(arguments: list[str]) -> int:
 
         plan = Plan.from_dict(job["plan"])
         task = resolve(job["target"])
-        store, _, _ = next(iter(dist.rendezvous("env://", rank, world)))
+        store, _, _ = next(iter(rendezvous("env://", rank, world)))
         work(plan, task, options, store, rank, local, local_world)
 
     return guarded(options.out, rank, body)
 
 
-def guarded(out: Path, rank: int, body: object) -> int:
+def guarded(out: Path, rank: int, body: Callable[[], None]) -> int:
     """Run a rank's body with its own log; returns the exit status.
 
     An exception is noted for the launcher before the rank ends.
@@ -56,7 +59,6 @@ def guarded(out: Path, rank: int, body: object) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     try:
-        assert callable(body)
         body()
     except BaseException as error:
         report_failure(out, rank, error)
@@ -69,7 +71,7 @@ def work(
     plan: Plan,
     task: Task,
     options: RunOptions,
-    store: dist.Store,
+    store: Store,
     rank: int,
     local_rank: int,
     local_world: int,
