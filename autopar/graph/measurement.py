@@ -50,6 +50,9 @@ class Measurement:
         optimizer_s: Seconds of one optimizer step over all parameters.
         optimizer_s_per_byte: The same per parameter byte.
         zero_grad_s: Seconds to clear gradients.
+        accumulate_s_per_byte: Seconds per parameter byte to add the gradient of another
+            microbatch to the one that is there; not part of the curves, whose passes start
+            without gradients.
         resident_bytes: Resident memory of a rank before the model exists (interpreter, torch,
             process group).
         spread: Relative half-width that covers 90 % of the repeats.
@@ -65,6 +68,7 @@ class Measurement:
     zero_grad_s: float
     resident_bytes: float
     spread: float
+    accumulate_s_per_byte: float = 0.0
 
     def composition_at(self, samples: float) -> float:
         """Composition factor for a microbatch size (nearest measured; 1.0 when none was)."""

@@ -1,0 +1,132 @@
+"""Seconds of a block's forward and backward pass, repeated until they are stable."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from autopar.core.stats import median, quantile
+from autopar.profiler.payload import Runner
+from autopar.profiler.policy import MeasurePolicy
+
+Agree = Callable[[float], float]
+"""Replaces a number by rank 0's, so that all ranks do the same number of passes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Repeated timings.
+
+    Attributes:
+        forward_s: One entry per repeat.
+        backward_s: One entry per repeat.
+    """
+
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the 5 % and 95 % quantiles of a pass, over its median."""
+        passes = [f + b for f, b in zip(self.forward_s, self.backward_s, strict=True)]
+        middle = median(passes)
+        return (quantile(passes, 0.95) - quantile(passes, 0.05)) / 2 / middle if middle else 0.0
+
+
+def time_runner(
+    runner: Runner, device: str, policy: MeasurePolicy, *, agree: Agree, align: Callable[[], None]
+) -> Samples | None:
+    """Warm up, agree on the number of repeats, and time forward and backward.
+
+    Args:
+        runner: The block.
+        device: Where it lives.
+        policy: Warm-up, repeats and limits.
+        agree: Makes a number equal on all ranks.
+        align: Waits for all ranks.
+
+    Returns:
+        The samples, or ``None`` when a pass takes longer than ``policy.longest_pass_s``.
+    """
+    clock = _clock(device)
+    once = 0.0
+    for _ in range(policy.warmup):
+        once = sum(_pass(runner, clock))
+        if agree(once) > policy.longest_pass_s / 2:
+            break
+    once = agree(once)
+    if once > policy.longest_pass_s:
+        return None
+    wanted = round(policy.point_s / max(once, 1e-6))
+    repeats = min(max(wanted, policy.fewest_repeats), policy.most_repeats)
+    align()
+    with _no_collection():
+        pairs = [_pass(runner, clock) for _ in range(repeats)]
+    return Samples(forward_s=tuple(f for f, _ in pairs), backward_s=tuple(b for _, b in pairs))
+
+
+def time_call(call: Callable[[], None], device: str, *, repeats: int) -> float:
+    """Median seconds of a call after one warm-up."""
+    clock = _clock(device)
+    call()
+    seconds = []
+    for _ in range(repeats):
+        start = clock()
+        call()
+        seconds.append(_between(start, clock()))
+    return median(seconds)
+
+
+Moment = object
+
+
+def _pass(runner: Runner, clock: Callable[[], Moment]) -> tuple[float, float]:
+    start = clock()
+    results = runner.forward()
+    middle = clock()
+    if results:
+        seeds = runner.seeds(results)
+        torch.autograd.backward(results, seeds)
+    end = clock()
+    del results
+    runner.clear()
+    return _between(start, middle), _between(middle, end)
+
+
+def _clock(device: str) -> Callable[[], Moment]:
+    """A clock for a device: wall time, or events on the current stream of a GPU."""
+    if device.startswith("cuda"):
+        return _record_event
+    return time.perf_counter
+
+
+def _record_event() -> Moment:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _between(start: Moment, end: Moment) -> float:
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        end.synchronize()
+        return float(start.elapsed_time(end)) * 1e-3
+    assert isinstance(start, float) and isinstance(end, float)
+    return end - start
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's garbage collector out of the timings."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

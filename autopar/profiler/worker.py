@@ -1,0 +1,222 @@
+"""One busy rank: ``python -m autopar.profiler.worker FOLDER RANK``.
+
+The folder holds ``setup.json``, the points to time as ``NNNN.pickle`` and, once all of them are
+written, ``go.json`` with their number. Rank 0 appends one JSON line per point to
+``results.jsonl``; the others only keep the host as busy as a real run does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from autopar.core.stats import median
+from autopar.profiler.optimizer import adopt_optimizer
+from autopar.profiler.payload import Runner
+from autopar.profiler.points import Point
+from autopar.profiler.policy import MeasurePolicy
+from autopar.profiler.timing import Samples, time_call, time_runner
+from autopar.trace.export import first_line
+
+_POLL_S = 0.02
+
+
+class Rank:
+    """A process that times points in step with the others."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        setup = json.loads((folder / "setup.json").read_text(encoding="utf-8"))
+        self._folder = folder
+        self._rank = rank
+        self._policy = MeasurePolicy(**setup["policy"])
+        self._device = setup["device"]
+        if self._device == "cuda":
+            self._device = f"cuda:{rank % torch.cuda.device_count()}"
+            torch.cuda.set_device(self._device)
+        torch.set_num_threads(setup["threads"])
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder / 'rendezvous'}",
+            rank=rank,
+            world_size=setup["ranks"],
+        )
+        self._parent = os.getppid()
+        self._fastest: dict[str, float] = {}
+        self._align()
+        self._rate = self._flop_per_s()
+        self._resident = _resident_bytes(setup["target"]) if rank == 0 else 0.0
+
+    def serve(self) -> None:
+        """Time all points."""
+        go = self._folder / "go.json"
+        while not go.exists():
+            time.sleep(_POLL_S)
+            self._check_parent()
+        count = json.loads(go.read_text(encoding="utf-8"))["points"]
+        self._report({"resident_bytes": self._resident})
+        started = time.monotonic()
+        for number in range(count):
+            point: Point = pickle.loads((self._folder / f"{number:04}.pickle").read_bytes())
+            self._check_parent()
+            late = self._agree(time.monotonic() - started) > self._policy.budget_s
+            if point.optional and late:
+                result: dict[str, Any] = {"skipped": "time"}
+            elif self._agree(self._guess_s(point)) > self._policy.longest_pass_s:
+                result = {"skipped": "slow"}
+            else:
+                result = self._time(point)
+            self._report({"point": number, **result})
+        self._report({"done": True})
+        dist.destroy_process_group()
+
+    def _guess_s(self, point: Point) -> float:
+        """Seconds of a pass, from smaller sizes of the same block or from its FLOPs."""
+        if point.key in self._fastest:
+            return self._fastest[point.key] * point.samples
+        return point.flop / self._rate
+
+    def _flop_per_s(self) -> float:
+        """Rate of a matrix product that every device does well."""
+        side = 512
+        a = torch.ones(side, side, device=self._device)
+        seconds = time_call(lambda: _discard(a @ a), self._device, repeats=5)
+        return float(2 * side**3) / seconds
+
+    def _check_parent(self) -> None:
+        """End when the profiler that started this rank is gone."""
+        if os.getppid() != self._parent:
+            sys.exit(1)
+
+    def _time(self, point: Point) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        try:
+            result = (
+                self._time_optimizer(point) if point.kind == "optimizer" else self._time_ops(point)
+            )
+        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
+            result = {"failed": f"{type(error).__name__}: {first_line(error)}"}
+        if self._agree_on_failure("failed" in result) and "failed" not in result:
+            result = {"failed": "another rank failed"}
+        return result
+
+    def _time_ops(self, point: Point) -> dict[str, Any]:
+        assert point.payload is not None
+        policy = self._policy
+        runner = Runner(
+            point.payload,
+            self._device,
+            import_scale=policy.import_scale,
+            weight_scale=policy.weight_scale,
+        )
+        self._align()
+        mine = time_runner(runner, self._device, policy, agree=self._agree, align=self._align)
+        if mine is None:
+            return {"skipped": "slow"}
+        everyone: list[Samples] = self._gather(mine)
+        forward_s = median([s for rank in everyone for s in rank.forward_s])
+        backward_s = median([s for rank in everyone for s in rank.backward_s])
+        per_sample = (forward_s + backward_s) / point.samples
+        self._fastest[point.key] = min(per_sample, self._fastest.get(point.key, per_sample))
+        return {
+            "forward_s": forward_s,
+            "backward_s": backward_s,
+            "spread": median([rank.spread for rank in everyone]),
+            "repeats": len(mine.forward_s),
+        }
+
+    def _time_optimizer(self, point: Point) -> dict[str, Any]:
+        parameters = [
+            torch.nn.Parameter(torch.zeros(shape, dtype=dtype, device=self._device))
+            for shape, dtype in point.shapes
+        ]
+        size = sum(p.numel() * p.element_size() for p in parameters)
+        gradients = [torch.full_like(p, 1e-3) for p in parameters]
+        optimizer = adopt_optimizer(point.optimizer, parameters)
+
+        def attach() -> None:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+        def accumulate() -> None:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                gradient.add_(parameter.detach())
+
+        def attach_and_clear() -> None:
+            attach()
+            optimizer.zero_grad(set_to_none=True)
+
+        def step() -> None:
+            optimizer.step()
+
+        attach()
+        repeats = self._policy.fewest_repeats
+        self._align()
+        step_s = time_call(step, self._device, repeats=repeats)
+        add_s = time_call(accumulate, self._device, repeats=repeats)
+        clear_s = time_call(attach_and_clear, self._device, repeats=repeats)
+        rows = self._gather((step_s, add_s, clear_s))
+        step_s, add_s, clear_s = (median(list(column)) for column in zip(*rows, strict=True))
+        return {
+            "step_s": step_s,
+            "accumulate_s": add_s,
+            "zero_grad_s": clear_s,
+            "bytes": size,
+        }
+
+    def _report(self, row: dict[str, Any]) -> None:
+        if self._rank == 0:
+            with (self._folder / "results.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+    def _align(self) -> None:
+        dist.barrier()
+
+    def _agree(self, value: float) -> float:
+        box = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(box, src=0)
+        return float(box.item())
+
+    def _agree_on_failure(self, failed: bool) -> bool:
+        box = torch.tensor([int(failed)])
+        dist.all_reduce(box, op=dist.ReduceOp.MAX)
+        return bool(box.item())
+
+    def _gather(self, mine: Any) -> list[Any]:
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        return everyone
+
+
+def _discard(_: torch.Tensor) -> None:
+    """Drop a result, so that a call can stand where nothing is returned."""
+
+
+def _resident_bytes(target: str | None) -> float:
+    """Memory of this process once it has imported and traced what a training rank does."""
+    if target is not None:
+        from autopar.tasks import resolve
+        from autopar.trace import trace
+
+        trace(resolve(target), 2, device="meta")
+    return float(psutil.Process().memory_info().rss)
+
+
+def main() -> None:
+    """Serve as the rank named on the command line."""
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    if sys.platform.startswith("linux"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    Rank(folder, rank).serve()
+
+
+if __name__ == "__main__":
+    main()
