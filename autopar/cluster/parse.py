@@ -39,6 +39,7 @@ from autopar.core.errors import InputError
 
 MAX_DEVICES = 2**20
 MAX_LOCAL_RANKS = 256
+_MAX_TEXT = 1000
 
 _FORM = "write it like 4x8:h100-sxm, 2x4:v100-32gb+2x4:t4, local:2 or a JSON/TOML file"
 _TERM = re.compile(r"([0-9]{1,9})x([0-9]{1,9}):([^+:\s]+)")
@@ -62,7 +63,13 @@ def parse_cluster(text: str) -> Cluster:
             f"'{text}' is this host, which has to be measured",
             hint="measure it with `autopar profile --cluster local` and pass that file",
         )
-    if text.endswith(_FILE_SUFFIXES) or Path(text).is_file():
+    if len(text) > _MAX_TEXT or not text.isprintable():
+        raise InputError(
+            f"'{ascii(text[:40])[1:-1]}...' is not a cluster: at most {_MAX_TEXT} printable "
+            "characters are allowed",
+            hint=_FORM,
+        )
+    if text.endswith(_FILE_SUFFIXES) or _is_file(text):
         from autopar.cluster.spec import load_cluster_file
 
         return load_cluster_file(Path(text))
@@ -74,6 +81,13 @@ def parse_cluster(text: str) -> Cluster:
             hint="use fewer nodes",
         )
     return Cluster(name=text, groups=groups, backend=backend_of(groups))
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a file name
+        return False
 
 
 def is_local(text: str) -> int | None:

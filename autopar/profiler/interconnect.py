@@ -130,7 +130,7 @@ def _job(ranks: int, place: Place, quick: bool, timeout_s: float, folder: Path) 
         "curves_s": 1.5 + 0.2 * (count - 5) if quick else 11.0 + 0.8 * (count - 5),
         "device_s": 0.4 if quick else 1.5,
         "rounds": 5 if quick else 15,
-        "timeout_s": timeout_s,
+        "timeout_s": 0.8 * timeout_s,  # so that a rank can still say what it waited for
     }
 
 
@@ -219,10 +219,13 @@ def _run(
         found: dict[str, Any] = outcome["result"]
         return found
     cause = f"took more than {timeout_s:g} s" if expired.is_set() else outcome.get("error")
+    hint = "check memory and loopback networking with `autopar doctor`, or use fewer ranks"
+    if job["nnodes"] > 1:
+        hint = "start the same command on every host within the timeout, with one endpoint"
     words = log.read_text(errors="replace")[-_LAST_WORDS:].strip().splitlines()
     raise EnvironmentUnableError(
         f"measuring this host failed: {cause or (words[-1] if words else 'no output')}",
-        hint="check memory and loopback networking with `autopar doctor`, or use fewer ranks",
+        hint=hint,
     )
 
 

@@ -141,7 +141,8 @@ def _rank(job: Job, local_rank: int, pipe: Connection) -> None:
         dist.destroy_process_group()
     except Exception as error:
         traceback.print_exc()
-        pipe.send({"error": f"rank {local_rank}: {type(error).__name__}: {error}"})
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        pipe.send({"error": f"rank {local_rank}: {type(error).__name__}: {first_line}"})
         sys.exit(1)
 
 
