@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from autopar.core.stats import median
 
 _ROUNDS = 20
+_LEAST_SHARE = 0.01
 _HUBER = 1.345  # 95 % efficiency on Gaussian noise (Huber 1981)
 
 
@@ -16,8 +17,9 @@ def fit_alpha_beta(points: Sequence[tuple[float, float]]) -> tuple[float, float]
 
     Iteratively re-weighted least squares on *relative* errors with Huber weights: a message of
     1 KiB counts as much as one of 64 MiB, and one disturbed point does not bend the line. Where
-    the best line has a negative latency or slope (caches make a curve convex), the latency is
-    pinned to the fastest point, or the rate to the largest message.
+    the best line has a negative latency (caches make a curve convex), the latency is pinned to the
+    fastest point. Where the points hardly rise, so that they say little about the rate, at least
+    one hundredth of the largest message's time is counted as transfer.
 
     Args:
         points: ``(message bytes, seconds)``, both positive, at least one.
@@ -37,9 +39,7 @@ def fit_alpha_beta(points: Sequence[tuple[float, float]]) -> tuple[float, float]
             min(1.0, _HUBER * scale / max(error, 1e-12)) / t**2
             for error, (_, t) in zip(errors, points, strict=True)
         ]
-    if slope <= 0:
-        return 0.0, largest / largest_s
-    return alpha, 1.0 / slope
+    return alpha, 1.0 / max(slope, _LEAST_SHARE * largest_s / largest)
 
 
 def _line(

@@ -19,6 +19,7 @@ _WARM_UP = 2
 _MIN_REPEATS = 3
 _MAX_REPEATS = 40
 _MIN_SIZES = 3
+_WANTED_BYTES = 4 * 1024**2
 _FLOAT_BYTES = 4
 _TRIM = 0.1
 _WEIGHTLESS_BYTES = 256 * 1024
@@ -80,8 +81,8 @@ def measure_curves(
         members: What :func:`join` returned.
         before: The computation, the same amount on every rank.
         sizes: Message bytes, ascending.
-        budget_s: Time for all curves together. Repeats shrink to keep it; once three sizes are
-            measured, larger ones that would break it are left out (a slow network).
+        budget_s: Time for all curves together. Repeats shrink to keep it; messages above 4 MiB
+            that would break it are left out, smaller ones only where the network is very slow.
         tick: Told the name of each curve and the fraction done.
     """
     jobs = [(member, key) for member in members for key in curve_keys(member.layout)]
@@ -91,7 +92,9 @@ def measure_curves(
         layout = member.layout
         tick(f"{collective} x{layout.size}", done / len(jobs))
         left = budget_s - _shared_seconds(started)
-        points = _points(member, collective, before, sizes, max(left, 0.0) / (len(jobs) - done))
+        fair = budget_s / len(jobs)
+        own_s = max(left / (len(jobs) - done), fair / 4)  # overdrafts do not starve the last
+        points = _points(member, collective, before, sizes, own_s)
         curves.append(
             MeasuredCurve(
                 collective=collective,
@@ -139,10 +142,11 @@ def _points(
             call = _prepare(collective, member.ranks, member.group, size)
         guess = _warm_up(call, before, member.group)
         left = budget_s - _shared_seconds(started)
-        if len(points) >= _MIN_SIZES and guess * _MIN_REPEATS > 2 * max(left, 0.0):
+        costly = guess > budget_s if size <= _WANTED_BYTES else guess * _MIN_REPEATS > 2 * left
+        if len(points) >= _MIN_SIZES and costly:
             break
         share_of_left = _weight(size) / sum(_weight(other) for other in sizes[index:])
-        wanted = int(left * share_of_left / guess)
+        wanted = int(max(left, 0.0) * share_of_left / guess)
         repeats = min(max(wanted, _MIN_REPEATS), _MAX_REPEATS)
         points.append((float(size), _typical_seconds(call, before, member, repeats)))
     return points

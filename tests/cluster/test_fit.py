@@ -14,7 +14,7 @@ times = st.floats(1e-6, 10.0)
 points = st.lists(times, min_size=1, max_size=9).map(lambda t: list(zip(SIZES, t, strict=False)))
 
 
-@given(st.floats(1e-6, 1e-2), st.floats(1e6, 1e12))
+@given(st.floats(1e-6, 1e-3), st.floats(1e6, 1e11))
 def test_exact_line_is_found(alpha, rate):
     found_alpha, found_rate = fit_alpha_beta([(x, alpha + x / rate) for x in SIZES])
     for x in SIZES:
@@ -34,6 +34,12 @@ def test_fit_is_usable_whatever_was_measured(measured):
     alpha, rate = fit_alpha_beta(measured)
     assert alpha >= 0
     assert rate > 0
+
+
+def test_flat_points_do_not_give_an_absurd_rate():
+    alpha, rate = fit_alpha_beta([(1024.0, 2e-3), (4096.0, 2e-3), (16384.0, 2e-3)])
+    assert alpha == pytest.approx(2e-3)
+    assert rate == pytest.approx(100 * 16384 / 2e-3)
 
 
 @given(points)
