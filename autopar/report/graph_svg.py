@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from autopar.core.units import format_bytes, format_count
+from autopar.core.units import format_bytes
 from autopar.report.graph_view import Arrow, GraphView, Node
 from autopar.report.palette import stage_color
-from autopar.report.text import middle
+from autopar.report.text import middle, quantity
 
-BOX_W, BOX_H = 170, 58
+BOX_W, BOX_H = 178, 58
 GAP_X, GAP_Y = 62, 20
 MARGIN = 16
-MAX_COLUMNS = 5
+MAX_COLUMNS = 4
 BAND_GAP = 46
 CORNER = 10
 MAX_LABELS = 48
@@ -68,12 +68,13 @@ def graph_svg(view: GraphView, label: str) -> Markup:
         for arrow in view.arrows
     ]  # fmt: skip
     heaviest = max((node.flop or 0.0 for node in view.nodes), default=0.0)
-    boxes = [_box(node, spots[node.index], heaviest) for node in view.nodes]
+    prefix = common_prefix([node.name for node in view.nodes])
+    boxes = [_box(node, spots[node.index], heaviest, prefix) for node in view.nodes]
     head = Markup(
         '<svg class="graph" role="img" aria-label="{}" viewBox="0 0 {} {}" width="{}" height="{}">'
-        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
-        'markerHeight="7" orient="auto-start-reverse"><path d="M0 0L8 4L0 8z" class="head"/>'
-        "</marker></defs>"
+        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
+        'markerHeight="9" markerUnits="userSpaceOnUse" orient="auto-start-reverse">'
+        '<path d="M0 0L8 4L0 8z" class="head"/></marker></defs>'
     ).format(label, round(width), round(height), round(width), round(height))
     return head + Markup("").join([*arrows, *boxes]) + Markup("</svg>")
 
@@ -130,7 +131,20 @@ def _between_bands(start: Spot, end: Spot) -> tuple[str, float, float]:
     return path, (a + b) / 2, level - 4
 
 
-def _box(node: Node, spot: Spot, heaviest: float) -> Markup:
+def common_prefix(names: list[str]) -> str:
+    """The module path all names begin with, dot included; empty when there is none."""
+    if len(names) < 2:
+        return ""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared) + "." if shared else ""
+
+
+def _box(node: Node, spot: Spot, heaviest: float, prefix: str) -> Markup:
     color = stage_color(node.stage)
     lines = _lines(node)
     share = (node.flop or 0.0) / heaviest if heaviest else 0.0
@@ -147,7 +161,7 @@ def _box(node: Node, spot: Spot, heaviest: float) -> Markup:
             '<rect class="work" x="{:.0f}" y="{:.0f}" width="{:.0f}" height="3" fill="{}"/>'
         ).format(spot.x + 12, spot.y + BOX_H - 8, max(share * (BOX_W - 24), 0), color),
         Markup('<text class="name" x="{:.0f}" y="{:.0f}">{}</text>').format(
-            spot.x + 14, spot.y + 20, middle(node.name, 19)
+            spot.x + 14, spot.y + 20, _title(node, prefix)
         ),
         Markup('<text class="sub" x="{:.0f}" y="{:.0f}">{}</text>').format(
             spot.x + 14, spot.y + 37, " · ".join(lines)
@@ -162,10 +176,19 @@ def _box(node: Node, spot: Spot, heaviest: float) -> Markup:
     return Markup("").join(parts) + Markup("</g>")
 
 
+def _title(node: Node, prefix: str) -> str:
+    """Name inside the box: without the shared prefix, a run of blocks as ``first … last``."""
+    first, _, last = node.name.partition(" … ")
+    first, last = first.removeprefix(prefix), last.removeprefix(prefix)
+    if not last:
+        return middle(first, 18)
+    return f"{middle(first, 8)} … {middle(last, 8)}"
+
+
 def _lines(node: Node) -> list[str]:
     lines = [f"\N{MULTIPLICATION SIGN}{node.blocks}"] if node.blocks > 1 else []
     if node.flop is not None:
-        lines.append(f"{format_count(node.flop)}FLOP")
+        lines.append(quantity(node.flop, "FLOP"))
     if node.parameter_bytes:
         lines.append(format_bytes(node.parameter_bytes))
     return [str(escape(line)) for line in lines] if lines else ["one block"]

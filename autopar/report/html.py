@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,16 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["units"] = keep_units
     environment.tests["chart"] = lambda part: isinstance(part, Chart)
     environment.tests["table"] = lambda part: isinstance(part, Table)
     environment.tests["prose"] = lambda part: isinstance(part, Prose)
     return environment
+
+
+def keep_units(text: str) -> str:
+    """Numbers and their units joined by no-break spaces."""
+    return re.sub(r"(?<=\d) (?=[%A-Za-zµ]{1,3}\b|%)", "\N{NO-BREAK SPACE}", text)
 
 
 def _source(name: str) -> str:

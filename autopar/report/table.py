@@ -58,6 +58,7 @@ class Table:
         rows: Raw values in SI units.
         searchable: Offer a search box (long tables).
         omitted: Rows left out of the page, said below the table.
+        row_kinds: How the ``number`` cells of each row are shown, when rows differ in unit.
     """
 
     id: str
@@ -66,12 +67,14 @@ class Table:
     rows: tuple[tuple[Value, ...], ...]
     searchable: bool = False
     omitted: int = 0
+    row_kinds: tuple[Kind, ...] = ()
 
     def cells(self) -> list[list[Cell]]:
         """The rows for the page."""
+        kinds: tuple[Kind, ...] = self.row_kinds or ("number",) * len(self.rows)
         return [
-            [_cell(column, value) for column, value in zip(self.columns, row, strict=True)]
-            for row in self.rows
+            [_cell(column, value, kind) for column, value in zip(self.columns, row, strict=True)]
+            for row, kind in zip(self.rows, kinds, strict=True)
         ]
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,7 +88,8 @@ class Table:
         }
 
 
-def _cell(column: Column, value: Value) -> Cell:
+def _cell(column: Column, value: Value, number_kind: Kind) -> Cell:
     numeric = column.kind != "text"
+    kind = number_kind if column.kind == "number" else column.kind
     sort = "" if value is None else repr(value) if isinstance(value, float | int) else str(value)
-    return Cell(text=display(column.kind, value), sort=sort, numeric=numeric)
+    return Cell(text=display(kind, value), sort=sort, numeric=numeric)

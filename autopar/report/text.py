@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import unicodedata
+from datetime import UTC, datetime
 
 from autopar.core.estimate import Estimate
 from autopar.core.units import GIB, KIB, MIB, format_bytes, format_count, format_seconds
@@ -64,6 +65,21 @@ def bytes_range(estimate: Estimate) -> str:
     return f"{format_bytes(estimate.low)} to {format_bytes(estimate.high)}, {estimate.source}"
 
 
+def quantity(value: float, unit: str) -> str:
+    """A large number with its unit: ``"174 GFLOP"``, ``"142 J"``."""
+    number = format_count(value)
+    return f"{number}{unit}" if number[-1].isalpha() else f"{number} {unit}"
+
+
+def moment(text: object) -> str:
+    """An ISO time to the minute: ``"2026-11-24 10:00 UTC"``; other text unchanged."""
+    try:
+        found = datetime.fromisoformat(str(text)).astimezone(UTC)
+    except ValueError:
+        return clean(text, 40)
+    return found.strftime("%Y-%m-%d %H:%M UTC")
+
+
 def plural(count: float, word: str) -> str:
     """``"1 rank"``, ``"12 ranks"``."""
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
@@ -103,9 +119,9 @@ def display(kind: str, value: object) -> str:
         "count": lambda: f"{number:,.0f}",
         "bytes": lambda: format_bytes(number),
         "seconds": lambda: "0" if number == 0 else format_seconds(number),
-        "flop": lambda: format_count(number) + "FLOP" if number else "0",
-        "flop_rate": lambda: format_count(number) + "FLOP/s",
-        "rate": lambda: format_count(number) + "B/s",
+        "flop": lambda: quantity(number, "FLOP") if number else "0",
+        "flop_rate": lambda: quantity(number, "FLOP/s"),
+        "rate": lambda: quantity(number, "B/s"),
         "ratio": lambda: percent(number),
         "signed_ratio": lambda: signed_percent(number),
         "signed_seconds": lambda: (

@@ -64,7 +64,8 @@ def accuracy_figure(bench: BenchResult) -> go.Figure:
     result.add_scatter(
         x=edge + edge[::-1],
         y=[x * (1 + BAND) for x in edge] + [x * (1 - BAND) for x in edge[::-1]],
-        fill="toself", fillcolor="rgba(0,158,115,0.14)", line={"width": 0}, name="within 10 %",
+        fill="toself", mode="lines",
+        fillcolor="rgba(0,158,115,0.14)", line={"width": 0}, name="within 10 %",
         hoverinfo="skip",
     )  # fmt: skip
     result.add_scatter(
@@ -85,8 +86,8 @@ def accuracy_figure(bench: BenchResult) -> go.Figure:
                 error_y=_ranges(group, factor, color),
                 hovertemplate="%{text}<br>measured %{x:.4g}, predicted %{y:.4g}<extra></extra>",
             )  # fmt: skip
-    result.update_xaxes(type="log", nticks=6)
-    result.update_yaxes(type="log", nticks=6)
+    result.update_xaxes(type="log", dtick="D2")
+    result.update_yaxes(type="log", dtick="D2")
     return result
 
 

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from autopar.report.figures.style import figure
 from autopar.report.palette import BLUE, ORANGE, PARTS
 from autopar.report.table import Column, Table
-from autopar.report.text import axis_seconds, plot_text
+from autopar.report.text import axis_seconds, display, plot_text
 from autopar.results import CostBreakdown
 
 
@@ -52,16 +52,18 @@ def difference_figure(table: Table, start: str, end: str) -> go.Figure:
             measure=["absolute", *("relative" for _ in changes), "total"],
             y=labels,
             x=values,
-            text=[f"{v:.3g}" for v in values[:1]]
-            + [f"{v:+.3g}" for v in changes]
-            + [f"{values[-1]:.3g}"],
+            text=[
+                display("seconds", first),
+                *(display("signed_seconds", row[3]) for row in table.rows),
+                display("seconds", second),
+            ],
             textposition="outside",
             cliponaxis=False,
             connector={"line": {"width": 1, "color": "#888", "dash": "dot"}},
             increasing={"marker": {"color": ORANGE}},
             decreasing={"marker": {"color": BLUE}},
             totals={"marker": {"color": "#8a9099"}},
-            hovertemplate=f"%{{y}}: %{{text}} {unit}<extra></extra>",
+            hovertemplate="%{y}: %{text}<extra></extra>",
         )
     )
     result.update_yaxes(autorange="reversed", showgrid=False)

@@ -13,7 +13,7 @@ from autopar.report.table import Column, Table
 from autopar.report.text import axis_bytes
 from autopar.results import MemoryBreakdown
 
-OFF_SCALE = 3.0
+OFF_SCALE = 6.0
 """The capacity line is drawn while capacity is below this multiple of the fullest bar."""
 
 

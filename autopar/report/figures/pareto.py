@@ -29,10 +29,11 @@ class Candidate:
 
 
 _MARKS = {
-    "chosen": (VERMILLION, "star", 16),
-    "runner-up": (BLUE, "circle", 9),
     "baseline": (ORANGE, "square", 10),
+    "runner-up": (BLUE, "circle", 9),
+    "chosen": (VERMILLION, "star", 16),
 }
+"""Colour, symbol and size by role, in drawing order: the chosen plan lies on top."""
 
 
 def candidates_table(

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import plotly.graph_objects as go
 
 from autopar.report.figures.blocks import BlockRow, block_label
 from autopar.report.figures.style import figure
 from autopar.report.palette import BLUE, stage_color
+
+
+def log_axis(values: list[float]) -> dict[str, Any]:
+    """A logarithmic axis around the values, at least a decade wide, with ticks at 1, 2 and 5."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    margin = max(0.15 * (high - low), (1 - (high - low)) / 2, 0.1)
+    wide = high - low > 3
+    return {
+        "type": "log",
+        "range": [low - margin, high + margin],
+        "dtick": 1 if wide else "D2",
+    }
 
 
 def roofline_figure(
@@ -39,13 +54,15 @@ def roofline_figure(
         low, high = min(intensities) / 2, max(*intensities, peak_flop_per_s / bytes_per_s) * 2
         ridge = peak_flop_per_s / bytes_per_s
         points = sorted({low, ridge, high})
+        roof = [min(peak_flop_per_s, x * bytes_per_s) / 1e9 for x in points]
+        intensities, rates = [*intensities, *points], [*rates, *roof]
         result.add_scatter(
             x=points,
-            y=[min(peak_flop_per_s, x * bytes_per_s) / 1e9 for x in points],
+            y=roof,
             mode="lines",
             line={"width": 2, "color": "#888"},
             hovertemplate="roof: %{y:.4g} GFLOP/s<extra></extra>",
         )
-    result.update_xaxes(type="log")
-    result.update_yaxes(type="log")
+    result.update_xaxes(**log_axis(intensities))
+    result.update_yaxes(**log_axis(rates))
     return result

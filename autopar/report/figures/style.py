@@ -31,6 +31,7 @@ def figure(*, height: int, x_title: str, y_title: str = "", **layout: Any) -> go
             "yanchor": "bottom",
             "font": {"size": 12},
             "itemclick": "toggle",
+            "traceorder": "normal",
         },
         "xaxis": axis(x_title),
         "yaxis": axis(y_title),

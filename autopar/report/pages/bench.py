@@ -7,7 +7,7 @@ from autopar.report.figures.accuracy import accuracy_figure, bench_table, errors
 from autopar.report.model import Chart, Download, Fact, Page, Section, Tone
 from autopar.report.pages.facts import error_tone, worst
 from autopar.report.sections.appendix import appendix_section
-from autopar.report.text import clean, percent, plural
+from autopar.report.text import clean, moment, percent, plural
 from autopar.results import BenchResult
 
 SMALL_REGRET, LARGE_REGRET = 0.02, 0.10
@@ -52,7 +52,7 @@ def bench_page(bench: BenchResult) -> Page:
 def _subject(bench: BenchResult) -> tuple[str, ...]:
     created = bench.provenance.get("created")
     words = [clean(bench.task), clean(bench.cluster)]
-    return (*words, clean(created, 40)) if created else tuple(words)
+    return (*words, moment(created)) if created else tuple(words)
 
 
 def _short(bench: BenchResult) -> str:

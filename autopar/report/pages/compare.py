@@ -15,7 +15,7 @@ from autopar.report.model import Chart, Download, Fact, Page, Section, Tone
 from autopar.report.sections import Subject
 from autopar.report.sections.appendix import appendix_section
 from autopar.report.sections.details import settings
-from autopar.report.table import Column, Table, Value
+from autopar.report.table import Column, Kind, Table, Value
 from autopar.report.text import clean, signed_percent
 
 RESAMPLES = 2000
@@ -92,7 +92,7 @@ def compare_page(new: Subject, base: Subject) -> Page:
         kind="comparison",
         title=f"{_short(change)} · {clean(new.plan.task.name, 60)} · comparison · autopar",
         name=f"compare-{new.plan.task.name}-{new.plan.name}",
-        verdict=_verdict(new, change),
+        verdict=_verdict(new, base, change),
         tone=_tone(change),
         subject=(clean(new.plan.task.name), f"new {new.plan.name}", f"baseline {base.plan.name}"),
         facts=_facts(new, base, change),
@@ -123,18 +123,17 @@ def _tone(change: Change | None) -> Tone:
     return "bad" if change.value > 0 else "good"
 
 
-def _verdict(new: Subject, change: Change | None) -> str:
+def _verdict(new: Subject, base: Subject, change: Change | None) -> str:
     if change is None:
         return "The two documents have no step time in common to compare."
-    kind = "measured" if new.record else "predicted"
-    span = f"{signed_percent(change.low)} to {signed_percent(change.high)}"
+    kind, interval = ("measured", "95 % interval") if new.record else ("predicted", "ranges give")
+    span = f"{interval} {signed_percent(change.low)} to {signed_percent(change.high)}"
+    value = signed_percent(change.value)
     if change.in_noise:
-        return (
-            f"No clear change of the {kind} step time: {signed_percent(change.value)}, and the "
-            f"interval {span} holds zero."
-        )
-    word = "slower" if change.value > 0 else "faster"
-    return f"The new {kind} step is {word}: {signed_percent(change.value)} ({span})."
+        return f"No clear change of the {kind} step time: {value}, {span}."
+    word = "Slower" if change.value > 0 else "Faster"
+    times = f"{format_seconds(_step(new) or 0.0)} after {format_seconds(_step(base) or 0.0)}"
+    return f"{word}: {times} {kind}, {value} ({span})."
 
 
 def _step(subject: Subject) -> float | None:
@@ -181,21 +180,21 @@ def _facts(new: Subject, base: Subject, change: Change | None) -> tuple[Fact, ..
 
 def figures_table(new: Subject, base: Subject) -> Table:
     """Headline figures of both, with their change."""
-    pairs = [
-        ("step time (s)", _step(new), _step(base)),
-        ("peak memory (bytes)", _peak(new), _peak(base)),
-        ("samples per second", _rate(new), _rate(base)),
-        ("error of the prediction", new.step_error, base.step_error),
-        ("last loss", _last_loss(new), _last_loss(base)),
+    named: list[tuple[str, Kind, float | None, float | None]] = [
+        ("step_time_s", "seconds", _step(new), _step(base)),
+        ("peak_memory_bytes", "bytes", _peak(new), _peak(base)),
+        ("samples_per_s", "number", _rate(new), _rate(base)),
+        ("step_time_rel_error", "signed_ratio", new.step_error, base.step_error),
+        ("last_loss", "number", _last_loss(new), _last_loss(base)),
     ]
+    known = [row for row in named if row[2] is not None or row[3] is not None]
     rows: list[tuple[Value, ...]] = [
-        (name, a, b, a / b - 1 if a is not None and b and "error" not in name else None)
-        for name, a, b in pairs
-        if a is not None or b is not None
+        (name, a, b, a / b - 1 if a is not None and b and kind != "signed_ratio" else None)
+        for name, kind, a, b in known
     ]
     return Table(
         id="figures-data",
-        caption="Both in SI units",
+        caption="Headline figures",
         columns=(
             Column("figure", "figure"),
             Column("new", "new", "number"),
@@ -203,6 +202,7 @@ def figures_table(new: Subject, base: Subject) -> Table:
             Column("change", "change", "signed_ratio"),
         ),
         rows=tuple(rows),
+        row_kinds=tuple(kind for _, kind, _, _ in known),
     )
 
 

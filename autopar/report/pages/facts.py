@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from autopar.core.units import format_bytes, format_count, format_seconds
+from autopar.core.units import format_bytes, format_seconds
 from autopar.report.model import Fact, Tone
 from autopar.report.sections import Subject
 from autopar.report.text import (
     bytes_pair,
     bytes_range,
     clean,
+    moment,
     percent,
+    quantity,
     seconds_range,
     signed_percent,
 )
@@ -54,7 +56,7 @@ def subject_words(subject: Subject, provenance: dict[str, Any]) -> tuple[str, ..
     words = [clean(plan.task.name), plan.name]
     words.append(clean(plan.cluster) or f"{plan.world_size} ranks")
     if provenance.get("created"):
-        words.append(clean(provenance["created"], 40))
+        words.append(moment(provenance["created"]))
     if provenance.get("autopar"):
         words.append(f"autopar {clean(provenance['autopar'], 40)}")
     return tuple(words)
@@ -130,7 +132,7 @@ def rate_facts(subject: Subject) -> list[Fact]:
         facts.append(
             Fact(
                 label="Energy per step",
-                value=f"{format_count(price.energy_joule.value)}J",
+                value=quantity(price.energy_joule.value, "J"),
                 note=f"predicted, {price.energy_joule.source}",
             )
         )

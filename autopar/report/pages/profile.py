@@ -13,7 +13,7 @@ from autopar.report.model import Chart, Download, Fact, Page, Section
 from autopar.report.sections.appendix import appendix_section
 from autopar.report.sections.model import block_charts, graph_chart, model_lead
 from autopar.report.table import Column, Table
-from autopar.report.text import clean, percent, plural
+from autopar.report.text import clean, moment, percent, plural, quantity
 
 
 def profile_page(profile: GraphProfile, cluster: Cluster | None = None) -> Page:
@@ -44,7 +44,7 @@ def profile_page(profile: GraphProfile, cluster: Cluster | None = None) -> Page:
         "· profile · autopar",
         name=f"profile-{profile.task}",
         verdict=_verdict(profile),
-        tone="warn" if profile.uncounted else "plain",
+        tone="plain",
         subject=_subject(profile),
         facts=_facts(profile),
         warnings=_warnings(profile),
@@ -59,7 +59,7 @@ def _verdict(profile: GraphProfile) -> str:
     saved = profile.saved_bytes.at(profile.batch)
     return (
         f"{clean(profile.task, 60)} has {format_count(profile.parameter_count)} parameters and "
-        f"costs {format_count(one)}FLOP per sample, forward and backward; a batch of "
+        f"costs {quantity(one, 'FLOP')} per sample, forward and backward; a batch of "
         f"{profile.batch} keeps {format_bytes(saved)} for backward."
     )
 
@@ -68,7 +68,7 @@ def _subject(profile: GraphProfile) -> tuple[str, ...]:
     words = [clean(profile.target or profile.task), f"batch {profile.batch}"]
     words.append(f"device {clean(profile.device)}")
     if profile.provenance.get("created"):
-        words.append(clean(profile.provenance["created"], 40))
+        words.append(moment(profile.provenance["created"]))
     return tuple(words)
 
 
@@ -86,8 +86,8 @@ def _facts(profile: GraphProfile) -> tuple[Fact, ...]:
             value=format_count(profile.parameter_count),
             note=format_bytes(profile.parameter_bytes),
         ),
-        Fact(label="Forward", value=f"{format_count(forward)}FLOP", note=f"batch of {n}"),
-        Fact(label="Backward", value=f"{format_count(backward)}FLOP", note=ratio),
+        Fact(label="Forward", value=quantity(forward, "FLOP"), note=f"batch of {n}"),
+        Fact(label="Backward", value=quantity(backward, "FLOP"), note=ratio),
         Fact(
             label="Kept for backward",
             value=format_bytes(profile.saved_bytes.at(n)),
@@ -112,13 +112,14 @@ def _facts(profile: GraphProfile) -> tuple[Fact, ...]:
 
 
 def _warnings(profile: GraphProfile) -> tuple[str, ...]:
-    found = [
-        f"FLOPs of {clean(target)} are not counted: {clean(reason, 200)}"
-        for target, reason in list(profile.uncounted.items())[:8]
-    ]
-    if len(profile.uncounted) > len(found):
-        found.append(f"{len(profile.uncounted) - len(found)} more operators are not counted")
-    return tuple(found)
+    names = [clean(target) for target in profile.uncounted]
+    if not names:
+        return ()
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return (
+        f"FLOPs of {plural(len(names), 'kind')} of operator are not counted ({shown}); "
+        "the reasons are under Operators",
+    )
 
 
 def _operators(profile: GraphProfile) -> Section | None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autopar.cluster import Cluster
+from autopar.core.estimate import Estimate
 from autopar.report.model import Prose, Section
-from autopar.report.table import Column, Table, Value
+from autopar.report.table import Column, Kind, Table, Value
 from autopar.report.text import clean
 from autopar.results import PlanPrice
 
@@ -58,23 +59,19 @@ def appendix_section(
 
 def estimates_table(price: PlanPrice) -> Table:
     """Headline estimates with range and source."""
-    named = (
-        ("step time", "seconds", price.step_time_s),
-        ("peak memory", "bytes", price.peak_memory_bytes),
-        ("energy per step", "joule", price.energy_joule),
-        ("cost per step", "USD", price.cost_usd),
+    named: tuple[tuple[str, Kind, Estimate | None], ...] = (
+        ("step_time_s", "seconds", price.step_time_s),
+        ("peak_memory_bytes", "bytes", price.peak_memory_bytes),
+        ("energy_joule", "number", price.energy_joule),
+        ("cost_usd", "number", price.cost_usd),
     )
-    rows = tuple(
-        (name, unit, e.value, e.low, e.high, e.source, SOURCES[e.source])
-        for name, unit, e in named
-        if e is not None
-    )
+    known = [(name, kind, e) for name, kind, e in named if e is not None]
+    rows = tuple((n, e.value, e.low, e.high, e.source, SOURCES[e.source]) for n, _, e in known)
     return Table(
         id="estimates-data",
-        caption="Predicted figures in SI units, with their range and weakest source",
+        caption="Predicted figures of one step, with their range and weakest source",
         columns=(
             Column("figure", "figure"),
-            Column("unit", "unit"),
             Column("value", "value", "number"),
             Column("low", "low", "number"),
             Column("high", "high", "number"),
@@ -82,6 +79,7 @@ def estimates_table(price: PlanPrice) -> Table:
             Column("meaning", "which means"),
         ),
         rows=rows,
+        row_kinds=tuple(kind for _, kind, _ in known),
     )
 
 

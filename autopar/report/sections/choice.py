@@ -106,7 +106,7 @@ def _finding(found: tuple[Candidate, ...]) -> str:
                 f"{ratio:.2f}\N{MULTIPLICATION SIGN} as fast as the best baseline ({best.label})"
             )
         else:
-            words.append(f"No faster than the best baseline ({best.label})")
+            words.append(f"The best baseline ({best.label}) is as fast")
     if others:
         gap = others[0].price.step_time_s.value / chosen.value - 1
         close = others[0].price.step_time_s.low <= chosen.high

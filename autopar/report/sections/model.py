@@ -12,7 +12,7 @@ from autopar.report.graph_svg import graph_svg
 from autopar.report.graph_view import GraphView, from_plan, from_profile, graph_table
 from autopar.report.model import Chart, Section
 from autopar.report.sections.subject import Subject
-from autopar.report.text import middle, percent, plural
+from autopar.report.text import middle, percent, plural, quantity
 
 
 def model_section(subject: Subject) -> Section | None:
@@ -58,10 +58,10 @@ def graph_chart(view: GraphView, plan: Plan | None) -> Chart:
         id="graph",
         title=title,
         how_to_read="Boxes are blocks of the model in order, left to right, then row by row; "
-        "a count stands before repeats drawn as one. Arrows carry tensors forward, with their bytes for one "
-        "microbatch; thick arrows cross a stage border. The mark at the left edge and the number "
-        "after S name the stage; the line inside a box is its share of the work, the longest is "
-        "the most. Hover for full names.",
+        "a count stands before repeats drawn as one. Arrows carry tensors forward, with their "
+        "bytes for one microbatch; thick arrows cross a stage border. The mark at the left edge "
+        "and the number after S name the stage. The line inside a box is its share of the work, "
+        "the longest is the most. Hover for full names.",
         table=graph_table(view),
         svg=graph_svg(view, title),
         note=view.note,
@@ -114,7 +114,7 @@ def _roofline(
     roof = "The line is the device's roof: memory bandwidth, then peak."
     if not peak:
         roof = "The device's peak is not part of this report, so no roof is drawn."
-    title = f"The best block reaches {format_count(best.rate or 0.0)}FLOP/s"
+    title = f"The best block reaches {quantity(best.rate or 0.0, 'FLOP/s')}"
     if peak:
         title += f", {percent((best.rate or 0.0) / peak)} of the {precision} peak"
     return Chart(

@@ -13,6 +13,9 @@ from autopar.report.sections.subject import Subject
 from autopar.report.text import percent, signed_percent
 from autopar.results import CostBreakdown, RunRecord
 
+IDLE = 0.005
+"""Smaller shares of idle time are not worth a sentence."""
+
 
 def step_section(subject: Subject) -> Section | None:
     """Breakdown, difference and steadiness of the step time."""
@@ -78,7 +81,7 @@ def _finding(bar: Bar) -> str:
     key = max(PARTS, key=lambda k: getattr(bar.breakdown, k))
     words = f"{PARTS[key].label.capitalize()} takes {percent(getattr(bar.breakdown, key) / total)}"
     words += f" of the {bar.label} step"
-    if key != "bubble_s" and bar.breakdown.bubble_s / total >= 0.005:
+    if key != "bubble_s" and bar.breakdown.bubble_s / total >= IDLE:
         words += f"; the rank idles {percent(bar.breakdown.bubble_s / total)}"
     return words
 
@@ -148,11 +151,17 @@ def timeline_section(subject: Subject) -> Section | None:
 
 
 def _idle_finding(gantt: Gantt) -> str:
-    found = []
+    """Share of rank time that is neither work nor communication."""
+    shares: dict[str, float] = {}
     for source in ("measured", "predicted"):
         lanes = [lane for lane in gantt.lanes if lane.source == source]
         spans = [max((e.end_s for e in lane.events), default=0.0) for lane in lanes]
-        if lanes and sum(spans):
-            idle = 1 - sum(lane.busy_s for lane in lanes) / sum(spans)
-            found.append(f"{percent(max(idle, 0.0))} {source}")
-    return "Ranks idle or wait " + ", ".join(found) + " of the step"
+        if sum(spans):
+            shares[source] = max(1 - sum(lane.busy_s for lane in lanes) / sum(spans), 0.0)
+    source, share = next(iter(shares.items()), ("", 0.0))
+    if all(value < IDLE for value in shares.values()):
+        return f"Hardly any rank waits in the {source} step"
+    words = f"Ranks idle or wait {percent(share)} of the {source} step"
+    if len(shares) == 2:
+        words += f"; predicted {percent(shares['predicted'])}"
+    return words

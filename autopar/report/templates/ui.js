@@ -7,8 +7,8 @@
 
   /* ---- charts ---- */
   var config = {
-    responsive: true, displaylogo: false, showTips: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], displayModeBar: "hover"
+    responsive: true, displaylogo: false, showTips: false, displayModeBar: true,
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]]
   };
 
   function themed(layout) {
@@ -54,10 +54,20 @@
     target[last] = value;
   }
 
-  function narrow(layout, width) {
+  /* Phones: smaller type, a legend in two columns over the full width, and room for it. */
+  function narrow(figure, width) {
+    var layout = figure.layout;
     if (width >= 560) { return; }
     layout.font.size = 11;
     layout.legend.font.size = 11;
+    var entries = layout.showlegend === false ? 0 : figure.data.filter(function (trace) {
+      return trace.showlegend !== false && trace.name;
+    }).length;
+    if (entries > 1) {
+      layout.legend.xref = "container";
+      layout.legend.entrywidth = width / 2 - 54;
+      layout.height += 19 * Math.ceil(entries / 2);
+    }
     Object.keys(layout).forEach(function (key) {
       if (/^[xy]axis\d*$/.test(key) && layout[key].tickfont) { layout[key].tickfont.size = 10; }
     });
@@ -79,7 +89,7 @@
         }
       });
     });
-    narrow(figure.layout, node.clientWidth);
+    narrow(figure, node.clientWidth);
     node.textContent = "";
     return window.Plotly.newPlot(node, figure.data, figure.layout, config);
   }
@@ -214,15 +224,18 @@
     links[a.getAttribute("href").slice(1)] = a;
   });
   if (window.IntersectionObserver) {
+    var seen = {};
+    var parts = Array.prototype.slice.call(document.querySelectorAll("main > section"));
     var watch = new IntersectionObserver(function (entries) {
-      entries.forEach(function (entry) {
-        var link = links[entry.target.id];
-        if (!link) { return; }
-        if (entry.isIntersecting) { link.setAttribute("aria-current", "true"); }
-        else { link.removeAttribute("aria-current"); }
+      entries.forEach(function (entry) { seen[entry.target.id] = entry.isIntersecting; });
+      var first = parts.filter(function (part) { return seen[part.id]; })[0];
+      parts.forEach(function (part) {
+        var link = links[part.id];
+        if (part === first) { link.setAttribute("aria-current", "true"); }
+        else if (first) { link.removeAttribute("aria-current"); }
       });
-    }, { rootMargin: "-10% 0px -70% 0px" });
-    document.querySelectorAll("main > section").forEach(function (s) { watch.observe(s); });
+    }, { rootMargin: "-10% 0px -60% 0px" });
+    parts.forEach(function (part) { watch.observe(part); });
   }
 
   drawNext();
