@@ -19,14 +19,50 @@ Vector = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Band:
+    """Runs of 1 to ``width`` blocks: entry ``[i, w - 1]`` stands for blocks ``[i, i + w)``.
+
+    Attributes:
+        blocks: Number of blocks.
+        width: Longest run.
+    """
+
+    blocks: int
+    width: int
+
+    @cached_property
+    def _index(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        rows = np.arange(self.blocks + 1)[:, None]
+        return np.broadcast_to(rows, (self.blocks + 1, self.width)), rows + 1 + np.arange(
+            self.width
+        )
+
+    @cached_property
+    def inside(self) -> npt.NDArray[np.bool_]:
+        """True where the run ends at or before the last block."""
+        return np.asarray(self._index[1] <= self.blocks)
+
+    def take(self, table: Table) -> Table:
+        """The band of a full table."""
+        rows, columns = self._index
+        return np.asarray(table[rows, np.minimum(columns, self.blocks)])
+
+    def by_end(self, values: Vector) -> Table:
+        """The band of a value that depends on the end of the run only."""
+        return np.asarray(values[np.minimum(self._index[1], self.blocks)])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Bounds over all stage boundaries of one layout.
+    """Bounds over the stage boundaries of one layout.
 
     Attributes:
         layout: Everything but the boundaries.
+        band: Stage lengths that are considered.
     """
 
     layout: Layout
+    band: Band
 
     @cached_property
     def _in_order(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
@@ -72,21 +108,21 @@ class Bounds:
     def hops(self) -> tuple[Table, Table]:
         """``[stage, boundary]``: least message time into a stage that starts there, and back."""
         layout = self.layout
-        chain = layout.model.tables.chain
-        forward = np.zeros((layout.stages, len(chain)))
-        backward = np.zeros_like(forward)
-        memo: dict[tuple[float, int, int], float] = {}
-        for stage in range(1, layout.stages):
-            source, target = layout.rank_of(stage - 1), layout.rank_of(stage)
-            for i in range(1, len(chain) - 1):
-                sizes = [layout.amount_bytes(amount) for amount in chain[i]]
-                ends = ((source, target), (target, source))
-                for table, size, (a, b) in zip((forward, backward), sizes, ends, strict=True):
-                    key = (size, a, b)
-                    if size > 0 and key not in memo:
-                        memo[key] = layout.message_seconds(size, a, b)
-                    table[stage, i] = memo.get(key, 0.0)
-        return forward, backward
+        tables = []
+        for direction, amounts in enumerate(zip(*layout.model.tables.chain, strict=True)):
+            sizes = np.array([layout.amount_bytes(amount) for amount in amounts])
+            values, inverse = np.unique(sizes, return_inverse=True)
+            table = np.zeros((layout.stages, len(sizes)))
+            for stage in range(1, layout.stages):
+                ends = (layout.rank_of(stage - 1), layout.rank_of(stage))
+                source, target = ends if direction == 0 else ends[::-1]
+                seconds = [
+                    layout.message_seconds(float(v), source, target) if v > 0 else 0.0
+                    for v in values
+                ]
+                table[stage] = np.array(seconds)[inverse]
+            tables.append(table)
+        return tables[0], tables[1]
 
     @cached_property
     def least_hops(self) -> tuple[Vector, Vector]:
@@ -101,97 +137,178 @@ class Bounds:
         return sums[0], sums[1]
 
     def tails(self, stage: int) -> Table:
-        """Gradient synchronisation and optimizer of a rank that holds ``[i, j)``."""
+        """Gradient synchronisation and optimizer of a rank that holds a run."""
         layout = self.layout
         rank = layout.rank_of(stage)
-        sizes = layout.model.tables.parameters
-        if layout.mesh.pp == 1:
-            sync = np.zeros_like(sizes)
-        else:
-            values, inverse = np.unique(sizes, return_inverse=True)
-            seconds = np.array([layout.sync_seconds(rank, float(v)) for v in values])
-            sync = seconds[inverse].reshape(sizes.shape)
-        tail = sync + sizes * layout.optimizer_s_per_byte[rank]
-        return np.asarray(tail + self._forced_ties(stage))
+        key = (layout.group_kind(rank), layout.optimizer_s_per_byte[rank])
+        if key not in self._tails:
+            sizes = self.band.take(layout.model.tables.parameters)
+            tail = sizes * layout.optimizer_s_per_byte[rank]
+            if layout.mesh.pp > 1:
+                values, inverse = np.unique(np.maximum(sizes, 0.0), return_inverse=True)
+                seconds = np.array([layout.sync_seconds(rank, float(v)) for v in values])
+                tail = tail + seconds[inverse.reshape(sizes.shape)]
+            self._tails[key] = tail
+        return self._tails[key] + self._forced_tie(stage)
 
-    def _forced_ties(self, stage: int) -> Table:
-        """Sum over copies of parameters tied between the first and the last block."""
+    @cached_property
+    def _tails(self) -> dict[object, Table]:
+        return {}
+
+    def _forced_tie(self, stage: int) -> float:
+        """Sum over copies of parameters tied between the first and the last block only."""
         layout = self.layout
-        n, last = layout.model.tables.count, layout.stages - 1
-        table = np.zeros((n + 1, n + 1))
-        if layout.mesh.pp < 2 or stage not in (0, last):
-            return table
-        size = sum(
-            bytes_ for _, bytes_, blocks in layout.model.tables.tied if blocks == (0, n - 1)
-        )
-        others = any(blocks != (0, n - 1) for _, _, blocks in layout.model.tables.tied)
-        if size > 0 and not others:
-            table += layout.tied_seconds((0, layout.mesh.pp - 1), size)
-        return table
+        ends = (0, layout.model.tables.count - 1)
+        if layout.mesh.pp < 2 or stage not in (0, layout.stages - 1):
+            return 0.0
+        tied = layout.model.tables.tied
+        if not tied or any(blocks != ends for _, _, blocks in tied):
+            return 0.0
+        return layout.tied_seconds((0, layout.mesh.pp - 1), sum(size for _, size, _ in tied))
+
+    @cached_property
+    def _span_bands(self) -> dict[int, tuple[Table, Table]]:
+        """By span identity: forward and backward (with recompute) seconds of every run."""
+        take = self.band.take
+        return {
+            id(span): (
+                take(np.asarray(span.forward)),
+                take(np.asarray(span.backward)) + take(np.asarray(span.recompute)),
+            )
+            for span in {id(s): s for s in self.layout.spans}.values()
+        }
 
     def stage_table(self, stage: int) -> Table:
-        """Least step time of any plan whose stage ``stage`` is ``[i, j)``; entries with j <= i are inf."""
+        """Least step time of any plan whose stage ``stage`` is a run of the band."""
         layout = self.layout
-        span = layout.spans[layout.rank_of(stage)]
-        forward = np.asarray(span.forward)
-        backward = np.asarray(span.backward) + np.asarray(span.recompute)
-        m = layout.microbatches
+        forward, backward = self._span_bands[id(layout.spans[layout.rank_of(stage)])]
+        if layout.stages == layout.mesh.pp:
+            table = np.maximum.reduce(self._paths(stage, forward, backward))
+        else:
+            least = float(np.sum([v.min() for v in self._blocks]))
+            others = (layout.stages // layout.mesh.pp - 1) * layout.microbatches * least
+            table = layout.microbatches * (forward + backward) + others
+        return np.where(self.band.inside, table + layout.overhead_s, np.inf)
+
+    def _paths(self, stage: int, forward: Table, backward: Table) -> list[Table]:
+        """Weights of the paths through a stage, one stage per rank."""
+        layout, m = self.layout, self.layout.microbatches
         before, after = self.fill
         hop_f, hop_b = self.least_hops
         arrive = (before + hop_f[stage])[:, None]
-        own_tail = self.tails(stage) if layout.stages == layout.mesh.pp else 0.0 * forward
-        leave = np.maximum((after + hop_b[stage] + self._first_tail)[:, None], own_tail)
-        if layout.stages != layout.mesh.pp:
-            least = float(np.sum([v.min() for v in self._blocks]))
-            others = (layout.stages // layout.mesh.pp - 1) * m * least
-            table = m * (forward + backward) + others + self._first_tail
+        leave = np.maximum((after + hop_b[stage] + self._first_tail)[:, None], self.tails(stage))
+        around = arrive + forward + backward + leave
+        below = self.band.by_end(self._below(stage))
+        paths = [around + (m - 1) * (forward + backward)]
+        if layout.schedule == "gpipe":
+            paths.append(paths[0] + below)
         else:
-            paths = [arrive + m * (forward + backward) + leave]
-            below = self._below(stage)
-            if layout.schedule == "gpipe":
-                paths.append(arrive + m * (forward + backward) + below + leave)
-            else:
-                warm = min(m, layout.mesh.pp - stage)
-                steady = (m - 1) * backward + (m - warm) * forward
-                paths.append(arrive + forward + below + backward + steady + leave)
-            if self.chained and stage > 0:
-                for hop in (self.hops[0][stage], self.hops[1][stage]):
-                    paths.append(arrive + (m - 1) * hop[:, None] + forward + backward + leave)
-            table = np.maximum.reduce(paths)
-        rows, columns = np.indices(table.shape)
-        return np.where(columns > rows, table + layout.overhead_s, np.inf)
+            warm = min(m, layout.mesh.pp - stage)
+            paths.append(around + below + (m - 1) * backward + (m - warm) * forward)
+        if self.chained and stage > 0:
+            paths += [around + (m - 1) * hop[stage][:, None] for hop in self.hops]
+        return paths
 
-    def _below(self, stage: int) -> Table:
-        """Round trip below a stage that ends at ``j``: forward to the last stage and back."""
-        n = self.layout.model.tables.count
-        if not self.chained:
-            return np.zeros((n + 1, n + 1))
+    def _below(self, stage: int) -> Vector:
+        """Per end of a stage, round trip below it: forward to the last stage and back."""
         forward, backward = self._blocks
         sums = np.concatenate(([0.0], np.cumsum(forward + backward)))
+        if not self.chained:
+            return np.zeros_like(sums)
         hop_f, hop_b = self.least_hops
-        hops = hop_f[-1] - hop_f[stage] + hop_b[-1] - hop_b[stage]
-        return np.asarray(np.broadcast_to((sums[-1] - sums + hops)[None, :], (n + 1, n + 1)))
+        return np.asarray(sums[-1] - sums + hop_f[-1] - hop_f[stage] + hop_b[-1] - hop_b[stage])
 
     @cached_property
     def _first_tail(self) -> float:
         """Least tail of the rank of stage 0, which ends last when backward drains in order."""
         if not self.chained or self.layout.stages != self.layout.mesh.pp:
             return 0.0
-        last = self.layout.model.tables.count - self.layout.stages + 1
-        return float(self.tails(0)[0, 1 : last + 1].min())
+        return float(self._first_tails.min())
+
+    @cached_property
+    def _first_tails(self) -> Vector:
+        return np.asarray(np.where(self.band.inside[0], self.tails(0)[0], np.inf))
 
     def prefix(self, cuts: Cuts) -> float:
-        """Least step time when the first ``len(cuts) - 1`` stages end at ``cuts``."""
-        del cuts
+        """Least step time when the first ``len(cuts) - 1`` stages end at ``cuts``.
+
+        1F1B lets rank ``r`` run only ``pp - r`` microbatches ahead, so a path can go down from
+        ``r`` to the newest stage ``q`` and back again every ``q - r + 1`` microbatches; all such
+        ranges are tried at once. GPipe pays the slowest forward and the slowest backward.
+        """
+        layout = self.layout
+        if not self.chained or layout.stages != layout.mesh.pp or layout.stages < 2:
+            return 0.0
+        if layout.schedule == "gpipe":
+            return self._gpipe_prefix(cuts)
+        if layout.schedule == "1f1b":
+            return self._one_f_one_b_prefix(cuts)
         return 0.0
 
-    def quick(self) -> float:
-        """A bound over all stage boundaries in a few operations.
+    def _span(self, stage: int, start: int, stop: int) -> tuple[float, float]:
+        span = self.layout.spans[self.layout.rank_of(stage)]
+        return span.forward[start][stop], span.backward[start][stop] + span.recompute[start][stop]
 
-        Some rank holds at least the average work, and some rank the largest block.
-        """
+    def _gpipe_prefix(self, cuts: Cuts) -> float:
+        spans = [self._span(s, cuts[s], cuts[s + 1]) for s in range(len(cuts) - 1)]
         forward, backward = self._blocks
-        work = forward + backward
-        each = max(float(work.sum()) / self.layout.mesh.pp, float(work.max()))
-        bound = self.layout.microbatches * each
-        return bound + self.layout.overhead_s
+        hop_f, hop_b = self.least_hops
+        once = float(forward.sum() + backward.sum() + hop_f[-1] + hop_b[-1])
+        slowest = max(f for f, _ in spans) + max(b for _, b in spans)
+        steps = self.layout.microbatches - 1
+        return once + steps * slowest + self._first_tail + self.layout.overhead_s
+
+    def _one_f_one_b_prefix(self, cuts: Cuts) -> float:
+        layout, last = self.layout, len(cuts) - 2
+        m, pp = layout.microbatches, layout.mesh.pp
+        spans = np.array([self._span(s, cuts[s], cuts[s + 1]) for s in range(last + 1)])
+        hop_f, hop_b = self.hops
+        boundaries = np.asarray(cuts[: last + 1])
+        stages = np.arange(last + 1)
+        down, up = hop_f[stages, boundaries], hop_b[stages, boundaries]
+        forward, backward = spans[last]
+        warm = min(m, pp - last)
+        arrive = float(spans[:last, 0].sum() + down.sum())
+        leave = float(spans[:last, 1].sum() + up.sum()) + float(self._first_tails[cuts[1] - 1])
+        first_back = arrive + max(warm * forward, forward + float(self._below(last)[cuts[-1]]))
+        first_back += backward
+        # Range r..last: one round trip every last - r + 1 microbatches.
+        rounds_of = last - stages + 1
+        trip = np.cumsum((spans.sum(axis=1))[::-1])[::-1]
+        links = np.concatenate((np.cumsum((down + up)[:0:-1])[::-1], [0.0]))
+        ahead = np.minimum(m, pp - stages)
+        trips = np.where(m - 1 >= ahead, (m - 1 - ahead) // rounds_of + 1, 0)
+        done = trips * rounds_of
+        rest = (m - 1 - done) * backward + np.maximum(0, m - done - warm) * forward
+        walk = float((trips * (trip + links) + rest).max())
+        return first_back + walk + leave + layout.overhead_s
+
+
+def quick_bound(
+    blocks: tuple[Vector, Vector], schedule: str, ranks: int, microbatches: int, chained: bool
+) -> float:
+    """Least step time over all stage boundaries, from the block seconds alone.
+
+    Args:
+        blocks: Forward and backward (with recompute) seconds per block on the fastest device.
+        schedule: Registered name.
+        ranks: Pipeline ranks.
+        microbatches: Per step.
+        chained: True when every stage needs the one before.
+
+    Some rank holds at least the average work, and some rank the largest block. With one stage per
+    rank in a chain, stage ``q`` starts after the work ``P`` before it and ends before that work
+    is done again backward, so ``P_q + m x_q <= T``; summing over ``q`` gives
+    ``total <= T (1 - (1 - 1/m)^ranks)``. GPipe's last stage finishes all forwards before any
+    backward: ``total + (m - 1) largest``.
+    """
+    work = blocks[0] + blocks[1]
+    total, largest = float(work.sum()), float(work.max())
+    m = microbatches
+    bound = m * max(total / ranks, largest)
+    if chained and ranks > 1:
+        if schedule == "gpipe":
+            return total + (m - 1) * max(total / ranks, largest)
+        if schedule == "1f1b":
+            return max(bound, total / (1 - (1 - 1 / m) ** ranks))
+    return bound

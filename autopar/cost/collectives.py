@@ -66,6 +66,11 @@ class CommunicationModel:
         ]
         return max(link.latency_s for link in ends) + size_bytes / min(shares)
 
+    def group_kind(self, devices: tuple[int, ...]) -> tuple[object, ...]:
+        """Groups of the same kind have the same collective times."""
+        places = {(self.cluster.machine(d).name, self.ranks_on_host(d)) for d in devices}
+        return (len(devices), self._group_shape(devices), frozenset(places))
+
     def _group_shape(self, devices: tuple[int, ...]) -> tuple[int, int, int]:
         """Nodes of a group, smallest and largest number of its devices on one node."""
         if devices not in self._shape:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from autopar.cost import constants as k
+from autopar.cost.collectives import CommunicationModel
 from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
 from autopar.cost.model import CostModel, SpanSeconds
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
@@ -53,6 +54,17 @@ class Layout:
         return tuple(tuple(self.placement[q * size : (q + 1) * size]) for q in range(self.mesh.pp))
 
     @cached_property
+    def communication(self) -> CommunicationModel:
+        """Communication between the devices that take part."""
+        return self.model.communication(self.placement)
+
+    @cached_property
+    def live(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Per pipeline coordinate, the microbatches in flight per local stage at its peaks."""
+        schedule = self.model.schedule(self.schedule)
+        return schedule.in_flight(self.mesh.pp, self.stages, self.microbatches)
+
+    @cached_property
     def program(self) -> Program:
         """The schedule's actions in one order."""
         return self.model.program(self.schedule, self.mesh.pp, self.stages, self.microbatches)
@@ -64,11 +76,10 @@ class Layout:
     @cached_property
     def spans(self) -> tuple[SpanSeconds, ...]:
         """Per pipeline coordinate, seconds of any run of blocks on its slowest device."""
-        communication = self.model.communication(self.placement)
         result = []
         for group in self.groups:
             kinds = {
-                (self.model.cluster.device(d).name, communication.ranks_on_host(d)): d
+                (self.model.cluster.device(d).name, self.communication.ranks_on_host(d)): d
                 for d in group
             }
             options = [
@@ -83,11 +94,10 @@ class Layout:
     @cached_property
     def optimizer_s_per_byte(self) -> tuple[float, ...]:
         """Per pipeline coordinate, optimizer seconds per parameter byte."""
-        communication = self.model.communication(self.placement)
         return tuple(
             max(
                 self.model.compute.optimizer_seconds_per_byte(
-                    self.model.cluster.device(d), communication.ranks_on_host(d)
+                    self.model.cluster.device(d), self.communication.ranks_on_host(d)
                 )
                 for d in {self.model.cluster.device(d).name: d for d in group}.values()
             )
@@ -95,21 +105,29 @@ class Layout:
         )
 
     @cached_property
-    def _sync_cache(self) -> dict[tuple[int, float], float]:
+    def _sync_cache(self) -> dict[tuple[object, float], float]:
         return {}
+
+    def group_kind(self, rank: int) -> object:
+        """Equal for pipeline coordinates whose collectives take the same time."""
+        return self._group_kinds[rank]
+
+    @cached_property
+    def _group_kinds(self) -> tuple[object, ...]:
+        """Per pipeline coordinate, what its collectives' time depends on; equal for most."""
+        return tuple(self.communication.group_kind(group) for group in self.groups)
 
     def sync_seconds(self, rank: int, size_bytes: float) -> float:
         """Gradient all-reduce over the replicas of a stage, in buckets, nothing overlapped."""
         group = self.groups[rank]
         if len(group) < 2 or size_bytes <= 0:
             return 0.0
-        key = (rank, size_bytes)
+        key = (self.group_kind(rank), size_bytes)
         if key not in self._sync_cache:
-            communication = self.model.communication(self.placement)
             self._sync_cache[key] = bucketed_seconds(
                 size_bytes,
                 self.bucket_bytes,
-                lambda size: communication.group_seconds(
+                lambda size: self.communication.group_seconds(
                     "all_reduce", size, group, concurrency=self.mesh.pp
                 ),
             )
@@ -120,7 +138,6 @@ class Layout:
         group = self.groups[0]
         if len(group) < 2:
             return 0.0, 0.0
-        communication = self.model.communication(self.placement)
         span = self.spans[0]
         blocks = range(self.model.tables.count - 1, -1, -1)
         parameters = self.model.tables.parameters
@@ -130,7 +147,7 @@ class Layout:
             [span.backward[b][b + 1] + span.recompute[b][b + 1] for b in blocks],
             ready,
             self.bucket_bytes,
-            lambda size: communication.group_seconds("all_reduce", size, group),
+            lambda size: self.communication.group_seconds("all_reduce", size, group),
             self.model.cluster.overlap_slowdown,
         )
 
@@ -166,7 +183,6 @@ class Layout:
         """Slowest replica's message between two pipeline coordinates, never quite free."""
         if source == target:
             return 0.0
-        communication = self.model.communication(self.placement)
         key = (source, target)
         if key not in self._routes:
             cluster = self.model.cluster
@@ -176,13 +192,13 @@ class Layout:
                     cluster.node(a) == cluster.node(b),
                     cluster.machine(a).name,
                     cluster.machine(b).name,
-                    communication.ranks_on_host(a),
-                    communication.ranks_on_host(b),
+                    self.communication.ranks_on_host(a),
+                    self.communication.ranks_on_host(b),
                 )
                 kinds[kind] = (a, b)
             self._routes[key] = tuple(kinds.values())
         seconds = max(
-            communication.message_seconds(size_bytes, a, b) for a, b in self._routes[key]
+            self.communication.message_seconds(size_bytes, a, b) for a, b in self._routes[key]
         )
         return max(seconds, k.MIN_TRANSFER_S)
 
@@ -222,14 +238,13 @@ class Layout:
 
     def tied_seconds(self, ranks: tuple[int, ...], size_bytes: float) -> float:
         """Sum of ``size_bytes`` of gradients over pipeline coordinates; all replicas at once."""
-        communication = self.model.communication(self.placement)
         replicas = zip(*(self.groups[rank] for rank in ranks), strict=True)
         shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         for devices in replicas:
             shapes.setdefault(tuple(map(self.model.cluster.node, devices)), devices)
         some = list(shapes.values())[:8]  # equal machines: a few shapes stand for all
         return max(
-            communication.group_seconds(
+            self.communication.group_seconds(
                 "all_reduce", size_bytes, devices, concurrency=len(self.groups[0])
             )
             for devices in some
@@ -240,9 +255,7 @@ class Layout:
         """Per step outside stages: the all-reduces of gradient clipping."""
         if not self.clip or self.mesh.world_size == 1:
             return 0.0
-        return self.model.communication(self.placement).group_seconds(
-            "all_reduce", 4.0, self.placement
-        )
+        return self.communication.group_seconds("all_reduce", 4.0, self.placement)
 
     def step_seconds(self, cuts: Cuts) -> float:
         """Simulated time of one optimizer step."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -31,7 +34,7 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
     held = [float(kept[i, j]) for i, j in spans]
     activations = max(
         sum(count * size for count, size in zip(counts, held, strict=True))
-        for counts in layout.program.live[rank]
+        for counts in layout.live[rank]
     )
     gradients, state = layout.state_factor
     return MemoryBreakdown(
@@ -46,18 +49,37 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
     )
 
 
-def single_stage_totals(layout: Layout, rank: int) -> Table:
-    """Peak bytes of a rank that holds the one stage ``[i, j)``, for every ``i < j``."""
-    kept, transient, messages = layout.memory_tables
-    parameters = layout.model.tables.parameters
-    gradients, state = layout.state_factor
-    in_flight = layout.program.live[rank][0][0] if layout.stages == layout.mesh.pp else 1
-    buckets = np.zeros_like(parameters)
-    if layout.mesh.replicas > 1:
-        buckets = np.minimum(parameters, 2.0 * layout.bucket_bytes)
-    fixed = buffer_bytes(layout) + input_bytes(layout) + framework_bytes(layout, rank)
-    total = parameters * (1 + gradients + state) + in_flight * kept + transient + messages
-    return np.asarray(total + buckets + fixed)
+@dataclass(frozen=True, kw_only=True)
+class SpanMemory:
+    """Peak bytes of a rank that holds one run of blocks, as tables over the runs.
+
+    Attributes:
+        layout: Everything but the stage boundaries.
+        take: Restricts a full table to the runs of interest.
+    """
+
+    layout: Layout
+    take: Callable[[Table], Table]
+
+    @cached_property
+    def _parts(self) -> tuple[Table, Table]:
+        """Bytes whatever is in flight, and bytes per microbatch in flight."""
+        layout = self.layout
+        kept, transient, messages = (self.take(table) for table in layout.memory_tables)
+        parameters = self.take(layout.model.tables.parameters)
+        gradients, state = layout.state_factor
+        fixed = parameters * (1 + gradients + state) + transient + messages
+        if layout.mesh.replicas > 1:
+            fixed = fixed + np.minimum(parameters, 2.0 * layout.bucket_bytes)
+        return fixed + buffer_bytes(layout) + input_bytes(layout), kept
+
+    def totals(self, rank: int) -> Table:
+        """Peak bytes when the run is the only stage of a rank; a lower bound when it is not."""
+        fixed, kept = self._parts
+        layout = self.layout
+        single = layout.stages == layout.mesh.pp
+        in_flight = layout.live[rank][0][0] if single else 1
+        return np.asarray(fixed + in_flight * kept + framework_bytes(layout, rank))
 
 
 def _shared_between(layout: Layout, spans: list[tuple[int, int]]) -> float:

@@ -10,7 +10,7 @@ from autopar.cost.compute import ComputeModel
 from autopar.cost.simulate import Program, compile_program
 from autopar.cost.tables import Tables, prefix_differences
 from autopar.graph import GraphProfile
-from autopar.schedules import SCHEDULES
+from autopar.schedules import SCHEDULES, AbstractSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,20 @@ class CostModel:
         self.precision = precision
         self.compute = ComputeModel(profile, cluster, precision)
         self.tables = Tables(profile, self.compute.byte_scale)
+        self._schedules: dict[str, AbstractSchedule] = {}
         self._programs: dict[tuple[str, int, int, int], Program] = {}
         self._spans: dict[tuple[float, str, int, tuple[bool, ...]], SpanSeconds] = {}
         self._communication: dict[tuple[int, ...], CommunicationModel] = {}
+
+    def schedule(self, name: str) -> AbstractSchedule:
+        """A registered schedule.
+
+        Raises:
+            InputError: Unknown name.
+        """
+        if name not in self._schedules:
+            self._schedules[name] = SCHEDULES.load(name)
+        return self._schedules[name]
 
     def program(self, schedule: str, ranks: int, stages: int, microbatches: int) -> Program:
         """The compiled action lists.
@@ -52,7 +63,7 @@ class CostModel:
         """
         key = (schedule, ranks, stages, microbatches)
         if key not in self._programs:
-            self._programs[key] = compile_program(SCHEDULES.load(schedule), *key[1:])
+            self._programs[key] = compile_program(self.schedule(schedule), *key[1:])
         return self._programs[key]
 
     def communication(self, placement: tuple[int, ...]) -> CommunicationModel:

@@ -25,15 +25,12 @@ class Program:
         microbatches: Microbatches per step.
         order: ``(rank, node, microbatch)``; node ``s`` is the forward of stage ``s``, node
             ``stages + s`` its backward.
-        live: For each rank, the tuples of microbatches in flight per local stage that no other
-            moment of the step exceeds in every entry.
     """
 
     ranks: int
     stages: int
     microbatches: int
     order: tuple[tuple[int, int, int], ...]
-    live: tuple[tuple[tuple[int, ...], ...], ...]
 
 
 def compile_program(
@@ -52,12 +49,8 @@ def compile_program(
         [(a.stage if a.kind == "forward" else stages + a.stage, a.microbatch) for a in actions]
         for actions in lists
     ]
-    live = tuple(
-        _live_peaks([n for n, _ in actions], rank, ranks, stages)
-        for rank, actions in enumerate(encoded)
-    )
     order = _merge(encoded, stages, microbatches)
-    return Program(ranks=ranks, stages=stages, microbatches=microbatches, order=order, live=live)
+    return Program(ranks=ranks, stages=stages, microbatches=microbatches, order=order)
 
 
 def _merge(
@@ -87,27 +80,6 @@ def _merge(
         if len(order) == before:
             raise InputError("the schedule deadlocks", hint="report it; choose another --schedule")
     return tuple(order)
-
-
-def _live_peaks(
-    nodes: list[int], rank: int, ranks: int, stages: int
-) -> tuple[tuple[int, ...], ...]:
-    counts = [0] * (stages // ranks)
-    seen: set[tuple[int, ...]] = set()
-    for node in nodes:
-        if node < stages:
-            counts[node // ranks] += 1
-            seen.add(tuple(counts))
-        else:
-            counts[(node - stages) // ranks] -= 1
-    if len(counts) == 1:
-        return (max(seen),)
-    ordered = sorted(seen, reverse=True)
-    peaks: list[tuple[int, ...]] = []
-    for candidate in ordered:
-        if not any(all(c <= p for c, p in zip(candidate, peak, strict=True)) for peak in peaks):
-            peaks.append(candidate)
-    return tuple(peaks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,12 @@ class Tables:
         return table
 
     @cached_property
+    def distinct_parameters(self) -> tuple[Table, npt.NDArray[np.intp]]:
+        """Different values of :attr:`parameters`, and the index of each entry's value."""
+        values, inverse = np.unique(np.maximum(self.parameters, 0.0), return_inverse=True)
+        return values, inverse.reshape(self.parameters.shape)
+
+    @cached_property
     def saved(self) -> AffineTable:
         """Activation bytes kept for backward without recompute."""
         return self._summed([block.saved_bytes for block in self.profile.blocks])

@@ -44,3 +44,32 @@ class AbstractSchedule(abc.ABC):
     @abc.abstractmethod
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Why the schedule cannot run with these numbers, or ``None`` when it can."""
+
+    def in_flight(
+        self, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Microbatches in flight per local stage, at the moments when they are most.
+
+        For each rank: the tuples (one entry per stage of the rank) that no other moment of the
+        step exceeds in every entry. A schedule may override it with a closed form.
+        """
+        return tuple(
+            _peaks(actions, rank, ranks, stages)
+            for rank, actions in enumerate(self.actions(ranks, stages, microbatches))
+        )
+
+
+def _peaks(
+    actions: list[Action], rank: int, ranks: int, stages: int
+) -> tuple[tuple[int, ...], ...]:
+    counts = [0] * (stages // ranks)
+    seen: set[tuple[int, ...]] = set()
+    for action in actions:
+        counts[(action.stage - rank) // ranks] += 1 if action.kind == "forward" else -1
+        if action.kind == "forward":
+            seen.add(tuple(counts))
+    peaks: list[tuple[int, ...]] = []
+    for candidate in sorted(seen, reverse=True):
+        if not any(all(c <= p for c, p in zip(candidate, peak, strict=True)) for peak in peaks):
+            peaks.append(candidate)
+    return tuple(peaks)

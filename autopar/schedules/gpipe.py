@@ -21,6 +21,12 @@ class GPipe(AbstractSchedule):
             for rank in range(ranks)
         ]
 
+    def in_flight(
+        self, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """Every microbatch, on every rank."""
+        return tuple(((microbatches,),) for rank in range(ranks))
+
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """One stage per rank."""
         if stages != ranks:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from autopar.core.errors import InputError
+from autopar.cost import constants as k
 from autopar.cost import memory
-from autopar.cost.bounds import Bounds
+from autopar.cost.bounds import Band, Bounds
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.power import usd_per_second
 from autopar.cost.tables import Table
@@ -34,9 +36,35 @@ class Goal:
     max_memory_bytes: float | None = None
 
     @cached_property
+    def band(self) -> Band:
+        """Stage lengths that leave a block to every other stage and may fit in memory."""
+        layout = self.layout
+        n, pp = layout.model.tables.count, layout.mesh.pp
+        longest = n - layout.stages + 1
+        full = memory.SpanMemory(layout=layout, take=lambda table: table)
+        easiest = full.totals(pp - 1)
+        limit = max(self.limit(rank) for rank in self._kinds_of_ranks)
+        rows, columns = np.indices(easiest.shape)
+        fits = (columns > rows) & (_high(easiest) <= limit)
+        widest = int((columns - rows)[fits].max()) if fits.any() else 1
+        return Band(blocks=n, width=min(longest, widest))
+
+    @cached_property
+    def _kinds_of_ranks(self) -> list[int]:
+        """One pipeline coordinate of each kind of device group."""
+        layout = self.layout
+        kinds = {layout.group_kind(rank): rank for rank in range(layout.mesh.pp)}
+        return list(kinds.values())
+
+    @cached_property
     def bounds(self) -> Bounds:
         """Step-time bounds of the layout."""
-        return Bounds(layout=self.layout)
+        return Bounds(layout=self.layout, band=self.band)
+
+    @cached_property
+    def memory(self) -> memory.SpanMemory:
+        """Memory of the runs in the band."""
+        return memory.SpanMemory(layout=self.layout, take=self.band.take)
 
     @cached_property
     def slope_and_floor(self) -> tuple[float, float]:
@@ -70,21 +98,27 @@ class Goal:
         floor = max(0.0, extra) * m * min(totals) * self.layout.mesh.replicas
         return idle, floor
 
+    @cached_property
+    def _limits(self) -> dict[object, float]:
+        return {}
+
     def limit(self, rank: int) -> float:
         """Bytes that the upper end of the memory estimate may not exceed."""
-        capacity = memory.rank_capacity(self.layout, rank)
-        return min(capacity, self.max_memory_bytes or capacity)
+        kind = self.layout.group_kind(rank)
+        if kind not in self._limits:
+            capacity = memory.rank_capacity(self.layout, rank)
+            self._limits[kind] = min(capacity, self.max_memory_bytes or capacity)
+        return self._limits[kind]
 
     def stage_table(self, stage: int) -> Table:
-        """Lower bound of the objective when a stage is ``[i, j)``; inf where memory runs out."""
+        """Lower bound of the objective by run of the band; inf where memory runs out."""
         rank = self.layout.rank_of(stage)
-        table = self.bounds.stage_table(stage)
-        needed = memory.single_stage_totals(self.layout, rank)
-        table = np.where(_high(needed) <= self.limit(rank), table, np.inf)
+        needed = self.memory.totals(rank)
+        fits = self.band.inside & (_high(needed) <= self.limit(rank))
         if self.objective == "memory":
-            return np.where(np.isfinite(table), needed, np.inf)
+            return np.where(fits, needed, np.inf)
         slope, floor = self.slope_and_floor
-        return np.asarray(slope * table + floor)
+        return np.where(fits, slope * self.bounds.stage_table(stage) + floor, np.inf)
 
     def from_time(self, step_s: float) -> float:
         """Objective's lower bound from a step-time bound; no bound for memory."""
@@ -139,8 +173,11 @@ class Goal:
         return total
 
 
-def _high(total_bytes: Table | float) -> Table | float:
-    return total_bytes * (1 + memory.k.MEMORY_MARGIN.value)
+Bytes = TypeVar("Bytes", float, Table)
+
+
+def _high(total_bytes: Bytes) -> Bytes:
+    return total_bytes * (1 + k.MEMORY_MARGIN.value)
 
 
 def value_of(price: PlanPrice, objective: str) -> float:

@@ -50,17 +50,17 @@ class PartitionSearch:
     def lower_bound(self) -> float:
         """Minimum over all boundaries of the largest stage bound; ``inf`` when none fits.
 
-        ``suffix[s][i]`` is that minimum for stages ``s, s + 1, ...`` over blocks ``i, i + 1, ...``.
+        ``suffix[s][i]`` is that minimum for stages ``s, s + 1 ...`` over blocks ``i, i + 1 ...``.
         """
         if not self.suffix:
-            layout = self.goal.layout
+            layout, band = self.goal.layout, self.goal.band
             n, stages = layout.model.tables.count, layout.stages
             self.tables = [self.goal.stage_table(s) for s in range(stages)]
             after = np.full(n + 1, np.inf)
             after[n] = -np.inf
             self.suffix = [after]
             for table in reversed(self.tables):
-                after = np.maximum(table, after[None, :]).min(axis=1)
+                after = np.maximum(table, band.by_end(after)).min(axis=1)
                 self.suffix.append(after)
             self.suffix.reverse()
         return float(self.suffix[0][0])
@@ -97,16 +97,18 @@ class _Descent:
         """Try every end of the next stage."""
         stage, start = len(cuts) - 1, cuts[-1]
         row = self.search.tables[stage][start]
-        bounds = np.maximum(np.maximum(row, self.search.suffix[stage + 1]), bound)
-        for end in np.argsort(bounds, kind="stable"):
-            value = float(bounds[end])
+        after = self.search.suffix[stage + 1][start + 1 : start + 1 + len(row)]
+        row = row[: len(after)]
+        bounds = np.maximum(np.maximum(row, after), bound)
+        for width in np.argsort(bounds, kind="stable"):
+            value = float(bounds[width])
             if value >= self._cutoff():
                 return
             if self._spent():
                 self.open_bound = min(self.open_bound, value)
                 return
             self.nodes += 1
-            extended = (*cuts, int(end))
+            extended = (*cuts, start + 1 + int(width))
             if stage + 1 == self.stages:
                 self._leaf(extended)
                 continue

@@ -14,6 +14,7 @@ from autopar.search.goal import Goal
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch
 from autopar.search.plans import layout_for
+from autopar.search.quick import QuickBounds
 from autopar.search.space import Point, Space
 
 
@@ -67,32 +68,25 @@ class Walk:
     _heap: list[tuple[float, int, Candidate]] = field(default_factory=list)
 
     def start(self) -> None:
-        """Bound every point; reject those whose devices have no time for the precision."""
+        """Bound every point; reject those that cannot fit or have no time for the precision."""
         self.rejected += self.space.rejected
+        quick = QuickBounds(self.model, self.options)
         for index, point in enumerate(self.space.points):
-            reason = self._no_device(point)
+            reason = quick.rejection(point)
             if reason is not None:
                 self.rejected[reason] += 1
                 continue
-            goal = Goal(
-                layout=layout_for(point, self.model, self.options),
-                objective=self.options.objective,
-                max_memory_bytes=self.options.max_memory_bytes,
-            )
-            candidate = Candidate(
-                point=point,
-                bound=goal.from_time(goal.bounds.quick()),
-                partition=PartitionSearch(goal=goal),
-            )
+            candidate = Candidate(point=point, bound=quick.bound(point))
             self._heap.append((candidate.bound, index, candidate))
         heapq.heapify(self._heap)
 
-    def _no_device(self, point: Point) -> str | None:
-        kinds = {self.model.cluster.device(d).name: d for d in range(point.world)}
-        for device_id in kinds.values():
-            if self.model.compute.why_not(self.model.cluster.device(device_id)) is not None:
-                return f"no time for {self.options.precision} on a device"
-        return None
+    def goal(self, point: Point) -> Goal:
+        """Objective and limits on a point."""
+        return Goal(
+            layout=layout_for(point, self.model, self.options),
+            objective=self.options.objective,
+            max_memory_bytes=self.options.max_memory_bytes,
+        )
 
     def cutoff(self) -> float:
         """Objective of the N-th best point so far."""
@@ -103,8 +97,8 @@ class Walk:
         """Price the next point that may be among the best; ``None`` when none can."""
         while self._heap and self._heap[0][0] < self.cutoff():
             bound, index, candidate = heapq.heappop(self._heap)
-            assert candidate.partition is not None
-            if not candidate.partition.suffix:
+            if candidate.partition is None:
+                candidate.partition = PartitionSearch(goal=self.goal(candidate.point))
                 refined = candidate.partition.lower_bound()
                 if math.isinf(refined):
                     self.rejected["memory"] += 1
