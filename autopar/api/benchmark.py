@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,6 @@ def bench(
     fix: Sequence[str] = (),
     out: Path | str | None = None,
     progress: Progress | None = None,
-    on_line: Callable[[str], None] | None = None,
 ) -> BenchResult:
     """Price and run several plans; compare prediction and measurement.
 
@@ -50,7 +49,6 @@ def bench(
         fix: ``axis=value`` constraints.
         out: File to write the result to; under ``reports/`` by default.
         progress: ``progress(stage, done, total)``.
-        on_line: Called with each progress line.
 
     Raises:
         InputError: A name or number is wrong.
@@ -77,7 +75,6 @@ def bench(
                     warmup=warmup,
                     out=folder / name / f"{i}-{slug(item.name)}-{launch}",
                     report=launch == 0,
-                    on_line=on_line,
                 )
             except TrainingError as error:
                 failures[i] = error.message

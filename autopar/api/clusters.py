@@ -34,30 +34,44 @@ def measure_cluster(
     out: Path | str | None = None,
     quick: bool = False,
     progress: Progress | None = None,
-    **hosts: Any,
+    nnodes: int = 1,
+    node_rank: int = 0,
+    rdzv_endpoint: str | None = None,
 ) -> Cluster:
-    """Measure this host (or several, see ``hosts``) as a cluster and store it.
+    """Measure this host, or several together, as a cluster and store it.
+
+    On several hosts the same call is made on each.
 
     Args:
         ranks: Ranks per host; the number of GPUs, or 2 on a CPU host, when not given.
         out: File to write; ``profiles/cluster-local-N.json`` by default.
         quick: Fewer message sizes and repeats.
         progress: ``progress(stage, done, total)``.
-        hosts: ``nnodes``, ``node_rank`` and ``rdzv_endpoint`` for several hosts.
+        nnodes: Hosts measured together.
+        node_rank: This host's number.
+        rdzv_endpoint: ``host:port`` of host 0.
 
     Raises:
         InputError: ``ranks`` is not positive.
         EnvironmentUnableError: The processes cannot talk to each other.
     """
+    from autopar.profiler.interconnect import Place
     from autopar.profiler.interconnect import measure_cluster as measure
 
     count = default_ranks() if ranks is None else ranks
     if count < 1:
         raise InputError(f"local:{count} has no ranks", hint="use local:1 or more")
-    cluster = measure(count, quick=quick, progress=progress, **hosts)
+    place = Place(nnodes=nnodes, node_rank=node_rank, rdzv_endpoint=rdzv_endpoint)
+    cluster = measure(count, quick=quick, progress=_percent(progress), place=place)
     cluster.provenance["host_key"] = _host_key()
     cluster.save(Path(out) if out is not None else cluster_path(f"local-{count}"))
     return cluster
+
+
+def _percent(progress: Progress | None) -> Callable[[str, float], None] | None:
+    if progress is None:
+        return None
+    return lambda stage, fraction: progress(stage, round(100 * fraction), 100)
 
 
 def default_ranks() -> int:

@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 from autopar.api.clusters import Progress, resolve_cluster
 from autopar.api.profiling import profile_stored
 from autopar.cluster import Cluster
-from autopar.core.errors import InputError
-from autopar.core.io import read_json
 from autopar.core.units import parse_bytes
 from autopar.graph import GraphProfile
-from autopar.graph.profile import SCHEMA as PROFILE_SCHEMA
 from autopar.results import SearchResult
 from autopar.tasks import Task
 
@@ -126,10 +123,8 @@ def resolve_profile(
     """
     if isinstance(profile, GraphProfile):
         return profile
-    if isinstance(profile, Path) or (isinstance(profile, str) and _is_file(profile)):
+    if isinstance(profile, Path) or (isinstance(profile, str) and profile.endswith(".json")):
         return GraphProfile.load(Path(profile))
-    if isinstance(profile, str) and profile.endswith(".json"):
-        raise InputError(f"no such file: {profile}", hint="make it with `autopar profile`")
     device = cluster.device(0).kind if cluster.measured else cluster.machine(0).name
     busy = None
     if cluster.measured:
@@ -140,12 +135,3 @@ def resolve_profile(
         profile, batch=batch, device=device, busy_ranks=busy, progress=progress
     )
     return stored.profile
-
-
-def _is_file(text: str) -> bool:
-    path = Path(text)
-    if not path.is_file() or ":" in text:
-        return False
-    if path.suffix != ".json":
-        return False
-    return read_json(path).get("schema") == PROFILE_SCHEMA or path.suffix == ".json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,6 @@ def run(
     verify: bool = False,
     out: Path | str | None = None,
     report: bool = True,
-    on_line: Callable[[str], None] | None = None,
     **options: Any,
 ) -> RunRecord:
     """Execute a plan with torch.distributed, measure it and write its report.
@@ -67,25 +65,24 @@ def run(
         verify: Compare one step with the eager model in one process first.
         out: Run folder; a fresh one under ``reports/`` by default.
         report: Write ``report.html`` into the run folder.
-        on_line: Called with each progress line.
-        options: Further fields of :class:`autopar.executor.RunOptions`.
+        options: Further fields of :class:`autopar.executor.RunOptions`. A task without a target
+            needs ``launcher="fork"``, which is then the default.
 
     Raises:
         InputError: The plan does not fit the task or this host.
         TrainingError: A rank failed.
-        GateError: ``verify`` did not hold; the record is written first.
     """
     from autopar.executor import RunOptions, run_plan
 
     chosen = _as_plan(plan)
     job = _task_for(chosen, task)
+    if job.target is None:
+        options.setdefault("launcher", "fork")
     folder = Path(out) if out is not None else run_folder(job.name, chosen.name, chosen.hash)
     record = run_plan(
         chosen,
         job,
-        RunOptions(
-            steps=steps, warmup=warmup, verify=verify, out=folder, on_line=on_line, **options
-        ),
+        RunOptions(steps=steps, warmup=warmup, verify=verify, out=folder, **options),
     )
     if report:
         from autopar.report import write_report

@@ -55,7 +55,6 @@ def command(
             fix=tuple(fix or ()),
             out=out,
             progress=talk.progress,
-            on_line=talk.line,
         )
         stored = out or REPORTS / f"bench-{slug(result.task)}.json"
         result.save(stored)

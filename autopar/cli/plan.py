@@ -66,7 +66,7 @@ def command(
     with session("plan", json_output=json_output) as talk:
         from autopar.api.clusters import resolve_cluster
         from autopar.api.planning import resolve_profile, search_options
-        from autopar.search import search, what_if as ask_what_if, why_not as ask_why_not
+        from autopar.search import search
 
         where = resolve_cluster(cluster, progress=talk.progress)
         what = resolve_profile(profile, where, progress=talk.progress)
@@ -84,8 +84,12 @@ def command(
         result = search(what, where, options)
         answers = []
         if why_not is not None:
+            from autopar.search import why_not as ask_why_not
+
             answers.append(ask_why_not(why_not, result, what, where, options))
         if what_if is not None:
+            from autopar.search import what_if as ask_what_if
+
             answers.append(ask_what_if(what_if, result, what, where, options))
         if answers:
             result = replace(result, explanation=(*result.explanation, *answers))

@@ -69,10 +69,9 @@ def command(
             steps=steps,
             warmup=warmup,
             verify=verify,
-            on_line=talk.line,
             data_split=data_split,
             clip_norm=clip_norm,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=checkpoint_every or 0,
             resume=resume,
             nnodes=nnodes,
             node_rank=node_rank,
@@ -161,8 +160,12 @@ def _show(console: Console, record: RunRecord, data: dict[str, Any]) -> None:
 
 def _dry_run(plan: Plan, nnodes: int) -> dict[str, Any]:
     """What would run: command, ranks, stages; nothing is started."""
-    from autopar.executor.command import torchrun_command
+    from autopar.executor.options import RunOptions
+    from autopar.executor.torchrun import command as torchrun_command
 
+    options = RunOptions(
+        out=Path("RUN_DIR"), nnodes=nnodes, rdzv_endpoint="HOST:PORT" if nnodes > 1 else None
+    )
     ranks = []
     for rank in range(plan.world_size):
         place = plan.mesh.coordinates(rank)
@@ -182,7 +185,7 @@ def _dry_run(plan: Plan, nnodes: int) -> dict[str, Any]:
         "dry_run": True,
         "name": plan.name,
         "plan_hash": plan.hash,
-        "command": torchrun_command(plan, nnodes=nnodes),
+        "command": torchrun_command(Path("RUN_DIR/job.json"), options, plan.world_size // nnodes),
         "ranks": ranks,
         "predicted": {
             key: plan.predicted.get(key) for key in ("step_time_s", "peak_memory_bytes")

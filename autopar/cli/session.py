@@ -54,13 +54,6 @@ class Session:
             end = "\n" if done >= total else "\r"
             self.err.print(f"[dim]{stage} {done}/{total}[/dim]\033[K", end=end)
 
-    def line(self, text: str) -> None:
-        """A progress line on stderr; overwritten by the next one on a terminal."""
-        if self.json_output or not text:
-            return
-        if sys.stderr.isatty():
-            self.err.print(f"[dim]{text}[/dim]\033[K", end="\r", markup=True)
-
     def finish(self, data: dict[str, Any], human: Callable[[Console], None]) -> None:
         """Print the result: the JSON envelope, or ``human(console)``."""
         self.data = data
