@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,14 +50,14 @@ class GraphLowering(Lowering):
         self._check_fragments(fragments)
         routes = Routes(traced, fragments)
         self._flatten = _Flattener(traced)
-        programs = {
+        self._programs = {
             index: StageProgram(traced, stage, index, fragments[index], device, context.recorder)
             for index, stage in enumerate(plan.stages)
             if stage.pp == context.groups.pp
         }
-        self._take_weights(model, fragments, programs)
+        self._take_weights(model, fragments)
         self._runner = Runner(
-            programs=programs,
+            programs=self._programs,
             routes=routes,
             pipeline=Pipeline(
                 actions=rows,
@@ -85,7 +87,6 @@ class GraphLowering(Lowering):
         self,
         model: torch.nn.Module,
         fragments: Sequence[Fragment],
-        programs: dict[int, StageProgram],
     ) -> None:
         """Note which parameters and buffers are here, who owns them and who shares them."""
         plan, groups = self.context.plan, self.context.groups
@@ -105,7 +106,7 @@ class GraphLowering(Lowering):
             parameter.data = parameter.data.to(self.context.device)
         self.buffers = {
             name.removeprefix(_MODEL_PREFIX): buffer
-            for program in programs.values()
+            for program in self._programs.values()
             for name, buffer in program.mutated_buffers().items()
         }
         self.owned = frozenset(
@@ -118,6 +119,13 @@ class GraphLowering(Lowering):
             names = [name for name, h in homes.items() if h == home]
             if groups.pp in home:
                 self._tied.append((group, [self.parameters[name] for name in names]))
+
+    def without_dropout(self) -> AbstractContextManager[Any]:
+        """A context in which :meth:`gradients` runs with dropout off, recomputation included."""
+        stack = ExitStack()
+        for program in self._programs.values():
+            stack.enter_context(program.without_dropout())
+        return stack
 
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """Run the schedule, then average over replicas and sum tied parameters over stages.

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from autopar.core.errors import InputError
 from autopar.executor.clock import Recorder
 from autopar.executor.data import Microbatch, ReplicaData
+from autopar.executor.dropout import DropoutOff
 from autopar.executor.gradients import clip
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.traffic import Traffic
@@ -70,6 +73,10 @@ class Lowering(abc.ABC):
         Returns:
             Mean loss of this replica on the ranks that know it, else ``None``.
         """
+
+    def without_dropout(self) -> AbstractContextManager[Any]:
+        """A context in which :meth:`gradients` runs with dropout off."""
+        return DropoutOff()
 
     def reset_optimizer(self) -> None:
         """A fresh optimizer over this rank's parameters."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.fx import GraphModule
 from torch.utils.checkpoint import checkpoint
 
 from autopar.executor.clock import Recorder
+from autopar.executor.dropout import DropoutOff
 from autopar.plan import Stage
 from autopar.trace import Fragment, TracedTask, extract
 from autopar.trace.cleanup import mutated_attributes
@@ -55,6 +58,7 @@ class StageProgram:
         self.exports = fragment.exports
         self.parameters = fragment.parameters
         self._recorder = recorder
+        self._dropout = True
         self._segments: list[tuple[Fragment, bool]] = []
         if stage.recompute:
             for first, stop, again in _segments(stage):
@@ -76,6 +80,19 @@ class StageProgram:
             for module in self.modules
             for name in sorted(mutated_attributes(module))
         }
+
+    @contextmanager
+    def without_dropout(self) -> Iterator[None]:
+        """Within it dropout is off, recomputation included.
+
+        Backward calls recomputation outside of any function mode, so it enters its own.
+        """
+        self._dropout = False
+        try:
+            with DropoutOff():
+                yield
+        finally:
+            self._dropout = True
 
     def forward(
         self, leaves: Sequence[torch.Tensor], imports: dict[int, torch.Tensor], microbatch: int
@@ -112,7 +129,8 @@ class StageProgram:
             start = self._recorder.mark()
             kept = [buffer.clone() for buffer in buffers]
             try:
-                return module(*arguments)
+                with contextlib.nullcontext() if self._dropout else DropoutOff():
+                    return module(*arguments)
             finally:
                 for buffer, old in zip(buffers, kept, strict=True):
                     buffer.data.copy_(old)  # .data: autograd may have saved the buffer

@@ -4,6 +4,13 @@ Both sides start from the same weights and take the same microbatches. BatchNorm
 statistics of each microbatch of each replica, as DDP does, and the buffers of replica 0 are the
 ones compared. Dropout is off on both sides: its random numbers belong to a rank and cannot be
 matched. Other random ops in a model make the comparison fail, rightly.
+
+Loss, gradients and buffers are compared with the eager model's. Weights are compared with those
+that one process's optimizer makes of the same gradients. Taking the eager model's gradients there
+would say nothing more and be wrong for Adam, whose first step is ``lr * g / (|g| + eps)``: where
+a gradient is zero in exact arithmetic (the bias of attention keys) its sign is rounding noise,
+and two correct programs move that weight in opposite directions. When this happens the direct
+difference is told in a warning.
 """
 
 from __future__ import annotations
@@ -41,6 +48,10 @@ class StepResult:
     buffers: Tensors
 
 
+Holding = tuple[str, str, torch.Tensor]
+"""One copy of a tensor: ``gradients``, ``weights`` or ``buffers``; its name; its value."""
+
+
 def verify(context: Context, lowering: Lowering, tolerance: float) -> VerifyResult:
     """Compare, then put weights, buffers and optimizer back as they were.
 
@@ -58,7 +69,7 @@ def verify(context: Context, lowering: Lowering, tolerance: float) -> VerifyResu
     holdings = _collect(context, own)
     report: list[Any] = [None]
     if context.groups.rank == 0:
-        report[0] = _compare(reference_step(context), holdings, own.loss, spread, tolerance)
+        report[0] = _compare(context, holdings, own.loss, spread, tolerance)
     dist.broadcast_object_list(report, src=0, group=context.groups.control)
     with torch.no_grad():
         for name, tensor in _state(lowering).items():
@@ -75,7 +86,7 @@ def _state(lowering: Lowering) -> dict[str, torch.Tensor]:
 def _plan_step(context: Context, lowering: Lowering) -> StepResult:
     batches = context.data.microbatches(0, context.groups.replica, context.device)
     context.recorder.begin()
-    with DropoutOff():
+    with lowering.without_dropout():
         loss = lowering.gradients(batches)
     gradients = {
         n: p.grad.detach().clone() for n, p in lowering.parameters.items() if p.grad is not None
@@ -93,7 +104,6 @@ def reference_step(context: Context) -> StepResult:
     """The same optimizer step by the eager model alone, microbatch after microbatch."""
     plan, task, device = context.plan, context.task, context.device
     model = build_model(task, seed=plan.seed).to(device)
-    optimizer = task.optimizer(model.parameters())
     replicas = plan.mesh.replicas
     total = 0.0
     first: dict[str, torch.Tensor] = {}
@@ -111,11 +121,26 @@ def reference_step(context: Context) -> StepResult:
     gradients = {
         n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None
     }
+    return StepResult(
+        loss=total,
+        gradients=gradients,
+        weights=optimizer_step(context, gradients),
+        buffers=first,
+    )
+
+
+def optimizer_step(context: Context, gradients: Tensors) -> Tensors:
+    """The weights that one process makes of some gradients: clipping and one optimizer step."""
+    plan, task = context.plan, context.task
+    model = build_model(task, seed=plan.seed).to(context.device)
+    parameters = dict(model.named_parameters())
+    for name, gradient in gradients.items():
+        parameters[name].grad = gradient.clone()
+    optimizer = task.optimizer(model.parameters())
     if plan.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
     optimizer.step()
-    weights = {n: p.detach() for n, p in model.named_parameters()}
-    return StepResult(loss=total, gradients=gradients, weights=weights, buffers=first)
+    return {name: parameter.detach() for name, parameter in parameters.items()}
 
 
 def _set_buffers(model: torch.nn.Module, values: Tensors) -> None:
@@ -123,8 +148,8 @@ def _set_buffers(model: torch.nn.Module, values: Tensors) -> None:
         buffer.data.copy_(values[name])
 
 
-def _collect(context: Context, own: StepResult) -> list[tuple[str, str, torch.Tensor]]:
-    """Every copy in replica 0 as ``(kind, name, tensor)``, on rank 0; empty elsewhere."""
+def _collect(context: Context, own: StepResult) -> list[Holding]:
+    """Every copy in replica 0, on rank 0; empty elsewhere."""
     groups = context.groups
     mine = [
         (kind, name, tensor)
@@ -161,8 +186,8 @@ def _replica_spread(context: Context, own: StepResult) -> float:
 
 
 def _compare(
-    reference: StepResult,
-    holdings: Iterable[tuple[str, str, torch.Tensor]],
+    context: Context,
+    holdings: Iterable[Holding],
     loss: float,
     spread: float,
     tolerance: float,
@@ -175,19 +200,23 @@ def _compare(
     }
     for kind, name, tensor in holdings:
         found[kind].append((name, tensor))
-    differences = {
-        kind: _relative(rows, getattr(reference, kind), complete=kind != "buffers")
-        for kind, rows in found.items()
-    }
-    loss_rel = abs(loss - reference.loss) / max(abs(reference.loss), 1e-30)
+    reference = reference_step(context)
+    expected = optimizer_step(context, dict(found["gradients"]))
     parts = {
-        "loss_rel": loss_rel,
-        "grad_rel": differences["gradients"],
-        "weight_rel": max(differences["weights"], spread),
-        "buffer_rel": differences["buffers"],
+        "loss_rel": abs(loss - reference.loss) / max(abs(reference.loss), 1e-30),
+        "grad_rel": _relative(found["gradients"], reference.gradients, complete=True),
+        "weight_rel": max(_relative(found["weights"], expected, complete=True), spread),
+        "buffer_rel": _relative(found["buffers"], reference.buffers, complete=False),
     }
-    passed = all(value <= tolerance for value in parts.values())
-    return VerifyResult(passed=passed, tolerance=tolerance, **parts)
+    direct = _relative(found["weights"], reference.weights, complete=True)
+    if direct > tolerance >= parts["weight_rel"]:
+        context.warnings.append(
+            f"after one step the weights differ by {direct:.1e} from those of the eager model's "
+            "own gradients: the optimizer amplifies rounding where a gradient is zero"
+        )
+    return VerifyResult(
+        passed=all(value <= tolerance for value in parts.values()), tolerance=tolerance, **parts
+    )
 
 
 def _relative(rows: list[tuple[str, torch.Tensor]], expected: Tensors, *, complete: bool) -> float:
