@@ -12,7 +12,7 @@ import typer
 from autopar.cli.options import ClusterName, GlobalBatch, Json, Out
 from autopar.cli.session import session
 from autopar.core.units import format_bytes, format_seconds
-from autopar.results import RankedPlan, SearchResult
+from autopar.results import RankedPlan, Rejection, SearchResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,12 +112,9 @@ def _show(
     table = Table("", "plan", "step", "range", "samples/s", "memory", "bubble", "sync", box=None)
     for item in result.top:
         table.add_row("*" if item is result.top[0] else "", *_row(item))
-    for name, item in result.baselines.items():
-        if isinstance(item, RankedPlan):
-            table.add_row("", f"{name} ({item.name})", *_row(item)[1:], style="dim")
-        else:
-            table.add_row("", name, f"rejected: {item.reason}", style="dim")
     console.print(table)
+    for name, item in result.baselines.items():
+        console.print(f"  {name + ':':18} {_baseline(item, best)}", markup=False, style="dim")
     proof = result.certificate
     rejected = ", ".join(f"{n} {reason}" for reason, n in proof.rejected.items()) or "none"
     console.print(
@@ -142,6 +139,13 @@ def _verdict(result: SearchResult) -> str:
     if price.mfu is not None:
         text += f", MFU {price.mfu:.0%}"
     return text
+
+
+def _baseline(item: RankedPlan | Rejection, best: RankedPlan) -> str:
+    if isinstance(item, Rejection):
+        return f"not possible: {item.detail}"
+    step, fastest = item.price.step_time_s.value, best.price.step_time_s.value
+    return f"{format_seconds(step)} ({item.name}), {step / fastest - 1:+.1%}"
 
 
 def _row(item: RankedPlan) -> list[Any]:

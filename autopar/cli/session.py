@@ -16,6 +16,7 @@ from autopar.core.errors import AutoparError
 from autopar.core.version import __version__
 
 ENVELOPE_VERSION = 1
+_SHOWN_NOTES = 3
 
 
 @dataclass
@@ -36,7 +37,8 @@ class Session:
     @property
     def out(self) -> Console:
         """Console on stdout, for results."""
-        return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        width = None if sys.stdout.isatty() else 160
+        return Console(highlight=False, soft_wrap=width is not None, width=width)
 
     @property
     def err(self) -> Console:
@@ -61,9 +63,12 @@ class Session:
             print_envelope(self.command, "ok", data=data, warnings=self.warnings)
             return
         human(self.out)
-        for text in self.warnings:
+        for text in self.warnings[:_SHOWN_NOTES]:
             self.err.print("[yellow]note:[/yellow] ", end="")
-            self.err.print(text, markup=False)
+            self.err.print(text, markup=False, soft_wrap=True)
+        hidden = len(self.warnings) - _SHOWN_NOTES
+        if hidden > 0:
+            self.err.print(f"[yellow]note:[/yellow] {hidden} more in --json and in the report")
 
 
 def print_envelope(

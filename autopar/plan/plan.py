@@ -71,6 +71,8 @@ class Plan:
         clip_norm: Global gradient-norm limit, ``None`` for no clipping.
         placement: Device id of each rank.
         seed: Seed of weights and data order.
+        threads: Compute threads of a rank on a CPU host; ``None`` shares the host's cores over
+            its ranks. A prediction holds for the thread count that was profiled.
         cluster: Name of the cluster it was planned for.
         predicted: What the planner expects (JSON form of :class:`PlanPrice`), not hashed.
 
@@ -91,6 +93,7 @@ class Plan:
     clip_norm: float | None = None
     placement: tuple[int, ...] = ()
     seed: int = 0
+    threads: int | None = None
     cluster: str = ""
     predicted: dict[str, Any] = field(default_factory=dict, compare=False)
 
@@ -237,6 +240,8 @@ def _check(plan: Plan) -> None:
                 f"plan has {key}={getattr(plan, key)!r}, it must be a whole number >= 1",
                 hint=f"set {key} to 1 or more",
             )
+    if plan.threads is not None and not _whole(plan.threads):
+        raise InputError(f"plan has threads={plan.threads!r}", hint="use 1 or more, or null")
     if plan.data_split not in ("random", "contiguous", "shard"):
         raise InputError(
             f"plan has data_split='{plan.data_split}'", hint="use random, contiguous or shard"
