@@ -36,19 +36,20 @@ def command(job: Path, options: RunOptions, local_ranks: int) -> list[str]:
     return [*line, "-m", "autopar.executor.worker", str(job)]
 
 
-def environment(local_ranks: int) -> dict[str, str]:
+def environment(plan: Plan, local_ranks: int) -> dict[str, str]:
     """Environment of the agent and its workers.
 
     A fresh store for every rendezvous is asked for: with the shared one, a second attempt reads
-    the addresses of the first one's dead processes.
+    the addresses of the first one's dead processes. A plan that names its threads gets them, for
+    its prediction was measured with that many.
     """
-    threads = str(threads_per_rank(local_ranks))
-    defaults = {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
+    threads = plan.threads or os.environ.get("OMP_NUM_THREADS") or threads_per_rank(local_ranks)
     package_parent = str(Path(autopar.__file__).resolve().parent.parent)
     search = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
-        **defaults,
+        "PYTHONUNBUFFERED": "1",
         **os.environ,
+        "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(search),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
@@ -66,7 +67,7 @@ def run_with_torchrun(job: Path, plan: Plan, options: RunOptions, local_ranks: i
         try:
             agent = subprocess.Popen(
                 command(job, options, local_ranks),
-                env=environment(local_ranks),
+                env=environment(plan, local_ranks),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
