@@ -9,6 +9,7 @@ import re
 
 from autopar.report.model import Chart, Page, Prose
 from autopar.report.table import Table
+from autopar.report.text import visible
 
 SCHEMA = "autopar.report"
 SCHEMA_VERSION = 1
@@ -101,6 +102,9 @@ def _md_table(table: Table) -> list[str]:
 def _md(text: str) -> str:
     """Text without Markdown or HTML meaning."""
     flat = (
-        re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        re.sub(r"\s+", " ", visible(text))
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
     )
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", flat)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from autopar.core.version import __version__
 from autopar.report.model import Chart, Page, Prose
 from autopar.report.table import Table
+from autopar.report.text import visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_DOWNLOAD_CHARACTERS = 2_000_000
@@ -57,6 +58,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_final,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -65,6 +67,11 @@ def _environment() -> Environment:
     environment.tests["table"] = lambda part: isinstance(part, Table)
     environment.tests["prose"] = lambda part: isinstance(part, Prose)
     return environment
+
+
+def _final(value: Any) -> Any:
+    """The last step before escaping: whatever reaches the page is visible text."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def keep_units(text: str) -> str:

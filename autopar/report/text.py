@@ -13,9 +13,14 @@ MAX_NAME = 200
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
 
+def visible(text: str) -> str:
+    """A string without control, bidi or other invisible characters; line ends stay."""
+    return "".join(c for c in text if c == "\n" or unicodedata.category(c) not in _INVISIBLE)
+
+
 def clean(text: object, limit: int = MAX_NAME) -> str:
-    """A foreign string without control, bidi or other invisible characters, cut at ``limit``."""
-    kept = "".join(c for c in str(text) if unicodedata.category(c) not in _INVISIBLE)
+    """A foreign string as one visible line, cut at ``limit``."""
+    kept = visible(str(text)).replace("\n", " ")
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
 
 

@@ -54,7 +54,7 @@
     target[last] = value;
   }
 
-  /* Phones: smaller type, a legend in two columns over the full width, and room for it. */
+  /* Phones: smaller type, and room for a legend of one column. */
   function narrow(figure, width) {
     var layout = figure.layout;
     if (width >= 560) { return; }
@@ -64,9 +64,8 @@
       return trace.showlegend !== false && trace.name;
     }).length;
     if (entries > 1) {
-      layout.legend.xref = "container";
-      layout.legend.entrywidth = width / 2 - 54;
-      layout.height += 19 * Math.ceil(entries / 2);
+      layout.legend.maxheight = 1;
+      layout.height += 17 * Math.max(entries - 2, 0);
     }
     Object.keys(layout).forEach(function (key) {
       if (/^[xy]axis\d*$/.test(key) && layout[key].tickfont) { layout[key].tickfont.size = 10; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 from autopar.cluster import Cluster
 from autopar.cluster.parse import parse_cluster
@@ -49,7 +50,9 @@ PROVENANCE = {
 OPS_PER_LAYER = ("layer_norm", "addmm", "scaled_dot_product_attention", "addmm", "addmm", "gelu")
 
 
-def gpt_profile(layers: int = 12, hidden: int = 768, name: str = "gpt", measured: bool = True) -> GraphProfile:
+def gpt_profile(
+    layers: int = 12, hidden: int = 768, name: str = "gpt", measured: bool = True
+) -> GraphProfile:
     """A decoder with embedding, equal layers and a head, tied weights between the ends."""
     seq, vocab = 512, 50257
     names = ["wte", *(f"h.{i}" for i in range(layers)), "lm_head"]
@@ -59,7 +62,9 @@ def gpt_profile(layers: int = 12, hidden: int = 768, name: str = "gpt", measured
     for index, module in enumerate(names):
         layer = module.startswith("h.")
         first = len(ops)
-        targets = OPS_PER_LAYER if layer else ("embedding",) if index == 0 else ("mm", "cross_entropy")
+        targets = (
+            OPS_PER_LAYER if layer else ("embedding",) if index == 0 else ("mm", "cross_entropy")
+        )
         weight = 12 * hidden**2 if layer else vocab * hidden
         flop = 2.0 * weight * seq if index else 0.0
         if layer:
@@ -101,11 +106,23 @@ def gpt_profile(layers: int = 12, hidden: int = 768, name: str = "gpt", measured
         )
     size = Amount(0.0, 4.0 * seq * hidden)
     edges = [
-        OpEdge(producer=i, consumer=i + 1, size_bytes=size, needs_gradient=True, shape=(8, seq, hidden))
+        OpEdge(
+            producer=i,
+            consumer=i + 1,
+            size_bytes=size,
+            needs_gradient=True,
+            shape=(8, seq, hidden),
+        )
         for i in range(len(ops) - 1)
     ]
     block_edges = [
-        BlockEdge(tensor=b.stop_op - 1, producer=b.index, consumer=b.index + 1, size_bytes=size, needs_gradient=True)
+        BlockEdge(
+            tensor=b.stop_op - 1,
+            producer=b.index,
+            consumer=b.index + 1,
+            size_bytes=size,
+            needs_gradient=True,
+        )
         for b in blocks[:-1]
     ]
     profile = GraphProfile(
@@ -148,26 +165,39 @@ def _measurement(profile: GraphProfile) -> Measurement:
     )
 
 
-def gpt_plan(profile: GraphProfile, *, dp: int = 2, pp: int = 2, schedule: str = "1f1b",
-             microbatches: int = 8, size: int = 2, chunks: int = 1, cluster: str = "") -> Plan:  # fmt: skip
+def gpt_plan(
+    profile: GraphProfile,
+    *,
+    dp: int = 2,
+    pp: int = 2,
+    schedule: str = "1f1b",
+    microbatches: int = 8,
+    size: int = 2,
+    cluster: str = "",
+) -> Plan:
     """A plan with equal numbers of blocks per stage."""
-    stages = pp * chunks
-    count = len(profile.blocks)
-    cuts = [profile.blocks[count * i // stages].first_op for i in range(stages)] + [len(profile.ops)]
     names = [block.name for block in profile.blocks]
+    borders = [len(names) * i // pp for i in range(pp + 1)]
+    first_ops = [*(block.first_op for block in profile.blocks), len(profile.ops)]
+    stages = tuple(
+        Stage(first_op=first_ops[a], stop_op=first_ops[b], pp=i, blocks=tuple(names[a:b]))
+        for i, (a, b) in enumerate(pairwise(borders))
+    )
+    task = TaskRef(
+        name=profile.task,
+        target=profile.target,
+        fingerprint=profile.fingerprint,
+        op_count=len(profile.ops),
+    )
     return Plan(
-        task=TaskRef(name=profile.task, target=profile.target, fingerprint=profile.fingerprint, op_count=len(profile.ops)),
+        task=task,
         mesh=Mesh(dp_replicate=dp, pp=pp),
-        stages=tuple(
-            Stage(first_op=a, stop_op=b, pp=i % pp,
-                  blocks=tuple(names[count * i // stages : count * (i + 1) // stages]))
-            for i, (a, b) in enumerate(zip(cuts[:-1], cuts[1:], strict=True))
-        ),
+        stages=stages,
         schedule=schedule if pp > 1 else "none",
         microbatches=microbatches,
         microbatch_size=size,
         cluster=cluster,
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -193,9 +223,7 @@ def ranked(**options: int | str) -> RankedPlan:
 @cache
 def search_result() -> SearchResult:
     """A search over real prices."""
-    pool = [
-        ranked(dp=2, pp=2, microbatches=m, size=16 // m) for m in (2, 4, 8, 16)
-    ]
+    pool = [ranked(dp=2, pp=2, microbatches=m, size=16 // m) for m in (2, 4, 8, 16)]
     pool += [ranked(dp=1, pp=4, microbatches=m, size=32 // m) for m in (4, 8, 16)]
     pool += [ranked(dp=4, pp=1, microbatches=m, size=8 // m) for m in (1, 2, 4)]
     pool += [ranked(dp=2, pp=2, schedule="gpipe", microbatches=8, size=2)]
@@ -234,7 +262,9 @@ def search_result() -> SearchResult:
     )
 
 
-def measured_timeline(plan: Plan, predicted: Timeline, factor: float = 1.06, seed: int = 1) -> Timeline:
+def measured_timeline(
+    plan: Plan, predicted: Timeline, factor: float = 1.06, seed: int = 1
+) -> Timeline:
     """The simulated step stretched, with jitter, for every rank of every replica."""
     draw = random.Random(seed)
     events = []
@@ -242,7 +272,9 @@ def measured_timeline(plan: Plan, predicted: Timeline, factor: float = 1.06, see
         coordinates = plan.mesh.coordinates(rank)
         leader = plan.mesh.rank(**{**coordinates, "dp_replicate": 0})
         clock = 0.0
-        for event in sorted((e for e in predicted.events if e.rank == leader), key=lambda e: e.start_s):
+        for event in sorted(
+            (e for e in predicted.events if e.rank == leader), key=lambda e: e.start_s
+        ):
             start = max(clock, event.start_s * factor)
             clock = start + (event.end_s - event.start_s) * draw.uniform(0.9, 1.0) * factor
             events.append(replace(event, rank=rank, start_s=start, end_s=clock))
@@ -257,7 +289,9 @@ def run_record(item: RankedPlan | None = None, *, factor: float = 1.06, seed: in
     step = item.price.step_time_s.value * factor
     parts = item.price.breakdown.to_dict()
     parts.pop("total_s")
-    breakdown = CostBreakdown(**{key: value * draw.uniform(1.0, 1.12) for key, value in parts.items()})
+    breakdown = CostBreakdown(
+        **{key: value * draw.uniform(1.0, 1.12) for key, value in parts.items()}
+    )
     ranks = item.plan.world_size
     result = None
     if verify is not None:
@@ -272,7 +306,8 @@ def run_record(item: RankedPlan | None = None, *, factor: float = 1.06, seed: in
         losses=tuple(10.8 * 0.985**i + draw.uniform(-0.1, 0.1) for i in range(43)),
         breakdown=breakdown,
         peak_memory_bytes=tuple(
-            item.price.memory[item.plan.mesh.coordinates(r)["pp"]].total_bytes * draw.uniform(0.95, 1.08)
+            item.price.memory[item.plan.mesh.coordinates(r)["pp"]].total_bytes
+            * draw.uniform(0.95, 1.08)
             for r in range(ranks)
         ),
         timeline=measured_timeline(item.plan, simulate_plan(item.plan, item.price), factor, seed),
@@ -317,7 +352,14 @@ def long_timeline(ranks: int, events: int) -> Timeline:
     kinds = ("forward", "backward")
     return Timeline(
         events=tuple(
-            Event(rank=r, kind=kinds[i % 2], start_s=i * 1e-3, end_s=(i + 1) * 1e-3, stage=r, microbatch=i // 2)
+            Event(
+                rank=r,
+                kind=kinds[i % 2],
+                start_s=i * 1e-3,
+                end_s=(i + 1) * 1e-3,
+                stage=r,
+                microbatch=i // 2,
+            )
             for r in range(ranks)
             for i in range(events)
         ),
