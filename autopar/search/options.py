@@ -27,7 +27,8 @@ class SearchOptions:
         fix: Specifications (``"pp=2,tp=1"``) every plan must meet.
         forbid: Specifications no plan may meet; one with several axes forbids the combination.
         max_memory_bytes: Limit per device below its own memory.
-        top: How many plans to prove best, in order.
+        top: How many plans to return: the best one proved, then the next best points, each with
+            its most promising stage boundaries.
         seed: Seed of the study and of the plans.
         storage: Optuna storage URL; in memory when ``None``.
         precision: Parameter and compute dtype.
@@ -43,7 +44,7 @@ class SearchOptions:
     fix: tuple[str, ...] | Mapping[str, int | str] = ()
     forbid: tuple[str, ...] = ()
     max_memory_bytes: float | None = None
-    top: int = 5
+    top: int = 3
     seed: int = 0
     storage: str | None = None
     precision: str = "float32"

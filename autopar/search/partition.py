@@ -12,8 +12,10 @@ import numpy.typing as npt
 from autopar.cost.layout import Cuts
 from autopar.search.goal import Goal
 
-MAX_SIMULATIONS = 400
-MAX_NODES = 20_000
+MAX_ACTIONS = 1_500_000
+"""Simulated actions one branch and bound may spend, about a second."""
+MAX_VISITS = 150_000
+"""Stages one branch and bound may place, times the stages of the layout: about a second."""
 _EQUAL = 1e-12
 """Relative difference below which two values count as equal."""
 
@@ -65,32 +67,46 @@ class PartitionSearch:
             self.suffix.reverse()
         return float(self.suffix[0][0])
 
-    def solve(self, cutoff: float = math.inf) -> Solution:
+    def solve(
+        self, cutoff: float = math.inf, *, floor: float = 0.0, first: bool = False
+    ) -> Solution:
         """The boundaries with the smallest simulated objective below ``cutoff``.
 
         Depth first, most promising stage end first; a branch is cut when its bound does not beat
-        the best value. Stops at :data:`MAX_SIMULATIONS` or :data:`MAX_NODES` and then reports the
+        the best value. Stops at :data:`MAX_ACTIONS` or :data:`MAX_VISITS` and then reports the
         smallest bound left open.
+
+        Args:
+            cutoff: Only boundaries with a smaller objective count.
+            floor: A bound known from elsewhere.
+            first: Stop at the first boundaries that fit, the most promising ones.
         """
         found = Solution(value=cutoff)
         if self.lower_bound() >= cutoff:
             found.bound = cutoff
             return found
-        search = _Descent(self, found)
+        search = _Descent(self, found, floor, first)
         search.visit((0,), -math.inf)
-        found.bound = min(found.value, search.open_bound)
+        found.bound = min(found.value, max(search.open_bound, floor))
         return found
 
 
 class _Descent:
     """The recursion of one branch and bound."""
 
-    def __init__(self, search: PartitionSearch, found: Solution) -> None:
+    def __init__(
+        self, search: PartitionSearch, found: Solution, floor: float, first: bool
+    ) -> None:
+        layout = search.goal.layout
         self.search = search
         self.found = found
+        self.floor = floor
+        self.first = first
         self.nodes = 0
         self.open_bound = math.inf
-        self.stages = search.goal.layout.stages
+        self.stages = layout.stages
+        self.max_nodes = layout.stages + MAX_VISITS // layout.stages
+        self.max_simulations = 1 + MAX_ACTIONS // (2 * layout.stages * layout.microbatches)
         self.prefix_bound: Callable[[Cuts], float] = search.goal.prefix_bound
 
     def visit(self, cuts: Cuts, bound: float) -> None:
@@ -117,10 +133,15 @@ class _Descent:
                 self.visit(extended, value)
 
     def _cutoff(self) -> float:
+        """Bounds from here up are not worth following: the best value, or nothing can beat it."""
+        if self.found.cuts is not None and self.found.value <= self.floor * (1 + _EQUAL):
+            return -math.inf
         return self.found.value * (1 - _EQUAL)
 
     def _spent(self) -> bool:
-        return self.nodes >= MAX_NODES or self.found.simulations >= MAX_SIMULATIONS
+        if self.first and self.found.cuts is not None:
+            return True
+        return self.nodes >= self.max_nodes or self.found.simulations >= self.max_simulations
 
     def _leaf(self, cuts: Cuts) -> None:
         self.found.simulations += 1

@@ -46,15 +46,18 @@ class Priced:
 class Walk:
     """Best-bound-first walk over the points of a space.
 
+    First the best plan is found and proved; then the places behind it are filled with the next
+    best points, each with the most promising stage boundaries.
+
     Attributes:
         model: Shared caches.
         options: What is asked.
         space: The points.
         rejected: Reason -> count; grows with points whose memory never fits.
         priced: Points priced in full, in the order they were.
-        open_bound: Smallest bound of anything left unexplored.
+        open_bound: Smallest bound of boundaries that were given up unproved.
         simulations: Partitions simulated.
-        examined: Points whose boundaries were searched and found no better than the cutoff.
+        beaten: Points whose boundaries were searched and found no better than the best.
     """
 
     model: CostModel
@@ -64,8 +67,9 @@ class Walk:
     priced: list[Priced] = field(default_factory=list)
     open_bound: float = math.inf
     simulations: int = 0
-    examined: int = 0
+    beaten: list[tuple[float, int, Candidate]] = field(default_factory=list)
     _heap: list[tuple[float, int, Candidate]] = field(default_factory=list)
+    _attempts: int = 0
 
     def start(self) -> None:
         """Bound every point; reject those that cannot fit or have no time for the precision."""
@@ -88,49 +92,82 @@ class Walk:
             max_memory_bytes=self.options.max_memory_bytes,
         )
 
-    def cutoff(self) -> float:
-        """Objective of the N-th best point so far."""
-        best = sorted(item.value for item in self.priced)
-        return best[self.options.top - 1] if len(best) >= self.options.top else math.inf
+    @property
+    def best(self) -> float:
+        """Smallest objective so far."""
+        return min((item.value for item in self.priced), default=math.inf)
 
     def next(self) -> Priced | None:
-        """Price the next point that may be among the best; ``None`` when none can."""
-        while self._heap and self._heap[0][0] < self.cutoff():
-            bound, index, candidate = heapq.heappop(self._heap)
-            if candidate.partition is None:
-                candidate.partition = PartitionSearch(goal=self.goal(candidate.point))
-                refined = candidate.partition.lower_bound()
-                if math.isinf(refined):
-                    self.rejected["memory"] += 1
-                else:
-                    heapq.heappush(self._heap, (max(bound, refined), index, candidate))
-                continue
-            found = candidate.partition.solve(self.cutoff())
+        """Price the next point worth it; ``None`` when the best is proved and the top is full."""
+        while (entry := self._pop(self.best)) is not None:
+            _, index, candidate = entry
+            found = self._solver(candidate).solve(self.best, floor=candidate.bound)
             self.simulations += found.simulations
-            if found.cuts is None:
-                if math.isinf(self.cutoff()) and math.isinf(found.bound):
-                    self.rejected["memory"] += 1
-                else:
-                    self.open_bound = min(self.open_bound, found.bound)
-                    self.examined += 1
-                continue
             if found.bound < found.value:
                 self.open_bound = min(self.open_bound, found.bound)
-            item = Priced(point=candidate.point, cuts=found.cuts, value=found.value)
-            self.priced.append(item)
-            return item
+            if found.cuts is not None:
+                return self._accept(candidate, found.cuts, found.value)
+            if math.isinf(found.value) and math.isinf(found.bound):
+                self.rejected["memory"] += 1
+            else:
+                self.beaten.append((found.bound, index, candidate))
+        return self._next_runner_up()
+
+    def _next_runner_up(self) -> Priced | None:
+        for entry in self.beaten:
+            heapq.heappush(self._heap, entry)
+        self.beaten = []
+        while self._attempts < 2 * self.options.top:
+            values = sorted(item.value for item in self.priced)
+            full = len(values) >= self.options.top
+            if self.options.top == 1 or not values:
+                return None
+            entry = self._pop(values[self.options.top - 1] if full else math.inf)
+            if entry is None:
+                return None
+            self._attempts += 1
+            found = self._solver(entry[2]).solve(floor=entry[2].bound, first=True)
+            self.simulations += found.simulations
+            if found.cuts is not None:
+                return self._accept(entry[2], found.cuts, found.value)
+            self.rejected["memory"] += 1
+        return None
+
+    def _accept(self, candidate: Candidate, cuts: Cuts, value: float) -> Priced:
+        item = Priced(point=candidate.point, cuts=cuts, value=value)
+        self.priced.append(item)
+        return item
+
+    def _solver(self, candidate: Candidate) -> PartitionSearch:
+        if candidate.partition is None:
+            candidate.partition = PartitionSearch(goal=self.goal(candidate.point))
+        return candidate.partition
+
+    def _pop(self, cutoff: float) -> tuple[float, int, Candidate] | None:
+        """The open point with the smallest refined bound, if that is below a cutoff."""
+        while self._heap and self._heap[0][0] < cutoff:
+            entry = heapq.heappop(self._heap)
+            bound, index, candidate = entry
+            if candidate.partition is not None:
+                return entry
+            refined = self._solver(candidate).lower_bound()
+            if math.isinf(refined):
+                self.rejected["memory"] += 1
+                continue
+            candidate.bound = max(bound, refined)
+            heapq.heappush(self._heap, (candidate.bound, index, candidate))
         return None
 
     def certificate(self) -> Certificate:
         """What was looked at and what can still be better than the best."""
-        best = min((item.value for item in self.priced), default=math.inf)
-        left = min((bound for bound, _, _ in self._heap), default=math.inf)
+        best = self.best
+        left = min((bound for bound, _, _ in (*self._heap, *self.beaten)), default=math.inf)
         unexplored = min(left, self.open_bound)
         gap = max(0.0, (best - unexplored) / best) if math.isfinite(best) and best > 0 else 0.0
         return Certificate(
             space=self.space.size,
             rejected=dict(sorted(self.rejected.items())),
-            bounded=len(self._heap) + self.examined,
+            bounded=len(self._heap) + len(self.beaten),
             priced=len(self.priced),
             gap=gap if gap > 1e-12 else 0.0,
             partitions_priced=self.simulations,

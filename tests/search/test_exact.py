@@ -1,0 +1,99 @@
+"""The certificate is true: search equals brute force over every point and every partition."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autopar.cluster import Cluster, NodeGroup
+from autopar.core.errors import InfeasibleError
+from autopar.cost import CostModel, price
+from autopar.cost.constants import MEMORY_MARGIN
+from autopar.graph import GraphProfile
+from autopar.search import SearchOptions, search
+from autopar.search.goal import value_of
+from autopar.search.plans import build_plan
+from autopar.search.space import build_space
+
+from .builders import chain_profile, cluster_of, gpu
+
+
+def brute_force(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> float:
+    """Smallest objective over all points and partitions that fit, by pricing every one."""
+    model = CostModel(profile, cluster, options.precision)
+    n, best = len(profile.blocks), math.inf
+    limit = options.max_memory_bytes or math.inf
+    for point in build_space(profile, cluster, options).points:
+        for inner in itertools.combinations(range(1, n), point.stages - 1):
+            plan = build_plan(point, (0, *inner, n), model, options)
+            result = price(plan, profile, cluster, model)
+            fits = all(
+                part.total_bytes * (1 + MEMORY_MARGIN.value)
+                <= min(limit, min(cluster.device(d).memory_bytes for d in group))
+                for part, group in zip(result.memory, groups(plan), strict=True)
+            )
+            if fits:
+                best = min(best, value_of(result, options.objective))
+    return best
+
+
+def groups(plan) -> list[list[int]]:
+    size = plan.world_size // plan.mesh.pp
+    return [list(plan.placement[q * size : (q + 1) * size]) for q in range(plan.mesh.pp)]
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> GraphProfile:
+    n = draw(st.integers(3, 7))
+    flops = draw(st.lists(st.sampled_from([1e10, 5e10, 1e11, 3e11]), min_size=n, max_size=n))
+    sizes = draw(st.lists(st.sampled_from([4, 400_000, 40_000_000]), min_size=n, max_size=n))
+    pairs = list(itertools.combinations(range(n), 2))
+    far = [pair for pair in pairs if pair[1] - pair[0] > 1]
+    return chain_profile(
+        flops,
+        parameter_bytes=sizes,
+        activation_bytes=draw(st.sampled_from([1e3, 1e6, 3e7])),
+        saved_bytes=draw(st.sampled_from([1e6, 1e8])),
+        tied=draw(st.lists(st.sampled_from(pairs), max_size=1)),
+        skips=draw(st.lists(st.sampled_from(far), max_size=2, unique=True)),
+        missing=draw(st.lists(st.integers(1, n - 1), max_size=1)),
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn) -> Cluster:
+    nodes, per_node = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (1, 4), (2, 2)]))
+    memory = draw(st.sampled_from([2.2e9, 3e9, 80e9]))
+    intra = draw(st.sampled_from([300e9, 1e9]))
+    first = cluster_of(nodes, per_node, device=gpu(memory=memory), intra=intra, inter=intra / 8)
+    if nodes > 1 and draw(st.booleans()):
+        slow = cluster_of(1, per_node, device=gpu("slow", peak=4e13), intra=intra).groups[0]
+        fast = NodeGroup(machine=first.groups[0].machine, nodes=nodes - 1)
+        return Cluster(name="mixed", groups=(fast, slow))
+    return first
+
+
+@pytest.mark.parametrize("objective", ["time", "memory", "energy", "cost"])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+@given(profile=profiles(), cluster=clusters(), batch=st.sampled_from([1, 2, 4, 6, 8]))
+def test_search_equals_brute_force(
+    objective: str, profile: GraphProfile, cluster: Cluster, batch: int
+):
+    options = SearchOptions(global_batch=batch, objective=objective, top=1)
+    expected = brute_force(profile, cluster, options)
+    if math.isinf(expected):
+        with pytest.raises(InfeasibleError):
+            search(profile, cluster, options)
+        return
+    result = search(profile, cluster, options)
+    assert value_of(result.best.price, objective) == pytest.approx(expected, rel=1e-9)
+    assert result.certificate.gap == 0
+    certificate = result.certificate
+    rejected = sum(certificate.rejected.values())
+    assert certificate.space == rejected + certificate.bounded + certificate.priced
