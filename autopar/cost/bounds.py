@@ -280,7 +280,7 @@ class Bounds:
         trips = np.where(m - 1 >= ahead, (m - 1 - ahead) // rounds_of + 1, 0)
         done = trips * rounds_of
         rest = (m - 1 - done) * backward + np.maximum(0, m - done - warm) * forward
-        walk = float((trips * (trip + links) + rest).max())
+        walk = float(np.max(trips * (trip + links) + rest))
         return first_back + walk + leave + layout.overhead_s
 
 

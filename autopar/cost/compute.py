@@ -1,4 +1,4 @@
-"""Seconds of a block for a microbatch: measured curves where they apply, else a roofline per op."""
+"""Seconds of a block for a microbatch: measured curves if they apply, else a roofline per op."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Constants the model assumes where nothing was measured; each is named in the report it touches."""
+"""Constants assumed where nothing was measured; each is named in the prices it touches."""
 
 from __future__ import annotations
 

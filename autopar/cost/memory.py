@@ -76,10 +76,21 @@ class SpanMemory:
     def totals(self, rank: int) -> Table:
         """Peak bytes when the run is the only stage of a rank; a lower bound when it is not."""
         fixed, kept = self._parts
-        layout = self.layout
-        single = layout.stages == layout.mesh.pp
-        in_flight = layout.live[rank][0][0] if single else 1
-        return np.asarray(fixed + in_flight * kept + framework_bytes(layout, rank))
+        return np.asarray(
+            fixed + self._in_flight(rank) * kept + framework_bytes(self.layout, rank)
+        )
+
+    def least(self) -> Table:
+        """The same on the rank that has it easiest."""
+        fixed, kept = self._parts
+        ranks = range(self.layout.mesh.pp)
+        in_flight = min(self._in_flight(rank) for rank in ranks)
+        framework = min(framework_bytes(self.layout, rank) for rank in ranks)
+        return np.asarray(fixed + in_flight * kept + framework)
+
+    def _in_flight(self, rank: int) -> int:
+        single = self.layout.stages == self.layout.mesh.pp
+        return self.layout.live[rank][0][0] if single else 1
 
 
 def _shared_between(layout: Layout, spans: list[tuple[int, int]]) -> float:

@@ -169,8 +169,7 @@ def run(
         free[rank] = now
         for link, seconds, slot in sends[node]:
             begin = link_free[link]
-            if now > begin:
-                begin = now
+            begin = max(begin, now)
             begin += seconds
             link_free[link] = begin
             arrival[slot + microbatch] = begin

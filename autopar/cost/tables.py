@@ -6,6 +6,7 @@ All tables are ``(n + 1) x (n + 1)`` arrays over block boundaries, in bytes; ent
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from functools import cached_property
 
@@ -51,7 +52,7 @@ class Tables:
             [b.parameter_bytes * self.byte_scale for b in self.profile.blocks]
         )
         for _, size, blocks in self.tied:
-            for first, second in zip(blocks, blocks[1:], strict=False):
+            for first, second in itertools.pairwise(blocks):
                 table[: first + 1, second + 1 :] -= size
         return table
 
@@ -102,7 +103,7 @@ class Tables:
 
     @cached_property
     def chain(self) -> tuple[tuple[Amount, Amount], ...]:
-        """Per boundary ``i``: bytes block ``i - 1`` hands to block ``i``, and gradient bytes back."""
+        """Per boundary ``i``: bytes from block ``i - 1`` to block ``i``, and gradient bytes back."""
         forward = [Amount()] * (self.count + 1)
         backward = [Amount()] * (self.count + 1)
         for edge in self.profile.block_edges:

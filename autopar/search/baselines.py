@@ -10,11 +10,11 @@ from autopar.core.units import format_bytes
 from autopar.cost import CostModel
 from autopar.cost.layout import Cuts
 from autopar.results import RankedPlan, Rejection
+from autopar.schedules import SCHEDULES
 from autopar.search.goal import Goal
 from autopar.search.options import SearchOptions
 from autopar.search.plans import layout_for, rank_plan
 from autopar.search.space import Point, divisors
-from autopar.schedules import SCHEDULES
 
 MICROBATCHES_PER_RANK = 4
 """A plain pipeline uses about four microbatches per rank, the usual rule of thumb."""

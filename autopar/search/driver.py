@@ -7,12 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from autopar.cluster import Cluster
-from autopar.core.errors import InfeasibleError
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
 from autopar.search.baselines import price_baselines
 from autopar.search.explain import explain
+from autopar.search.infeasible import diagnose
 from autopar.search.options import SearchOptions
 from autopar.search.plans import build_plan, rank_plan
 from autopar.search.space import build_space
@@ -71,7 +71,7 @@ def run_study(walk: Walk) -> tuple[optuna.Study, list[tuple[int, float, float, s
         name = build_plan(item.point, item.cuts, walk.model, walk.options).name
         history.append((log.record(item, name), item.value, best, name))
     if log is None:
-        raise InfeasibleError("no plan satisfies the constraints")
+        raise diagnose(walk.model, walk.options, walk.space)
     return log.study, history
 
 

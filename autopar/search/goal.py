@@ -39,14 +39,14 @@ class Goal:
     def band(self) -> Band:
         """Stage lengths that leave a block to every other stage and may fit in memory."""
         layout = self.layout
-        n, pp = layout.model.tables.count, layout.mesh.pp
+        n = layout.model.tables.count
         longest = n - layout.stages + 1
-        full = memory.SpanMemory(layout=layout, take=lambda table: table)
-        easiest = full.totals(pp - 1)
+        easiest = memory.SpanMemory(layout=layout, take=lambda table: table).least()
         limit = max(self.limit(rank) for rank in self._kinds_of_ranks)
-        rows, columns = np.indices(easiest.shape)
-        fits = (columns > rows) & (_high(easiest) <= limit)
-        widest = int((columns - rows)[fits].max()) if fits.any() else 1
+        ends = np.arange(n + 1)
+        lengths = ends[None, :] - ends[:, None]
+        fits = (lengths > 0) & (_high(easiest) <= limit)
+        widest = int(lengths[fits].max()) if fits.any() else 1
         return Band(blocks=n, width=min(longest, widest))
 
     @cached_property

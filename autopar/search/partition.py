@@ -1,4 +1,4 @@
-"""Stage boundaries, exactly: dynamic programming bounds, branch and bound on the simulated value."""
+"""Stage boundaries, exactly: bounds by dynamic programming, branch and bound on simulations."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def _microbatch(spec: Spec, samples: int, pp: int) -> tuple[int, int]:
     count_ = int(count) if count is not None else samples // max(size_, 1)
     if size_ * count_ != samples:
         raise InputError(
-            f"{count_} microbatches of {size_} samples are not the {samples} samples a replica has",
+            f"{count_} microbatches of {size_} samples are not the {samples} of a replica",
             hint="give microbatches or microbatch_size alone, as a divisor",
         )
     return size_, count_

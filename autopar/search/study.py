@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autopar.search.walk import Priced
 
 
-class BestBoundSampler(BaseSampler):
+class BestBoundSampler(BaseSampler):  # type: ignore[misc]  # optuna is not followed
     """Gives each trial the point with the smallest bound that is still open.
 
     The walk decides the order; :meth:`offer` hands the sampler its choice.
@@ -98,7 +98,7 @@ class StudyLog:
             trial.set_user_attr("plan", name)
             trial.set_user_attr("cuts", list(item.cuts))
             self.study.tell(trial, item.value)
-        return trial.number
+        return int(trial.number)
 
 
 def distributions(points: Sequence[Point]) -> dict[str, BaseDistribution]:

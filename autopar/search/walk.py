@@ -122,14 +122,15 @@ class Walk:
             full = len(values) >= self.options.top
             if self.options.top == 1 or not values:
                 return None
-            entry = self._pop(values[self.options.top - 1] if full else math.inf)
-            if entry is None:
+            follower = self._pop(values[self.options.top - 1] if full else math.inf)
+            if follower is None:
                 return None
             self._attempts += 1
-            found = self._solver(entry[2]).solve(floor=entry[2].bound, first=True)
+            candidate = follower[2]
+            found = self._solver(candidate).solve(floor=candidate.bound, first=True)
             self.simulations += found.simulations
             if found.cuts is not None:
-                return self._accept(entry[2], found.cuts, found.value)
+                return self._accept(candidate, found.cuts, found.value)
             self.rejected["memory"] += 1
         return None
 

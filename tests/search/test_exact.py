@@ -33,7 +33,7 @@ def brute_force(profile: GraphProfile, cluster: Cluster, options: SearchOptions)
             result = price(plan, profile, cluster, model)
             fits = all(
                 part.total_bytes * (1 + MEMORY_MARGIN.value)
-                <= min(limit, min(cluster.device(d).memory_bytes for d in group))
+                <= min(limit, *(cluster.device(d).memory_bytes for d in group))
                 for part, group in zip(result.memory, groups(plan), strict=True)
             )
             if fits:
