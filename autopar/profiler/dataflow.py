@@ -324,12 +324,20 @@ def _given(node: Node, tensor: Any, requires_grad: bool, *, scales: bool) -> Val
 
 def _spec(tensor: torch.Tensor, requires_grad: bool, scales: bool) -> TensorSpec:
     return TensorSpec(
-        shape=tuple(int(n) for n in tensor.shape),
-        stride=tuple(int(n) for n in tensor.stride()),
+        shape=tuple(_size(n) for n in tensor.shape),
+        stride=tuple(_size(n) for n in tensor.stride()),
         dtype=tensor.dtype,
         requires_grad=requires_grad,
         scales=scales,
     )
+
+
+def _size(value: int | torch.SymInt) -> int:
+    """A size; 0 for one that depends on the data."""
+    if isinstance(value, int):
+        return value
+    known = value.node.maybe_as_int()
+    return 0 if known is None else int(known)
 
 
 def _plain(value: Any) -> Any:

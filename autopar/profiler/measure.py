@@ -61,6 +61,7 @@ def measure(
     graph: CountedGraph,
     blocks: tuple[Block, ...],
     *,
+    smallest: int,
     load: Load,
     policy: MeasurePolicy,
     store: PointStore,
@@ -72,6 +73,7 @@ def measure(
         traced: The task at its profiled batch size.
         graph: Its counted ops.
         blocks: Its blocks.
+        smallest: Fewest samples the model trains on.
         load: Device and busy ranks.
         policy: How to time.
         store: Known results; new ones are added as they come.
@@ -81,7 +83,7 @@ def measure(
         The measurement (``None`` when nothing could be timed), warnings, and whether everything
         came from the store.
     """
-    campaign = _Campaign(traced, graph, blocks, load, policy, store, progress)
+    campaign = _Campaign(traced, graph, blocks, smallest, load, policy, store, progress)
     fresh = campaign.run()
     return campaign.assemble(), campaign.warnings, not fresh
 
@@ -91,6 +93,7 @@ class _Campaign:
     traced: TracedTask
     graph: CountedGraph
     blocks: tuple[Block, ...]
+    smallest: int
     load: Load
     policy: MeasurePolicy
     store: PointStore
@@ -99,7 +102,7 @@ class _Campaign:
 
     def __post_init__(self) -> None:
         self.unique = list({b.signature: b for b in reversed(self.blocks)}.values())[::-1]
-        self.sizes = microbatch_sizes(self.traced.batch)
+        self.sizes = microbatch_sizes(self.smallest, self.traced.batch)
         self.available = _available_bytes() * self.policy.memory_share / self.load.ranks
 
     def run(self) -> bool:
@@ -128,13 +131,26 @@ class _Campaign:
         ends = list(dict.fromkeys((self.sizes[0], self.sizes[-1])))
         middle = [s for s in self.sizes if s not in ends]
         fitting = [b for b in self.unique if self._fits(b, self.sizes[0])]
+        share = self._flop_share(fitting)
+        if share < self.policy.smallest_share:
+            self.warnings.append(
+                f"nothing is timed: blocks that fit in memory here hold {share:.0%} of the FLOPs"
+            )
+            return []
         rows: list[tuple[str, Block | None, int]] = []
-        for sizes in (ends, middle):
-            rows += [("block", b, s) for s in sizes for b in fitting if self._fits(b, s)]
-            rows += [("whole", None, s) for s in sizes if self._whole_fits(s)]
+        for samples in (*ends, *middle):
+            rows += [("block", b, samples) for b in fitting if self._fits(b, samples)]
+            rows += [("whole", None, samples)] if self._whole_fits(samples) else []
         if fitting:
             rows.append(("optimizer", None, 1))
         return [row for row in rows if _row_name(row) not in self.store.results]
+
+    def _flop_share(self, unique: list[Block]) -> float:
+        """Share of the model's FLOPs in blocks with these signatures."""
+        keys = {block.signature for block in unique}
+        total = [b.forward_flop.at(1) for b in self.blocks]
+        part = [f for b, f in zip(self.blocks, total, strict=True) if b.signature in keys]
+        return sum(part) / sum(total) if sum(total) else 1.0
 
     def _fits(self, block: Block, samples: int) -> bool:
         if self.load.device != "cpu":
@@ -252,6 +268,7 @@ class _Campaign:
                 )
                 return
             if "resident_bytes" in row:
+                self.warnings += [row.pop("warning")] if "warning" in row else []
                 self.store.put("resident", row)
                 continue
             point = points[row.pop("point")]

@@ -13,12 +13,15 @@ class MeasurePolicy:
         warmup: Passes before the timed ones.
         fewest_repeats: Timed passes per point, at least.
         most_repeats: Timed passes per point, at most.
+        central: Quantile of the timed passes that counts as their time.
         point_s: Seconds of timed passes aimed at per point.
         longest_pass_s: A block whose forward and backward take longer is not timed at this size.
         budget_s: Seconds for all points; sizes other than the smallest and the largest are left
             out when it is used up.
         slack_s: Seconds to wait for a single result before measuring is given up.
         memory_share: Share of the available memory the busy ranks may use together.
+        smallest_share: Nothing is measured when blocks that fit hold less than this share of the
+            FLOPs.
         memory_factor: Allocated bytes over the bytes a block is known to need.
         largest_optimizer_bytes: Parameter bytes up to which the optimizer is timed on all
             parameters; above, on a part.
@@ -28,19 +31,21 @@ class MeasurePolicy:
 
     warmup: int = 3
     fewest_repeats: int = 5
-    most_repeats: int = 40
+    most_repeats: int = 300
+    central: float = 0.5
     point_s: float = 0.4
     longest_pass_s: float = 15.0
     budget_s: float = 150.0
     slack_s: float = 180.0
     memory_share: float = 0.75
+    smallest_share: float = 0.3
     memory_factor: float = 1.3
     largest_optimizer_bytes: float = 2e9
     import_scale: float = 1.0
     weight_scale: float = 0.02
 
 
-def microbatch_sizes(batch: int) -> tuple[int, ...]:
-    """Sizes to measure: powers of two below ``batch``, and ``batch``."""
-    sizes = [2**i for i in range(batch.bit_length()) if 2**i < batch]
-    return (*sizes, batch)
+def microbatch_sizes(smallest: int, largest: int) -> tuple[int, ...]:
+    """Sizes to measure: powers of two from ``smallest`` on, and ``largest``."""
+    powers = [2**i for i in range(largest.bit_length()) if smallest <= 2**i < largest]
+    return (*powers, largest)

@@ -197,6 +197,7 @@ def _measured(
         traced,
         graph,
         profile.blocks,
+        smallest=min(profile.smallest_microbatch, profile.batch),
         load=load,
         policy=policy,
         store=store,

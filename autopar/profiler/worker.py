@@ -19,12 +19,15 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from autopar.core.stats import median
+from autopar.core.errors import AutoparError
+from autopar.core.stats import median, quantile
 from autopar.profiler.optimizer import adopt_optimizer
 from autopar.profiler.payload import Runner
 from autopar.profiler.points import Point
 from autopar.profiler.policy import MeasurePolicy
 from autopar.profiler.timing import Samples, time_call, time_runner
+from autopar.tasks import resolve
+from autopar.trace import trace
 from autopar.trace.export import first_line
 
 _POLL_S = 0.02
@@ -53,7 +56,7 @@ class Rank:
         self._fastest: dict[str, float] = {}
         self._align()
         self._rate = self._flop_per_s()
-        self._resident = _resident_bytes(setup["target"]) if rank == 0 else 0.0
+        self._resident = _resident(setup["target"]) if rank == 0 else {}
 
     def serve(self) -> None:
         """Time all points."""
@@ -62,7 +65,7 @@ class Rank:
             time.sleep(_POLL_S)
             self._check_parent()
         count = json.loads(go.read_text(encoding="utf-8"))["points"]
-        self._report({"resident_bytes": self._resident})
+        self._report(self._resident)
         started = time.monotonic()
         for number in range(count):
             point: Point = pickle.loads((self._folder / f"{number:04}.pickle").read_bytes())
@@ -122,8 +125,8 @@ class Rank:
         if mine is None:
             return {"skipped": "slow"}
         everyone: list[Samples] = self._gather(mine)
-        forward_s = median([s for rank in everyone for s in rank.forward_s])
-        backward_s = median([s for rank in everyone for s in rank.backward_s])
+        forward_s = quantile([s for r in everyone for s in r.forward_s], policy.central)
+        backward_s = quantile([s for r in everyone for s in r.backward_s], policy.central)
         per_sample = (forward_s + backward_s) / point.samples
         self._fastest[point.key] = min(per_sample, self._fastest.get(point.key, per_sample))
         return {
@@ -200,14 +203,15 @@ def _discard(_: torch.Tensor) -> None:
     """Drop a result, so that a call can stand where nothing is returned."""
 
 
-def _resident_bytes(target: str | None) -> float:
+def _resident(target: str | None) -> dict[str, Any]:
     """Memory of this process once it has imported and traced what a training rank does."""
+    row: dict[str, Any] = {}
     if target is not None:
-        from autopar.tasks import resolve
-        from autopar.trace import trace
-
-        trace(resolve(target), 2, device="meta")
-    return float(psutil.Process().memory_info().rss)
+        try:
+            trace(resolve(target), 2, device="meta")
+        except AutoparError as error:
+            row["warning"] = f"memory of a rank measured without tracing in it: {error}"
+    return {**row, "resident_bytes": float(psutil.Process().memory_info().rss)}
 
 
 def main() -> None:
