@@ -97,6 +97,12 @@ def diagnose(out: Path, world_size: int, exits: dict[int, int]) -> AutoparError:
     killed = [rank for rank in silent if exits.get(rank, 0) < 0 or (failures and not primary)]
     if primary is None and killed:
         rank = killed[0]
+        if any("timed out" in f.message.lower() for f in failures):
+            return TrainingError(
+                f"rank {rank} stopped answering, the other ranks gave up waiting; "
+                f"log: {log_path(out, rank)}",
+                hint="it hangs or is very slow; allow more with timeout_s if it is only slow",
+            )
         status = exits.get(rank, 0)
         how = f"was killed by signal {-status}" if status < 0 else "ended without an error message"
         return TrainingError(

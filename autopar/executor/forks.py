@@ -16,6 +16,7 @@ from autopar.core.errors import EnvironmentUnableError
 from autopar.executor.failures import diagnose
 from autopar.executor.launch import require_fork
 from autopar.executor.options import RunOptions
+from autopar.executor.progress import ProgressView
 from autopar.executor.worker import guarded, work
 from autopar.plan import Plan
 from autopar.tasks import Task
@@ -24,10 +25,16 @@ _POLL_S = 0.01
 _GRACE_S = 5.0
 
 
-def run_with_forks(plan: Plan, task: Task, options: RunOptions) -> None:
+def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressView) -> None:
     """Run all ranks as forks and wait for them.
 
     Ranks compute with one thread: OpenMP's thread pool does not survive a fork.
+
+    Args:
+        plan: The plan.
+        task: The task; it need not be picklable.
+        options: The run's options.
+        view: Shows the progress; its thread starts after the forks.
 
     Raises:
         TrainingError: A rank failed.
@@ -49,7 +56,8 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions) -> None:
                 if pid == 0:
                     _child(plan, task, options, Path(folder) / "store", rank)
                 ranks[pid] = rank
-            exits = _wait(ranks)
+            with view:
+                exits = _wait(ranks)
         except BaseException:
             _kill(ranks)
             raise
@@ -69,8 +77,6 @@ def _child(plan: Plan, task: Task, options: RunOptions, store: Path, rank: int) 
             work(plan, task, options, shared, rank, rank, plan.world_size)
 
         status = guarded(options.out, rank, body)
-        sys.stdout.flush()
-        sys.stderr.flush()
     finally:
         os._exit(status)
 

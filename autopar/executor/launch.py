@@ -44,17 +44,17 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
     _prepare(options)
     predicted = plan.predicted.get("step_time_s") if plan.predicted else None
     predicted_s = float(predicted["value"]) if predicted else None
-    with ProgressView(options.out / PROGRESS_FILE, predicted_s):
-        if options.launcher == "torchrun":
-            from autopar.executor.torchrun import run_with_torchrun
+    view = ProgressView(options.out / PROGRESS_FILE, predicted_s)
+    if options.launcher == "torchrun":
+        from autopar.executor.torchrun import run_with_torchrun
 
-            job = {"plan": plan.to_dict(), "options": options.to_dict(), "target": task.target}
-            write_text_atomic(options.out / JOB_FILE, json.dumps(job, indent=1) + "\n")
-            run_with_torchrun(options.out / JOB_FILE, plan, options, local_ranks)
-        else:
-            from autopar.executor.forks import run_with_forks
+        job = {"plan": plan.to_dict(), "options": options.to_dict(), "target": task.target}
+        write_text_atomic(options.out / JOB_FILE, json.dumps(job, indent=1) + "\n")
+        run_with_torchrun(options.out / JOB_FILE, plan, options, local_ranks, view)
+    else:
+        from autopar.executor.forks import run_with_forks
 
-            run_with_forks(plan, task, options)
+        run_with_forks(plan, task, options, view)
     return RunRecord.load(options.out)
 
 

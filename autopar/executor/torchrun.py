@@ -13,6 +13,7 @@ from autopar.core.errors import EnvironmentUnableError
 from autopar.executor.failures import diagnose
 from autopar.executor.launch import threads_per_rank
 from autopar.executor.options import RunOptions
+from autopar.executor.progress import ProgressView
 from autopar.plan import Plan
 
 _TERM_GRACE_S = 3.0
@@ -55,8 +56,17 @@ def environment(plan: Plan, local_ranks: int) -> dict[str, str]:
     }
 
 
-def run_with_torchrun(job: Path, plan: Plan, options: RunOptions, local_ranks: int) -> None:
+def run_with_torchrun(
+    job: Path, plan: Plan, options: RunOptions, local_ranks: int, view: ProgressView
+) -> None:
     """Run this host's ranks and wait for them.
+
+    Args:
+        job: The job file that the workers read.
+        plan: The plan.
+        options: The run's options.
+        local_ranks: Ranks to start here.
+        view: Shows the progress meanwhile.
 
     Raises:
         TrainingError: A rank failed.
@@ -78,7 +88,8 @@ def run_with_torchrun(job: Path, plan: Plan, options: RunOptions, local_ranks: i
                 f"cannot start torchrun: {error}", hint="check the Python installation"
             ) from error
         try:
-            status = agent.wait()
+            with view:
+                status = agent.wait()
         except BaseException:
             _end(agent)
             raise

@@ -58,12 +58,16 @@ def guarded(out: Path, rank: int, body: Callable[[], None]) -> int:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    # a notebook or a test runner may have put objects of its own in place of these
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
     try:
         body()
     except BaseException as error:
         report_failure(out, rank, error)
-        sys.stderr.flush()
         return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
     return 0
 
 
@@ -132,6 +136,4 @@ def _use_loopback_if_needed() -> None:
 
 
 if __name__ == "__main__":
-    status = main(sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(status)
+    os._exit(main(sys.argv[1:]))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from dataclasses import replace
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -146,3 +151,50 @@ def branching() -> Task:
         loss=F.mse_loss,
         optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
     )
+
+
+class Failing(Mlp):
+    """Raises, or ends its process, in some forward of one rank."""
+
+    def __init__(self, how: str, rank: int) -> None:
+        super().__init__(8, 4, 0.0)
+        self.how = how
+        self.rank = rank
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > 4 and torch.distributed.get_rank() == self.rank:
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "hang":
+                time.sleep(1000)
+            raise RuntimeError("the layer melted\nsecond line")
+        return super().forward(x)
+
+
+def failing(how: str = "raise", rank: int = 1) -> Task:
+    return replace(mlp(), name="failing", model=lambda: Failing(how, rank))
+
+
+def exploding() -> Task:
+
+    def loss(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(out, target) * 1e38 * 1e3
+
+    return replace(mlp(), name="exploding", loss=loss)
+
+
+class Points(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+    def __init__(self, count: int) -> None:
+        self.x = torch.arange(count, dtype=torch.float32)[:, None].expand(count, 8) / count
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.x[i], self.x[i]
+
+
+def points(count: int = 24) -> Task:
+    return replace(mlp(), name="points", dataset=Points(count))

@@ -1,0 +1,83 @@
+"""Interrupted and resumed runs, under the same plan and under another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import helpers
+import models
+import pytest
+
+from autopar.core.errors import InputError
+from autopar.executor.checkpoint import find_checkpoint
+from autopar.tasks import Task
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "dp2": {"dp": 2, "microbatches": 2},
+    "pp2": {"pp": 2, "microbatches": 4},
+    "single": {"microbatches": 4},
+}
+
+
+def run(task: Task, shape: str, out: Path, **options: Any) -> tuple[float, ...]:
+    plan = helpers.make_plan(task, **SHAPES[shape])
+    return helpers.run(plan, task, out, warmup=0, **options).losses
+
+
+@pytest.mark.parametrize("shape", ["dp2", "pp2"])
+def test_resumed_run_repeats_the_uninterrupted_one(shape: str, tmp_path: Path) -> None:
+    task = models.knotted(dropout=0.2)
+    whole = run(task, shape, tmp_path / "whole", steps=5)
+    first = run(task, shape, tmp_path / "first", steps=3, checkpoint_every=2)
+    rest = run(task, shape, tmp_path / "rest", steps=3, resume=tmp_path / "first" / "checkpoints")
+    assert first == whole[:3]
+    assert rest == whole[2:]
+
+
+@pytest.mark.parametrize(("before", "after"), [("dp2", "pp2"), ("pp2", "dp2"), ("pp2", "single")])
+def test_resume_under_another_plan(before: str, after: str, tmp_path: Path) -> None:
+    task = models.knotted(dropout=0.0)
+    whole = run(task, before, tmp_path / "whole", steps=5, checkpoint_every=3)
+    rest = run(task, after, tmp_path / "rest", steps=2, resume=tmp_path / "whole" / "checkpoints")
+    assert rest == pytest.approx(whole[3:], rel=1e-5)
+
+
+def test_checkpoint_is_complete_or_absent(tmp_path: Path) -> None:
+    task = models.mlp()
+    run(task, "dp2", tmp_path, steps=4, checkpoint_every=2)
+    folder = tmp_path / "checkpoints"
+    assert sorted(p.name for p in folder.iterdir()) == ["latest", "step-2", "step-4"]
+    assert find_checkpoint(folder).name == "step-4"
+    assert find_checkpoint(folder / "step-2").name == "step-2"
+    (folder / "latest").write_text("../elsewhere\n")
+    with pytest.raises(InputError, match="no complete checkpoint"):
+        find_checkpoint(folder)
+
+
+def test_checkpoint_of_another_model_or_seed(tmp_path: Path) -> None:
+    run(models.mlp(), "dp2", tmp_path / "a", steps=1, checkpoint_every=1)
+    resume = tmp_path / "a" / "checkpoints"
+    with pytest.raises(InputError, match="is a checkpoint of 'mlp'"):
+        run(models.knotted(), "dp2", tmp_path / "b", steps=1, resume=resume)
+    with pytest.raises(InputError, match="no checkpoint in"):
+        run(models.mlp(), "dp2", tmp_path / "b", steps=1, resume=tmp_path)
+    plan = dataclasses.replace(helpers.make_plan(models.mlp(), **SHAPES["dp2"]), seed=9)
+    record = helpers.run(plan, models.mlp(), tmp_path / "c", resume=resume, steps=1)
+    assert any("seed was 0" in text for text in record.warnings)
+
+
+def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    run(models.mlp(), "dp2", tmp_path / "a", steps=1, checkpoint_every=1)
+    step = find_checkpoint(tmp_path / "a" / "checkpoints")
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (open, (str(tmp_path / "hacked"), "w"))
+
+    (step / ".metadata").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError, match="not allowed"):
+        run(models.mlp(), "dp2", tmp_path / "b", steps=1, resume=step)
+    assert not (tmp_path / "hacked").exists()

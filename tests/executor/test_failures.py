@@ -1,0 +1,179 @@
+"""What a user sees when a run cannot start or does not finish."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import helpers
+import models
+import pytest
+
+from autopar.core.errors import EnvironmentUnableError, InputError, TraceError, TrainingError
+from autopar.executor import RunOptions
+from autopar.plan import Mesh, Plan, TaskRef
+from autopar.results import RunRecord
+from autopar.tasks import Task
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return helpers.make_plan(models.mlp(), dp=2)
+
+
+def aimed(plan: Plan, task: Task) -> Plan:
+    return dataclasses.replace(plan, task=dataclasses.replace(plan.task, name=task.name))
+
+
+def test_first_failing_rank_is_named(plan: Plan, tmp_path: Path) -> None:
+    task = models.failing()
+    with pytest.raises(TrainingError) as caught:
+        helpers.run(aimed(plan, task), task, tmp_path, steps=8)
+    message = caught.value.message
+    assert "rank 1 failed first: RuntimeError: the layer melted" in message
+    assert "\n" not in message
+    log = Path(message.rpartition("log: ")[2])
+    assert "the layer melted" in log.read_text()
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_a_killed_rank_is_named(plan: Plan, tmp_path: Path) -> None:
+    task = models.failing(how="kill", rank=0)
+    with pytest.raises(TrainingError, match="rank 0 was killed by signal 9"):
+        helpers.run(aimed(plan, task), task, tmp_path, steps=8)
+
+
+def test_a_hanging_rank_ends_the_run_in_time(plan: Plan, tmp_path: Path) -> None:
+    task = models.failing(how="hang")
+    start = time.monotonic()
+    with pytest.raises(TrainingError, match="rank 1 stopped answering"):
+        helpers.run(aimed(plan, task), task, tmp_path, steps=8, timeout_s=3.0)
+    assert time.monotonic() - start < 20
+
+
+def test_a_loss_that_is_no_number_stops_the_run(plan: Plan, tmp_path: Path) -> None:
+    task = models.exploding()
+    with pytest.raises(TrainingError, match="the loss of step 0 is inf"):
+        helpers.run(helpers.make_plan(task, dp=2), task, tmp_path, steps=20)
+
+
+def test_plan_for_another_model(plan: Plan, tmp_path: Path) -> None:
+    for shape in ({"dp": 2}, {"pp": 2}):
+        other = helpers.make_plan(models.mlp(depth=5), **shape)
+        with pytest.raises(InputError, match="plan is for another model") as caught:
+            helpers.run(other, models.mlp(), tmp_path)
+        assert other.task.fingerprint in caught.value.message
+
+
+def test_pipeline_of_a_model_that_cannot_be_exported(plan: Plan, tmp_path: Path) -> None:
+    task = models.branching()
+    with pytest.raises(TraceError, match="branching"):
+        helpers.run(aimed(helpers.make_plan(models.mlp(), pp=2), task), task, tmp_path)
+
+
+def test_what_the_executor_does_not_run_is_refused(plan: Plan, tmp_path: Path) -> None:
+    sharded = dataclasses.replace(plan, mesh=Mesh(dp_shard=2))
+    with pytest.raises(InputError, match="dp_shard"):
+        helpers.run(sharded, models.mlp(), tmp_path)
+    half = dataclasses.replace(plan, precision="bfloat16")
+    with pytest.raises(InputError, match="bfloat16"):
+        helpers.run(half, models.mlp(), tmp_path)
+
+
+def test_a_stage_layout_that_the_schedule_cannot_run(tmp_path: Path) -> None:
+    plan = helpers.make_plan(models.mlp(), pp=2, stages=4, schedule="interleaved")
+    stages = tuple(
+        dataclasses.replace(stage, pp=(0, 0, 1, 1)[i]) for i, stage in enumerate(plan.stages)
+    )
+    with pytest.raises(InputError, match="on one pipeline rank"):
+        helpers.run(dataclasses.replace(plan, stages=stages), models.mlp(), tmp_path)
+
+
+def test_cut_inside_a_tuple_is_refused(tmp_path: Path) -> None:
+    task = models.knotted()
+    traced = helpers.traced_of(task)
+    bad = next(c for c in range(1, len(traced.nodes)) if c not in traced.cuts)
+    plan = helpers.make_plan(task, traced=traced, cuts=(bad,), pp=2)
+    with pytest.raises(InputError, match="cannot be cut"):
+        helpers.run(plan, task, tmp_path)
+
+
+def test_options_are_checked(plan: Plan, tmp_path: Path) -> None:
+    for wrong in (
+        {"steps": 0},
+        {"warmup": -1},
+        {"data_split": "rnadom"},
+        {"nnodes": 2},
+        {"tolerance": 0.0},
+        {"clip_norm": -1.0},
+        {"node_rank": 3},
+        {"launcher": "ssh"},
+    ):
+        with pytest.raises(InputError) as caught:
+            RunOptions(out=tmp_path, **wrong)  # type: ignore[arg-type]
+        assert "\n" not in caught.value.message
+    with pytest.raises(InputError, match="local_ranks=3"):
+        helpers.run(plan, models.mlp(), tmp_path, local_ranks=3)
+    with pytest.raises(InputError, match="has no target"):
+        helpers.run(plan, models.mlp(), tmp_path, launcher="torchrun")
+    with pytest.raises(EnvironmentUnableError, match="CUDA devices"):
+        helpers.run(plan, models.mlp(), tmp_path, device="cuda")
+
+
+def test_run_folder_that_is_a_file(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(InputError, match="cannot use run folder"):
+        helpers.run(plan, models.mlp(), tmp_path / "taken")
+
+
+def test_task_ref_is_compared_by_ops_not_by_name(plan: Plan, tmp_path: Path) -> None:
+    ref = TaskRef(
+        name="renamed",
+        target=None,
+        fingerprint=plan.task.fingerprint,
+        op_count=plan.task.op_count,
+    )
+    record = helpers.run(dataclasses.replace(plan, task=ref), models.mlp(), tmp_path, steps=1)
+    assert isinstance(record, RunRecord)
+
+
+def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    here = Path(__file__).parent
+    script.write_text(
+        textwrap.dedent(f"""
+        import sys
+        sys.path[:0] = [{str(here)!r}, {str(here.parent.parent)!r}]
+        from pathlib import Path
+        import helpers, models
+        task = models.failing(how="hang")
+        plan = helpers.make_plan(models.mlp(), dp=2)
+        print("ready", flush=True)
+        helpers.run(plan, task, Path({str(tmp_path / "run")!r}), steps=10**6)
+        """)
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (tmp_path / "run" / "logs" / "rank-1.log").exists():
+        time.sleep(0.05)
+    time.sleep(0.5)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    os.kill(process.pid, signal.SIGINT)
+    process.wait(timeout=20)
+    process.stdout.close()
+    time.sleep(0.2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
