@@ -71,7 +71,8 @@ class Table:
 
     def cells(self) -> list[list[Cell]]:
         """The rows for the page."""
-        kinds: tuple[Kind, ...] = self.row_kinds or ("number",) * len(self.rows)
+        plain: Kind = "number"
+        kinds = self.row_kinds or (plain,) * len(self.rows)
         return [
             [_cell(column, value, kind) for column, value in zip(self.columns, row, strict=True)]
             for row, kind in zip(self.rows, kinds, strict=True)
