@@ -149,7 +149,7 @@ def _fill_normal(data: torch.Tensor, scale: float) -> torch.Tensor:
         return data.normal_(0.0, scale)
     run = torch.randn(_NORMAL_RUN, dtype=data.dtype, device=data.device) * scale
     extent = data.untyped_storage().nbytes() // data.element_size()
-    for part in data.as_strided((extent,), (1,)).split(_NORMAL_RUN):
+    for part in torch.split(data.as_strided((extent,), (1,)), _NORMAL_RUN):
         part.copy_(run[: part.numel()])
     return data
 

@@ -15,6 +15,8 @@ class MeasurePolicy:
         most_repeats: Timed passes per point, at most.
         central: Quantile of the timed passes that counts as their time.
         point_s: Seconds of timed passes aimed at per point.
+        long_point_s: Seconds a point with long passes may take; fewer passes are timed then, but
+            at least two.
         longest_pass_s: A block whose forward and backward take longer is not timed at this size.
         budget_s: Seconds for all points; sizes other than the smallest and the largest are left
             out when it is used up.
@@ -34,6 +36,7 @@ class MeasurePolicy:
     most_repeats: int = 300
     central: float = 0.5
     point_s: float = 0.4
+    long_point_s: float = 4.0
     longest_pass_s: float = 15.0
     budget_s: float = 150.0
     slack_s: float = 180.0

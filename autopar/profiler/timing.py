@@ -54,16 +54,15 @@ def time_runner(
         The samples, or ``None`` when a pass takes longer than ``policy.longest_pass_s``.
     """
     clock = _clock(device)
-    once = 0.0
+    once = spent = 0.0
     for _ in range(policy.warmup):
-        once = sum(_pass(runner, clock))
-        if agree(once) > policy.longest_pass_s / 2:
+        once = agree(sum(_pass(runner, clock)))
+        spent += once
+        if spent > policy.long_point_s / 2:
             break
-    once = agree(once)
     if once > policy.longest_pass_s:
         return None
-    wanted = round(policy.point_s / max(once, 1e-6))
-    repeats = min(max(wanted, policy.fewest_repeats), policy.most_repeats)
+    repeats = _repeats(once, policy)
     align()
     with _no_collection():
         pairs = [_pass(runner, clock) for _ in range(repeats)]
@@ -80,6 +79,14 @@ def time_call(call: Callable[[], None], device: str, *, repeats: int) -> float:
         call()
         seconds.append(_between(start, clock()))
     return median(seconds)
+
+
+def _repeats(once: float, policy: MeasurePolicy) -> int:
+    """Passes that fill the time of a point; a few long ones when a single pass is long."""
+    wanted = round(policy.point_s / max(once, 1e-6))
+    affordable = max(2, int(policy.long_point_s / max(once, 1e-6)))
+    fewest = min(policy.fewest_repeats, affordable)
+    return min(max(wanted, fewest), policy.most_repeats)
 
 
 Moment = object

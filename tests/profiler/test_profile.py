@@ -12,6 +12,7 @@ from torch import nn
 from autopar.core.errors import EnvironmentUnableError, InputError
 from autopar.graph import GraphProfile
 from autopar.profiler import ProfileOutcome, launch, measure, profile_task
+from autopar.profiler.points import PointStore
 from autopar.profiler.policy import MeasurePolicy, microbatch_sizes
 from autopar.tasks import resolve, small_target, zoo_names
 from autopar.trace import build_model
@@ -108,17 +109,16 @@ def test_damaged_cache_is_ignored_with_a_warning(tmp_path, text):
     assert profiled(task, tmp_path, measure=False).from_cache
 
 
-def test_damaged_points_are_measured_again(tmp_path, mlp):
-    _, cache, _ = mlp
-    (points,) = cache.glob("points-*.json")
-    document = json.loads(points.read_text())
-    document["results"] = [1, 2]
-    (tmp_path / points.name).write_text(json.dumps(document))
-    again = profile_task(
-        resolve(small_target("mlp")), batch=2, busy_ranks=2, cache_dir=tmp_path, policy=QUICK
-    )
-    assert any("damaged" in warning for warning in again.warnings)
-    assert again.profile.measurement is not None
+@pytest.mark.parametrize("results", [[1, 2], {"block:x:1": 3}, None])
+def test_damaged_points_are_forgotten_with_a_warning(tmp_path, results):
+    file = tmp_path / "points-1.json"
+    PointStore(file).put("block:x:1", {"forward_s": 1.0})
+    assert PointStore(file).value("block", "x", 1) == {"forward_s": 1.0}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"results": results}))
+    store = PointStore(file)
+    assert store.results == {}
+    assert "damaged" in store.warnings[0]
+    assert store.value("block", "x", 1) is None
 
 
 def test_cache_that_cannot_be_written_is_a_warning(tmp_path):
