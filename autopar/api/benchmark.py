@@ -56,7 +56,7 @@ def bench(
     """
     job = load_task(task)
     where = resolve_cluster(cluster, progress=progress)
-    what = resolve_profile(job, where, progress=progress)
+    what, _ = resolve_profile(job, where, progress=progress)
     chosen = _choose(plans, what, where, global_batch, fix)
     folder = Path(out).parent if out is not None else REPORTS
     name = f"bench-{slug(job.name)}-{content_hash([c.plan.hash for c in chosen])[:6]}"
@@ -113,7 +113,7 @@ def _choose(
             else:
                 chosen += spread(what, where, options, count)
         elif Path(text).suffix == ".json":
-            plan = load_plan(text)
+            plan, _ = load_plan(text)
             chosen.append(RankedPlan(plan=plan, price=price(plan, what, where)))
         else:
             raise InputError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autopar.api.clusters import Progress, resolve_cluster
 from autopar.api.profiling import profile_stored
@@ -18,7 +19,33 @@ if TYPE_CHECKING:
     from autopar.search import SearchOptions
 
 
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A search result with what it was searched on.
+
+    Attributes:
+        result: The search result.
+        profile: The profile.
+        cluster: The cluster.
+        options: The search options.
+    """
+
+    result: SearchResult
+    profile: GraphProfile
+    cluster: Cluster
+    options: SearchOptions
+
+
 def plan(
+    profile: GraphProfile | Task | str | Path,
+    cluster: Cluster | str | Path = "local",
+    **options: Any,
+) -> SearchResult:
+    """Find the best plan, prove it, and say why; see :func:`plan_search` for the arguments."""
+    return plan_search(profile, cluster, **options).result
+
+
+def plan_search(
     profile: GraphProfile | Task | str | Path,
     cluster: Cluster | str | Path = "local",
     *,
@@ -33,7 +60,7 @@ def plan(
     storage: str | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
-) -> SearchResult:
+) -> Planned:
     """Find the best plan, prove it, and say why.
 
     Args:
@@ -57,8 +84,6 @@ def plan(
     """
     from autopar.search import search
 
-    where = resolve_cluster(cluster, progress=progress)
-    what = resolve_profile(profile, where, progress=progress)
     options = search_options(
         global_batch=global_batch,
         objective=objective,
@@ -70,10 +95,14 @@ def plan(
         seed=seed,
         storage=storage,
     )
+    where = resolve_cluster(cluster, progress=progress)
+    what, path = resolve_profile(profile, where, progress=progress)
     result = search(what, where, options)
+    if path is not None:
+        result = replace(result, profile={**result.profile, "path": str(path.absolute())})
     if out is not None:
         result.save(Path(out))
-    return result
+    return Planned(result=result, profile=what, cluster=where, options=options)
 
 
 def search_options(
@@ -115,16 +144,16 @@ def resolve_profile(
     *,
     batch: int | None = None,
     progress: Progress | None = None,
-) -> GraphProfile:
-    """A profile for a cluster: read, or made on the cluster's kind of device.
+) -> tuple[GraphProfile, Path | None]:
+    """A profile for a cluster and its file: read, or made on the cluster's kind of device.
 
     Raises:
         InputError: The text is neither a profile file nor a target.
     """
     if isinstance(profile, GraphProfile):
-        return profile
+        return profile, None
     if isinstance(profile, Path) or (isinstance(profile, str) and profile.endswith(".json")):
-        return GraphProfile.load(Path(profile))
+        return GraphProfile.load(Path(profile)), Path(profile)
     device = cluster.device(0).kind if cluster.measured else cluster.machine(0).name
     busy = None
     if cluster.measured:
@@ -134,4 +163,4 @@ def resolve_profile(
     stored = profile_stored(
         profile, batch=batch, device=device, busy_ranks=busy, progress=progress
     )
-    return stored.profile
+    return stored.profile, stored.path

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from autopar.api.places import run_folder
+from autopar.api.places import cluster_path, run_folder
 from autopar.api.profiling import load_task
+from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.core.io import read_json
+from autopar.graph import GraphProfile
 from autopar.plan import Plan
 from autopar.plan.plan import SCHEMA as PLAN_SCHEMA
 from autopar.results import RunRecord, SearchResult
@@ -16,8 +18,8 @@ from autopar.results.search import SCHEMA as SEARCH_SCHEMA
 from autopar.tasks import Task
 
 
-def load_plan(path: Path | str, *, pick: int = 0) -> Plan:
-    """A plan from a plan file, or the ``pick``-th plan of a search result.
+def load_plan(path: Path | str, *, pick: int = 0) -> tuple[Plan, SearchResult | None]:
+    """A plan from a plan file, or the ``pick``-th plan of a search result and that result.
 
     The JSON that ``plan --json`` prints works too.
 
@@ -28,7 +30,7 @@ def load_plan(path: Path | str, *, pick: int = 0) -> Plan:
     if data.get("schema") == "autopar.envelope.plan" and isinstance(data.get("data"), dict):
         data = {**data["data"], "schema": SEARCH_SCHEMA, "schema_version": 1}
     if data.get("schema") == PLAN_SCHEMA:
-        return Plan.from_dict(data, str(path))
+        return Plan.from_dict(data, str(path)), None
     if data.get("schema") != SEARCH_SCHEMA:
         raise InputError(
             f"{path} is a '{data.get('schema')}' document, a plan or search result is needed",
@@ -41,7 +43,7 @@ def load_plan(path: Path | str, *, pick: int = 0) -> Plan:
             hint=f"use --pick 0 to {len(result.top) - 1}",
         )
     chosen = result.top[pick]
-    return chosen.plan.with_predicted(chosen.price.to_dict())
+    return chosen.plan.with_predicted(chosen.price.to_dict()), result
 
 
 def run(
@@ -53,6 +55,7 @@ def run(
     verify: bool = False,
     out: Path | str | None = None,
     report: bool = True,
+    search: SearchResult | None = None,
     **options: Any,
 ) -> RunRecord:
     """Execute a plan with torch.distributed, measure it and write its report.
@@ -65,6 +68,7 @@ def run(
         verify: Compare one step with the eager model in one process first.
         out: Run folder; a fresh one under ``reports/`` by default.
         report: Write ``report.html`` into the run folder.
+        search: The search the plan came from, shown in the report.
         options: Further fields of :class:`autopar.executor.RunOptions`. A task without a target
             needs ``launcher="fork"``, which is then the default.
 
@@ -74,7 +78,7 @@ def run(
     """
     from autopar.executor import RunOptions, run_plan
 
-    chosen = _as_plan(plan)
+    chosen, found = _as_plan(plan)
     job = _task_for(chosen, task)
     if job.target is None:
         options.setdefault("launcher", "fork")
@@ -87,16 +91,35 @@ def run(
     if report:
         from autopar.report import write_report
 
+        _add_companions(folder, chosen, search or found)
+
         write_report(folder, out=folder / "report.html")
     return record
 
 
-def _as_plan(plan: Plan | SearchResult | Path | str) -> Plan:
+def _as_plan(
+    plan: Plan | SearchResult | Path | str,
+) -> tuple[Plan, SearchResult | None]:
     if isinstance(plan, Plan):
-        return plan
+        return plan, None
     if isinstance(plan, SearchResult):
-        return plan.best.plan.with_predicted(plan.best.price.to_dict())
+        return plan.best.plan.with_predicted(plan.best.price.to_dict()), plan
     return load_plan(plan)
+
+
+def _add_companions(folder: Path, plan: Plan, search: SearchResult | None) -> None:
+    """Put search, profile and cluster beside the record, so that the folder is complete."""
+    if search is None:
+        return
+    search.save(folder / "search.json")
+    profile = Path(search.profile.get("path", ""))
+    if profile.is_file():
+        known = GraphProfile.load(profile)
+        if known.fingerprint == plan.task.fingerprint:
+            known.save(folder / "profile.json")
+    cluster = cluster_path(plan.cluster.replace(":", "-"))
+    if cluster.is_file():
+        Cluster.load(cluster).save(folder / "cluster.json")
 
 
 def _task_for(plan: Plan, task: Task | str | None) -> Task:

@@ -17,6 +17,8 @@ from autopar.results import RankedPlan, Rejection, SearchResult
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autopar.api.planning import Planned
+
 
 class Objective(StrEnum):
     """What to minimise."""
@@ -64,13 +66,11 @@ def command(
     `autopar plan profiles/gpt.json --cluster 128x8:a100-80gb-sxm --global-batch 1536 --explain`.
     """
     with session("plan", json_output=json_output) as talk:
-        from autopar.api.clusters import resolve_cluster
-        from autopar.api.planning import resolve_profile, search_options
-        from autopar.search import search
+        from autopar.api.planning import plan_search
 
-        where = resolve_cluster(cluster, progress=talk.progress)
-        what = resolve_profile(profile, where, progress=talk.progress)
-        options = search_options(
+        planned = plan_search(
+            profile,
+            cluster,
             global_batch=global_batch,
             objective=str(objective),
             sync=sync,
@@ -80,17 +80,10 @@ def command(
             top=top,
             seed=seed,
             storage=storage,
+            progress=talk.progress,
         )
-        result = search(what, where, options)
-        answers = []
-        if why_not is not None:
-            from autopar.search import why_not as ask_why_not
-
-            answers.append(ask_why_not(why_not, result, what, where, options))
-        if what_if is not None:
-            from autopar.search import what_if as ask_what_if
-
-            answers.append(ask_what_if(what_if, result, what, where, options))
+        answers = _answers(planned, why_not, what_if)
+        result = planned.result
         if answers:
             result = replace(result, explanation=(*result.explanation, *answers))
         if out is not None:
@@ -99,6 +92,21 @@ def command(
             talk.warn(text)
         data = {**result.to_dict(), "out": str(out) if out else None, "answers": answers}
         talk.finish(data, lambda console: _show(console, result, explain, answers, out))
+
+
+def _answers(planned: Planned, why_not: str | None, what_if: str | None) -> list[str]:
+    """Answers to the two questions, as paragraphs."""
+    if why_not is None and what_if is None:
+        return []
+    from autopar.search import questions
+
+    known = (planned.options, planned.result)
+    answers = []
+    if why_not is not None:
+        answers.append(questions.why_not(planned.profile, planned.cluster, why_not, *known).text)
+    if what_if is not None:
+        answers.append(questions.what_if(planned.profile, planned.cluster, what_if, *known).text)
+    return answers
 
 
 def _show(

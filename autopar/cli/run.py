@@ -57,7 +57,7 @@ def command(
     with session("run", json_output=json_output) as talk:
         from autopar.api.running import load_plan, run
 
-        chosen = load_plan(plan, pick=pick)
+        chosen, found = load_plan(plan, pick=pick)
         if dry_run:
             data = _dry_run(chosen, nnodes)
             talk.finish(data, lambda console: _show_dry_run(console, data))
@@ -66,6 +66,7 @@ def command(
             run,
             chosen,
             out,
+            search=found,
             steps=steps,
             warmup=warmup,
             verify=verify,
