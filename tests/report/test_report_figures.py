@@ -114,7 +114,13 @@ def test_binning_keeps_the_kind_that_fills_most_of_a_slot():
 def test_many_ranks_are_cut_and_said():
     gantt = gantt_data(None, samples.long_timeline(ranks=50, events=4), {})
     assert len(gantt.lanes) == 32
-    assert "The first 32 of 50 ranks" in gantt.note
+    assert "32 of 50 ranks" in gantt.note
+
+
+def test_when_not_all_ranks_fit_every_pipeline_rank_of_replica_0_is_drawn():
+    peers = {rank: rank - rank % 5 for rank in range(50)}
+    gantt = gantt_data(None, samples.long_timeline(ranks=50, events=4), peers)
+    assert set(range(0, 50, 5)) <= {lane.rank for lane in gantt.lanes}
 
 
 def test_capacity_is_drawn_only_where_it_can_be_seen():

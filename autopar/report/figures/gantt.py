@@ -14,7 +14,7 @@ from autopar.report.text import axis_seconds
 from autopar.results import Event, Timeline
 
 MAX_LANES = 32
-MAX_INTERVALS = 6000
+MAX_INTERVALS = 12_000
 MAX_LABELLED = 400
 
 
@@ -67,7 +67,9 @@ def gantt_data(
     sources = {"predicted": _by_rank(predicted), "measured": _by_rank(measured)}
     duration = max((t.duration_s for t in (predicted, measured) if t), default=0.0)
     ranks = sorted(sources["measured"] or sources["predicted"])
-    shown = ranks[: MAX_LANES // (2 if measured and predicted else 1)]
+    leaders = [rank for rank in ranks if peers.get(rank, rank) == rank]
+    others = [rank for rank in ranks if peers.get(rank, rank) != rank]
+    shown = sorted((leaders + others)[: MAX_LANES // (2 if measured and predicted else 1)])
     lanes = []
     for rank in shown:
         for source, events in sources.items():
@@ -105,7 +107,7 @@ def with_idle(events: list[Event], end_s: float) -> tuple[Event, ...]:
 def _thin(gantt: Gantt, shown: int, ranks: int) -> Gantt:
     notes = []
     if shown < ranks:
-        notes.append(f"The first {shown} of {ranks} ranks are drawn.")
+        notes.append(f"{shown} of {ranks} ranks are drawn, those of replica 0 first.")
     count = sum(len(lane.events) for lane in gantt.lanes)
     lanes = gantt.lanes
     if count > MAX_INTERVALS:
