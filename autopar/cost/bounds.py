@@ -281,7 +281,7 @@ class Bounds:
         done = trips * rounds_of
         rest = (m - 1 - done) * backward + np.maximum(0, m - done - warm) * forward
         walk = float(np.max(trips * (trip + links) + rest))
-        return first_back + walk + leave + layout.overhead_s
+        return float(first_back + walk + leave + layout.overhead_s)
 
 
 def quick_bound(

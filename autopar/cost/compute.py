@@ -109,6 +109,16 @@ class ComputeModel:
         moved = 3 + 2 * self.profile.optimizer.state_bytes_per_parameter_byte
         return moved / (device.memory_bytes_per_s * k.MEMORY_EFFICIENCY.value)
 
+    def accumulate_seconds_per_byte(self, device: Device, ranks_on_host: int) -> float:
+        """Adding a later microbatch's gradient to the one that is there, per parameter byte.
+
+        Without a measurement: a streaming kernel that reads two gradients and writes one.
+        """
+        measurement = self.profile.measurement
+        if measurement is not None and self.measured_on(device):
+            return measurement.accumulate_s_per_byte * self.slowdown(device, ranks_on_host)
+        return 3 / (device.memory_bytes_per_s * k.MEMORY_EFFICIENCY.value)
+
     def _measured(self, block: Block, samples: float, device: Device) -> tuple[float, float]:
         measurement = self.profile.measurement
         curve = measurement.curves.get(block.signature) if measurement else None

@@ -84,7 +84,11 @@ class Layout:
             }
             options = [
                 self.model.span_seconds(
-                    self.microbatch_size, self.model.cluster.device(d), busy, self.recompute
+                    self.microbatch_size,
+                    self.microbatches,
+                    self.model.cluster.device(d),
+                    busy,
+                    self.recompute,
                 )
                 for (_, busy), d in kinds.items()
             ]

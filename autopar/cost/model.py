@@ -42,7 +42,7 @@ class CostModel:
         self.tables = Tables(profile, self.compute.byte_scale)
         self._schedules: dict[str, AbstractSchedule] = {}
         self._programs: dict[tuple[str, int, int, int], Program] = {}
-        self._spans: dict[tuple[float, str, int, tuple[bool, ...]], SpanSeconds] = {}
+        self._spans: dict[tuple[int, int, str, int, tuple[bool, ...]], SpanSeconds] = {}
         self._communication: dict[tuple[int, ...], CommunicationModel] = {}
 
     def schedule(self, name: str) -> AbstractSchedule:
@@ -73,16 +73,29 @@ class CostModel:
         return self._communication[placement]
 
     def span_seconds(
-        self, samples: int, device: Device, ranks_on_host: int, recompute: tuple[bool, ...]
+        self,
+        samples: int,
+        microbatches: int,
+        device: Device,
+        ranks_on_host: int,
+        recompute: tuple[bool, ...],
     ) -> SpanSeconds:
         """Seconds of any run of blocks on one kind of device.
+
+        Backward includes the mean time of adding gradients to those of earlier microbatches.
 
         Raises:
             InputError: The profile has no times for the device.
         """
-        key = (samples, device.name, ranks_on_host, recompute)
+        key = (samples, microbatches, device.name, ranks_on_host, recompute)
         if key not in self._spans:
             forward, backward = self.compute.block_seconds(samples, device, ranks_on_host)
+            per_byte = self.compute.accumulate_seconds_per_byte(device, ranks_on_host)
+            per_byte *= self.compute.byte_scale * (microbatches - 1) / microbatches
+            backward = tuple(
+                seconds + block.parameter_bytes * per_byte
+                for seconds, block in zip(backward, self.profile.blocks, strict=True)
+            )
             again = [f if flag else 0.0 for f, flag in zip(forward, recompute, strict=True)]
             tables = [prefix_differences(list(v)).tolist() for v in (forward, backward, again)]
             self._spans[key] = SpanSeconds(

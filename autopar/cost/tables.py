@@ -103,7 +103,7 @@ class Tables:
 
     @cached_property
     def chain(self) -> tuple[tuple[Amount, Amount], ...]:
-        """Per boundary ``i``: bytes from block ``i - 1`` to block ``i``, and gradient bytes back."""
+        """Per boundary ``i``: bytes from block ``i - 1`` to block ``i``, gradient bytes back."""
         forward = [Amount()] * (self.count + 1)
         backward = [Amount()] * (self.count + 1)
         for edge in self.profile.block_edges:

@@ -3,7 +3,7 @@
 from autopar.search.change import changed_cluster
 from autopar.search.driver import search
 from autopar.search.options import SearchOptions
-from autopar.search.questions import Answer, what_if, why_not
+from autopar.search.questions import Answer, what_if, what_if_answer, why_not, why_not_answer
 from autopar.search.select import plan_for, spread
 from autopar.search.spec import parse_spec
 
@@ -16,5 +16,7 @@ __all__ = [
     "search",
     "spread",
     "what_if",
+    "what_if_answer",
     "why_not",
+    "why_not_answer",
 ]

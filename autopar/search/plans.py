@@ -59,6 +59,7 @@ def build_plan(point: Point, cuts: Cuts, model: CostModel, options: SearchOption
         sync=options.sync_modes()[0],
         clip_norm=options.clip_norm,
         seed=options.seed,
+        threads=profile.measurement.threads if profile.measurement is not None else None,
         cluster=model.cluster.name,
     )
 

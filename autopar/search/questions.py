@@ -40,29 +40,51 @@ class Answer:
 
 
 def why_not(
+    spec: str | Mapping[str, int | str],
+    result: SearchResult,
     profile: GraphProfile,
     cluster: Cluster,
-    spec: str | Mapping[str, int | str],
     options: SearchOptions | None = None,
-    result: SearchResult | None = None,
+) -> str:
+    """:func:`why_not_answer` as one paragraph."""
+    answer = why_not_answer(spec, result, profile, cluster, options)
+    return f"Why not {answer.question}? {answer.verdict.capitalize()}: {answer.text}"
+
+
+def what_if(
+    spec: str,
+    result: SearchResult,
+    profile: GraphProfile,
+    cluster: Cluster,
+    options: SearchOptions | None = None,
+) -> str:
+    """:func:`what_if_answer` as one paragraph."""
+    answer = what_if_answer(spec, result, profile, cluster, options)
+    return f"What if {answer.question}? {answer.text}"
+
+
+def why_not_answer(
+    spec: str | Mapping[str, int | str],
+    result: SearchResult,
+    profile: GraphProfile,
+    cluster: Cluster,
+    options: SearchOptions | None = None,
 ) -> Answer:
     """Why plans with these axis values are not the recommended one.
 
     Args:
+        spec: Axis values, e.g. ``"pp=2,schedule=gpipe"``.
+        result: The search in question.
         profile: What is trained.
         cluster: Where.
-        spec: Axis values, e.g. ``"pp=2,schedule=gpipe"``.
         options: Of the search in question.
-        result: Its result, to save searching again.
 
     Raises:
         InputError: Unknown axis or value.
-        InfeasibleError: The search in question itself has no plan.
     """
     options = options or SearchOptions()
     wanted = parse_spec(spec)
     question = describe(wanted)
-    result = result or search(profile, cluster, options)
     clash = _outside(profile, cluster, wanted, options)
     if clash is not None:
         return Answer(question=question, verdict="not in the space", text=clash)
@@ -110,31 +132,29 @@ def _order(text: str) -> tuple[int, str]:
     return (int(text), "") if text.isdecimal() else (0, text)
 
 
-def what_if(
+def what_if_answer(
+    spec: str,
+    result: SearchResult,
     profile: GraphProfile,
     cluster: Cluster,
-    spec: str,
     options: SearchOptions | None = None,
-    result: SearchResult | None = None,
 ) -> Answer:
     """Search a changed cluster and say whether the choice changes.
 
     The global batch stays what it was.
 
     Args:
+        spec: Changes as :func:`autopar.search.change.changed_cluster` reads them.
+        result: The search in question.
         profile: What is trained.
         cluster: Where it is planned for now.
-        spec: Changes as :func:`autopar.search.change.changed_cluster` reads them.
         options: Of the search in question.
-        result: Its result, to save searching again.
 
     Raises:
         InputError: The change cannot be read or applied.
-        InfeasibleError: The search in question itself has no plan.
     """
     options = options or SearchOptions()
     changed = changed_cluster(cluster, spec)
-    result = result or search(profile, cluster, options)
     batch = options.batch_for(profile, cluster.device_count)
     try:
         after = search(

@@ -1,0 +1,247 @@
+"""What a user asks of a search: specific plans, baselines, reasons, relaxations, speed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from autopar.core.errors import InfeasibleError, InputError
+from autopar.results import Rejection, SearchResult
+from autopar.search import (
+    SearchOptions,
+    changed_cluster,
+    parse_spec,
+    plan_for,
+    search,
+    spread,
+    what_if_answer,
+    why_not,
+    why_not_answer,
+)
+
+from .builders import a100_cluster, chain_profile, cluster_of, gpt3, gpu
+
+PROFILE = chain_profile(
+    [1e12, 2e12, 1e12, 3e12, 1e12],
+    parameter_bytes=[400_000_000] * 5,
+    saved_bytes=3e8,
+    tied=[(0, 4)],
+    skips=[(0, 2)],
+)
+TIGHT = cluster_of(2, 2, device=gpu(memory=8e9))
+OPTIONS = SearchOptions(global_batch=16)
+
+
+@pytest.fixture(scope="module")
+def tight() -> SearchResult:
+    return search(PROFILE, TIGHT, OPTIONS)
+
+
+def test_gpt3_on_1024_devices_is_proved_best_quickly():
+    profile, cluster = gpt3(), a100_cluster()
+    began = time.process_time()
+    result = search(profile, cluster, SearchOptions(global_batch=1536, top=5))
+    spent = time.process_time() - began
+    assert result.certificate.gap == 0
+    assert result.best.plan.mesh.pp == 64
+    assert len(result.top) == 5
+    assert spent < 6.0  # 1.0-1.5 s on a quiet core
+
+
+def test_a_point_by_specification():
+    item = plan_for(PROFILE, cluster_of(2, 2), "dp_replicate=2,pp=2,schedule=1f1b,microbatches=4",
+                    OPTIONS)  # fmt: skip
+    plan = item.plan
+    assert (plan.mesh.dp_replicate, plan.mesh.pp, plan.schedule) == (2, 2, "1f1b")
+    assert (plan.microbatches, plan.microbatch_size, plan.global_batch) == (4, 2, 16)
+    same = plan_for(PROFILE, cluster_of(2, 2), {"dp": 2, "pp": 2, "m": 4}, OPTIONS)
+    assert same.plan.hash == plan.hash
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("pq=2", "unknown axis"),
+        ("pp", "not axis=value"),
+        ("pp=0", "whole number"),
+        ("pp=2,pp=3", "both 2 and 3"),
+        ("schedule=1f2b", "unknown schedule"),
+        ("", "empty"),
+        ("tp=2", "not in the space"),
+        ("pp=8", "needs 8 devices"),
+        ("dp=3", "not divisible"),
+        ("pp=2,m=5", "samples"),
+        ("pp=2,schedule=none", "needs pp=1"),
+        ("schedule=gpipe", "needs pp of 2"),
+        ("pp=4,schedule=interleaved,m=8", "more than the 5 blocks"),
+        ("pp=2,schedule=interleaved,m=1", "microbatches"),
+        ("world=3,dp=2", "does not equal"),
+    ],
+)
+def test_bad_specifications_say_what_is_wrong(spec: str, words: str):
+    with pytest.raises(InputError, match=words) as caught:
+        plan_for(PROFILE, TIGHT, spec, OPTIONS)
+    assert caught.value.hint
+
+
+def test_unknown_words_name_the_closest():
+    with pytest.raises(InputError) as caught:
+        parse_spec("microbatch=4")
+    assert "microbatches" in (caught.value.hint or "")
+    for kwargs in ({"objective": "tme"}, {"sync": "al_reduce"}, {"top": 0}, {"global_batch": 0},
+                   {"max_memory_bytes": 0}):  # fmt: skip
+        with pytest.raises(InputError):
+            SearchOptions(**kwargs)  # type: ignore[arg-type]
+
+
+def test_fix_and_forbid_shape_the_space():
+    fixed = search(PROFILE, cluster_of(2, 2), SearchOptions(global_batch=16, fix=("pp=2", "dp=1")))
+    assert all(item.plan.mesh.pp == 2 for item in fixed.top)
+    assert fixed.certificate.rejected["not what --fix asks for"] > 0
+    free = search(PROFILE, cluster_of(2, 2), SearchOptions(global_batch=16, forbid=("pp=1",)))
+    assert all(item.plan.mesh.pp > 1 for item in free.top)
+
+
+def test_baselines_are_always_there(tight: SearchResult):
+    assert set(tight.baselines) == {
+        "single device", "plain DDP", "plain pipeline", "DDP + recompute",
+    }  # fmt: skip
+    item = tight.baselines["plain DDP"]
+    assert isinstance(item, Rejection)
+    assert "GiB" in item.detail
+    roomy = search(PROFILE, cluster_of(2, 2), OPTIONS).baselines
+    assert not any(isinstance(item, Rejection) for item in roomy.values())
+
+
+def test_results_are_deterministic_and_survive_the_file(tight: SearchResult, tmp_path: Path):
+    again = search(PROFILE, TIGHT, OPTIONS)
+    assert [i.plan.hash for i in again.top] == [i.plan.hash for i in tight.top]
+    assert again.certificate == tight.certificate
+    tight.save(tmp_path / "result.json")
+    loaded = SearchResult.load(tmp_path / "result.json")
+    assert loaded.best.price == tight.best.price
+    assert loaded.explanation == tight.explanation
+
+
+def test_the_study_holds_every_priced_point(tight: SearchResult):
+    assert tight.study is not None
+    assert len(tight.study.trials) == tight.certificate.priced
+    assert tight.study.best_value == tight.best.price.step_time_s.value
+    assert tight.study.best_params["pp"] == tight.best.plan.mesh.pp
+
+
+def test_storage_keeps_the_study(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    result = search(PROFILE, TIGHT, SearchOptions(global_batch=16, top=1, storage=url))
+    stored = optuna.load_study(study_name=result.study_name, storage=url)
+    assert stored.best_value == pytest.approx(result.best.price.step_time_s.value)
+    with pytest.raises(InputError, match="storage"):
+        search(PROFILE, TIGHT, SearchOptions(global_batch=16, storage="nonsense://x"))
+
+
+def test_nothing_fits_names_the_constraint_and_a_relaxation_that_works():
+    options = SearchOptions(global_batch=16, max_memory_bytes=2e9)
+    with pytest.raises(InfeasibleError, match="pipeline rank") as caught:
+        search(PROFILE, TIGHT, options)
+    hint = caught.value.hint or ""
+    size = float(hint.split("raise --max-memory to ")[1].split(" GiB")[0])
+    search(PROFILE, TIGHT, SearchOptions(global_batch=16, max_memory_bytes=size * 1024**3))
+
+
+def test_relaxations_drop_a_wish_or_add_devices():
+    with pytest.raises(InfeasibleError) as caught:
+        search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=("pp=1",)))
+    assert "drop --fix pp=1" in (caught.value.hint or "")
+    small = cluster_of(1, 1, device=gpu(memory=8e9))
+    with pytest.raises(InfeasibleError) as caught:
+        search(PROFILE, small, SearchOptions(global_batch=16))
+    assert "use devices with at least" in (caught.value.hint or "")
+    nodes = cluster_of(1, 2, device=gpu(memory=6e9))
+    with pytest.raises(InfeasibleError) as caught:
+        search(PROFILE, nodes, SearchOptions(global_batch=16))
+    assert "use 4 devices" in (caught.value.hint or "")
+    search(PROFILE, cluster_of(2, 2, device=gpu(memory=6e9)), SearchOptions(global_batch=16))
+
+
+def test_an_empty_space_and_a_missing_peak_are_named():
+    with pytest.raises(InfeasibleError, match="none of the") as caught:
+        search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=("pp=3",)))
+    assert "drop --fix pp=3" in (caught.value.hint or "")
+    with pytest.raises(InfeasibleError, match="no peak for bfloat16"):
+        search(PROFILE, TIGHT, SearchOptions(global_batch=16, precision="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "verdict"),
+    [
+        ("tp=2", "not in the space"),
+        ("pp=1,schedule=gpipe", "not in the space"),
+        ("dp=4,pp=1", "infeasible"),
+        ("pp=4", "dominated"),
+    ],
+)
+def test_why_not(tight: SearchResult, spec: str, verdict: str):
+    answer = why_not_answer(spec, tight, PROFILE, TIGHT, OPTIONS)
+    assert answer.verdict == verdict
+    assert answer.text in why_not(spec, tight, PROFILE, TIGHT, OPTIONS)
+    if verdict == "dominated":
+        assert "%" in answer.text
+
+
+def test_why_not_the_plan_itself(tight: SearchResult):
+    best = tight.best.plan
+    spec = f"pp={best.mesh.pp},dp={best.mesh.dp_replicate},schedule={best.schedule}"
+    assert why_not_answer(spec, tight, PROFILE, TIGHT, OPTIONS).verdict == "chosen"
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ("memory=x8", "flips"),
+        ("memory=80GB", "flips"),
+        ("memory=x0.1", "infeasible"),
+        ("peak=x1.001", "same"),
+        ("devices=2", "flips"),
+    ],
+)
+def test_what_if(tight: SearchResult, change: str, verdict: str):
+    assert what_if_answer(change, tight, PROFILE, TIGHT, OPTIONS).verdict == verdict
+
+
+def test_slow_network_changes_the_cluster_and_bad_changes_are_refused():
+    slow = changed_cluster(TIGHT, "inter_node_bandwidth=x0.25,intra_node_bandwidth=10GB/s")
+    assert slow.groups[0].machine.inter.bytes_per_s == 25e9 / 4
+    assert slow.groups[0].machine.intra.bytes_per_s == 10e9
+    for text in ("bandwidth=x2", "memory=xx", "devices=3", "", "memory=x0"):
+        with pytest.raises(InputError):
+            changed_cluster(TIGHT, text)
+
+
+def test_spread_goes_from_the_best_to_slow_ones():
+    plans = spread(PROFILE, cluster_of(2, 2), OPTIONS, 6)
+    times = [item.price.step_time_s.value for item in plans]
+    assert len({item.plan.hash for item in plans}) == len(plans) == 6
+    assert times == sorted(times)
+    assert times[-1] > 1.5 * times[0]
+
+
+def test_explanation_compares_and_says_when_it_is_close(tight: SearchResult):
+    text = tight.explain()
+    assert "proved best" in text
+    assert "Against the runner-up" in text
+    assert "too close to call" in text
+    assert "what binds" in text
+
+
+def test_objectives_disagree_when_they_should():
+    profile, cluster = PROFILE, cluster_of(2, 2)
+    results = {
+        goal: search(profile, cluster, SearchOptions(global_batch=16, objective=goal, top=1)).best
+        for goal in ("time", "memory", "cost", "energy")
+    }
+    smallest = results["memory"].price.peak_memory_bytes.value
+    assert smallest < results["time"].price.peak_memory_bytes.value
+    assert results["cost"].plan.world_size < results["time"].plan.world_size
