@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 internal, 2 bad input, 3 nothing feasible, 4 training failed, "
     "5 gate failed, 6 environment not able, 130 interrupted.",
 )
-VERBS = {
+VERBS: dict[str, Callable[..., None]] = {
     "profile": profile.command,
     "plan": plan.command,
     "run": run.command,

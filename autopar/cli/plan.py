@@ -100,12 +100,12 @@ def _answers(planned: Planned, why_not: str | None, what_if: str | None) -> list
         return []
     from autopar.search import questions
 
-    known = (planned.options, planned.result)
+    known = (planned.result, planned.profile, planned.cluster, planned.options)
     answers = []
     if why_not is not None:
-        answers.append(questions.why_not(planned.profile, planned.cluster, why_not, *known).text)
+        answers.append(questions.why_not(why_not, *known))
     if what_if is not None:
-        answers.append(questions.what_if(planned.profile, planned.cluster, what_if, *known).text)
+        answers.append(questions.what_if(what_if, *known))
     return answers
 
 
@@ -121,8 +121,8 @@ def _show(
     for item in result.top:
         table.add_row("*" if item is result.top[0] else "", *_row(item))
     console.print(table)
-    for name, item in result.baselines.items():
-        console.print(f"  {name + ':':18} {_baseline(item, best)}", markup=False, style="dim")
+    for name, baseline in result.baselines.items():
+        console.print(f"  {name + ':':18} {_baseline(baseline, best)}", markup=False, style="dim")
     proof = result.certificate
     rejected = ", ".join(f"{n} {reason}" for reason, n in proof.rejected.items()) or "none"
     console.print(
