@@ -23,7 +23,7 @@ from autopar.report.sections.memory import memory_section
 from autopar.report.sections.model import model_section
 from autopar.report.sections.step import step_section, timeline_section
 from autopar.report.sections.training import training_section
-from autopar.report.text import clean, signed_percent
+from autopar.report.text import clean, plural, signed_percent
 from autopar.results import RunRecord, SearchResult
 
 
@@ -161,6 +161,13 @@ def _title(speed: str, subject: Subject) -> str:
 def _warnings(subject: Subject) -> tuple[str, ...]:
     found = [*(subject.record.warnings if subject.record else ())]
     found += [*(subject.search.warnings if subject.search else ())]
+    assumed = set(subject.price.assumptions) if subject.price else set()
+    found = [text for text in found if text not in assumed]
+    if assumed:
+        found.append(
+            f"{plural(len(assumed), 'constant')} behind the prediction assumed, not measured; "
+            "the appendix lists them"
+        )
     if subject.search and subject.search.best.plan.hash != subject.plan.hash:
         found.append(
             f"the search result beside this run chose {subject.search.best.name}, "

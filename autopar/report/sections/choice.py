@@ -81,7 +81,7 @@ def why_section(search: SearchResult) -> Section:
     return Section(
         id="why",
         title="Why this plan",
-        lead=f"{search.best.name} has the best {clean(search.objective)} in the search space.",
+        lead=f"{search.best.name} is best for {clean(search.objective)} in the search space.",
         parts=(*prose, *charts),
     )
 
