@@ -71,16 +71,18 @@ def report_failure(out: Path, rank: int, error: BaseException) -> None:
     write_text_atomic(out / "errors" / f"rank-{rank}.json", json.dumps(note))
 
 
-def read_failures(out: Path) -> list[Failure]:
-    """Notes of all ranks, earliest first."""
+def read_failures(out: Path, since_s: float = 0.0) -> list[Failure]:
+    """Notes of all ranks written after a wall-clock time, earliest first."""
     notes = []
     for path in sorted((out / "errors").glob("rank-*.json")):
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         notes.append(Failure(**data))
-    return sorted(notes, key=lambda note: note.time_s)
+    return sorted((n for n in notes if n.time_s >= since_s), key=lambda note: note.time_s)
 
 
-def diagnose(out: Path, world_size: int, exits: dict[int, int]) -> AutoparError:
+def diagnose(
+    out: Path, world_size: int, exits: dict[int, int], *, since_s: float = 0.0
+) -> AutoparError:
     """The error to raise for a run that did not finish.
 
     The first rank that failed by itself is named. A rank that ended without a note was killed
@@ -90,8 +92,9 @@ def diagnose(out: Path, world_size: int, exits: dict[int, int]) -> AutoparError:
         out: Run folder.
         world_size: Number of ranks.
         exits: Exit status of ranks, as far as known; negative for a signal.
+        since_s: Start of the run; older notes are another run's.
     """
-    failures = read_failures(out)
+    failures = read_failures(out, since_s)
     primary = next((f for f in failures if not f.secondary), None)
     silent = sorted(set(range(world_size)) - {f.rank for f in failures})
     killed = [rank for rank in silent if exits.get(rank, 0) < 0 or (failures and not primary)]
@@ -126,6 +129,9 @@ def _as_error(failure: Failure, out: Path) -> AutoparError:
         rebuilt: AutoparError = kind(failure.message, hint=failure.hint)
         if isinstance(rebuilt, InputError | EnvironmentUnableError):
             return rebuilt
+        return TrainingError(
+            f"{failure.message}; log: {log_path(out, failure.rank)}", hint=failure.hint
+        )
     return TrainingError(
         f"rank {failure.rank} failed first: {failure.kind}: {failure.message}; "
         f"log: {log_path(out, failure.rank)}",

@@ -14,10 +14,10 @@ from torch._C._distributed_c10d import FileStore
 
 from autopar.core.errors import EnvironmentUnableError
 from autopar.executor.failures import diagnose
-from autopar.executor.launch import require_fork
+from autopar.executor.launch import require_fork, threads_per_rank
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressView
-from autopar.executor.worker import guarded, work
+from autopar.executor.worker import guarded, mesh_rank, work
 from autopar.plan import Plan
 from autopar.tasks import Task
 
@@ -51,11 +51,11 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressVi
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
         ranks: dict[int, int] = {}
         try:
-            for rank in range(plan.world_size):
+            for process in range(plan.world_size):
                 pid = os.fork()
                 if pid == 0:
-                    _child(plan, task, options, Path(folder) / "store", rank)
-                ranks[pid] = rank
+                    _child(plan, task, options, Path(folder) / "store", process)
+                ranks[pid] = mesh_rank(plan, process)
             with view:
                 exits = _wait(ranks)
         except BaseException:
@@ -65,16 +65,23 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressVi
         raise diagnose(options.out, plan.world_size, exits)
 
 
-def _child(plan: Plan, task: Task, options: RunOptions, store: Path, rank: int) -> None:
+def _child(plan: Plan, task: Task, options: RunOptions, store: Path, process: int) -> None:
     """The life of a forked rank; never returns."""
+    rank = mesh_rank(plan, process)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends us
     status = 1
+    warnings = []
+    threads = plan.threads or threads_per_rank(plan.world_size)
+    if threads > 1:
+        warnings.append(
+            f"forked ranks computed with 1 thread, not {threads}: OpenMP does not survive a fork"
+        )
     try:
 
         def body() -> None:
             torch.set_num_threads(1)
             shared = FileStore(str(store), plan.world_size)
-            work(plan, task, options, shared, rank, rank, plan.world_size)
+            work(plan, task, options, shared, rank, process, plan.world_size, warnings)
 
         status = guarded(options.out, rank, body)
     finally:

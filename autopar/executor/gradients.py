@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,9 @@ from autopar.executor.mesh_groups import Group
 from autopar.executor.traffic import Traffic
 
 _EPSILON = 1e-6
+_BUCKETS_IN_FLIGHT = 2
+
+Flight = tuple[Any, torch.Tensor, list[torch.nn.Parameter]]
 
 
 def size_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -44,7 +49,7 @@ def reduce_gradients(
     bucket_bytes: int,
     traffic: Traffic,
 ) -> None:
-    """Sum (or average) gradients over a group: one flat all-reduce per bucket, all in flight.
+    """Sum (or average) gradients over a group: one flat all-reduce per bucket, two under way.
 
     Parameters without a gradient are left out; the graph is the same on every rank of the group,
     so they are the same everywhere. Afterwards gradients are views of the flat buckets.
@@ -59,7 +64,7 @@ def reduce_gradients(
     if group.size == 1:
         return
     live = [p for p in parameters if p.grad is not None]
-    flights = []
+    flights: deque[Flight] = deque()
     for bucket in make_buckets(live, bucket_bytes):
         flat = torch.cat([_gradient(p).reshape(-1) for p in bucket])
         if divide:
@@ -67,12 +72,17 @@ def reduce_gradients(
         work = dist.all_reduce(flat, group=group.handle, async_op=True)
         traffic.all_reduce(size_bytes([flat]), group.size)
         flights.append((work, flat, bucket))
-    for work, flat, bucket in flights:
-        work.wait()
-        for parameter, piece in zip(
-            bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True
-        ):
-            parameter.grad = piece.view_as(parameter)
+        if len(flights) == _BUCKETS_IN_FLIGHT:
+            _land(*flights.popleft())
+    while flights:
+        _land(*flights.popleft())
+
+
+def _land(work: Any, flat: torch.Tensor, bucket: list[torch.nn.Parameter]) -> None:
+    work.wait()
+    pieces = torch.split(flat, [p.numel() for p in bucket])
+    for parameter, piece in zip(bucket, pieces, strict=True):
+        parameter.grad = piece.view_as(parameter)
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:

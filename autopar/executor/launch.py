@@ -16,8 +16,6 @@ from autopar.results import RunRecord
 from autopar.results.record import FILE_NAME as RECORD_FILE
 from autopar.tasks import Task
 
-JOB_FILE = "job.json"
-
 
 def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
     """Train with a plan and measure it.
@@ -49,8 +47,9 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
         from autopar.executor.torchrun import run_with_torchrun
 
         job = {"plan": plan.to_dict(), "options": options.to_dict(), "target": task.target}
-        write_text_atomic(options.out / JOB_FILE, json.dumps(job, indent=1) + "\n")
-        run_with_torchrun(options.out / JOB_FILE, plan, options, local_ranks, view)
+        path = options.out / f"job-{options.node_rank}.json"
+        write_text_atomic(path, json.dumps(job, indent=1) + "\n")
+        run_with_torchrun(path, plan, options, local_ranks, view)
     else:
         from autopar.executor.forks import run_with_forks
 
@@ -91,6 +90,8 @@ def _prepare(options: RunOptions) -> None:
     try:
         for folder in (out, out / "logs", out / "errors"):
             folder.mkdir(parents=True, exist_ok=True)
+        if options.node_rank:
+            return  # the folder may be shared with the first host, which clears it
         stale: list[Path] = [out / RECORD_FILE, out / PROGRESS_FILE]
         stale += [*(out / "errors").glob("rank-*.json"), *(out / "logs").glob("*.log")]
         for path in stale:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,9 +50,22 @@ class Measurements:
 
 
 def run_session(
-    plan: Plan, task: Task, options: RunOptions, device: torch.device, progress: ProgressWriter
+    plan: Plan,
+    task: Task,
+    options: RunOptions,
+    device: torch.device,
+    progress: ProgressWriter,
+    warnings: Sequence[str] = (),
 ) -> RunRecord:
     """Run a plan on this rank; the default process group spans the plan's world.
+
+    Args:
+        plan: The plan.
+        task: The task.
+        options: The run's options.
+        device: Device of this rank.
+        progress: Where rank 0 tells what happens.
+        warnings: For the record.
 
     Returns:
         The record, the same on every rank.
@@ -66,6 +80,7 @@ def run_session(
         clip_norm=options.clip_norm if options.clip_norm is not None else plan.clip_norm,
     )
     context = make_context(plan, task, device)
+    context.warnings.extend(warnings)
     memory = PeakMemory(device)
     progress.phase(f"building {plan.name} on {plan.world_size} x {device.type}")
     lowering = lower(context)
@@ -121,7 +136,7 @@ def _train(
     count = options.warmup + options.steps
     for step in range(start, start + count):
         batches = context.data.microbatches(step, groups.replica, context.device)
-        torch.manual_seed(context.plan.seed * _STEP_STRIDE + step * _RANK_STRIDE + groups.rank)
+        torch.manual_seed(_seed(context, step))
         dist.barrier(group=groups.control)
         recorder.begin()
         loss = lowering.step(batches)
@@ -141,6 +156,12 @@ def _train(
             )
         checkpoints.after_step(step + 1)
     return found
+
+
+def _seed(context: Context, step: int) -> int:
+    """Dropout's seed: another one each step and rank, the same again after a resume."""
+    mixed = (context.plan.seed * _STEP_STRIDE + step) * _RANK_STRIDE + context.groups.rank
+    return mixed % 2**63
 
 
 def _share(context: Context, own_s: float, loss: torch.Tensor | None) -> tuple[float, float]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import autopar
@@ -72,6 +73,7 @@ def run_with_torchrun(
         TrainingError: A rank failed.
         EnvironmentUnableError: torchrun cannot be started.
     """
+    started_s = time.time()
     log = options.out / "logs" / f"launcher-{options.node_rank}.log"
     with log.open("wb") as stream:
         try:
@@ -94,7 +96,7 @@ def run_with_torchrun(
             _end(agent)
             raise
     if status:
-        raise diagnose(options.out, plan.world_size, {})
+        raise diagnose(options.out, plan.world_size, {}, since_s=started_s)
 
 
 def _end(agent: subprocess.Popen[bytes]) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,19 +32,25 @@ def main(arguments: list[str]) -> int:
     """Run the rank that torchrun's environment describes."""
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     options = RunOptions.from_dict(job["options"])
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    plan = Plan.from_dict(job["plan"])
+    process, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = mesh_rank(plan, process)
     local = int(os.environ["LOCAL_RANK"])
     local_world = int(os.environ["LOCAL_WORLD_SIZE"])
 
     def body() -> None:
         from autopar.tasks.resolve import resolve
 
-        plan = Plan.from_dict(job["plan"])
         task = resolve(job["target"])
-        store, _, _ = next(iter(rendezvous("env://", rank, world)))
+        store, _, _ = next(iter(rendezvous("env://", process, world)))
         work(plan, task, options, store, rank, local, local_world)
 
     return guarded(options.out, rank, body)
+
+
+def mesh_rank(plan: Plan, process: int) -> int:
+    """The plan's rank that runs in a process: process q has the q-th device the plan uses."""
+    return plan.placement.index(sorted(plan.placement)[process])
 
 
 def guarded(out: Path, rank: int, body: Callable[[], None]) -> int:
@@ -79,8 +85,20 @@ def work(
     rank: int,
     local_rank: int,
     local_world: int,
+    warnings: Sequence[str] = (),
 ) -> None:
-    """Join the process group, run, write the record."""
+    """Join the process group, run, write the record.
+
+    Args:
+        plan: The plan.
+        task: The task.
+        options: The run's options.
+        store: Where ranks find each other.
+        rank: The plan's rank.
+        local_rank: Position on this host, also the number of its device.
+        local_world: Ranks on this host.
+        warnings: For the record, from the launcher.
+    """
     device = choose_device(options.device, local_rank, local_world)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -95,8 +113,8 @@ def work(
         device_id=device if device.type == "cuda" else None,
     )
     progress = ProgressWriter(options.out / FILE_NAME if rank == 0 else None)
-    record = run_session(plan, task, options, device, progress)
-    if rank == 0 or (local_rank == 0 and options.node_rank > 0):
+    record = run_session(plan, task, options, device, progress, warnings)
+    if local_rank == 0:
         record.save(options.out)
     dist.barrier()
     dist.destroy_process_group()
