@@ -115,8 +115,8 @@ def _page(document: Document, other: Document | None, beside: Companions) -> Pag
     subject = _subject(document, beside)
     if isinstance(document, RunRecord):
         return run_page(subject, document)
-    provenance = subject.search.profile.get("provenance", {}) if subject.search else {}
-    return plan_page(subject, provenance if isinstance(provenance, dict) else {})
+    provenance = subject.search.provenance if subject.search else {}
+    return plan_page(subject, provenance)
 
 
 def _as_context(document: Document, other: Document, beside: Companions) -> Companions | None:

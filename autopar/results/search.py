@@ -99,6 +99,7 @@ class SearchResult:
         profile: Summary of the profile (task, parameters, FLOPs, hash).
         cluster: Summary of the cluster (name, devices, hash).
         study_name: Name of the Optuna study.
+        provenance: Versions, host, command.
         study: The Optuna study itself; not stored in the file.
     """
 
@@ -114,6 +115,7 @@ class SearchResult:
     profile: dict[str, Any] = field(default_factory=dict)
     cluster: dict[str, Any] = field(default_factory=dict)
     study_name: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict, compare=False)
     study: optuna.Study | None = field(default=None, compare=False, repr=False)
 
     def explain(self) -> str:
@@ -152,6 +154,7 @@ class SearchResult:
             "profile": self.profile,
             "cluster": self.cluster,
             "study": self.study_name,
+            "provenance": self.provenance,
         }
 
     @classmethod
@@ -175,6 +178,7 @@ class SearchResult:
                 profile=data["profile"],
                 cluster=data["cluster"],
                 study_name=data["study"],
+                provenance=data["provenance"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(

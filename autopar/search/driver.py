@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from autopar.cluster import Cluster
+from autopar.core.provenance import provenance
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
@@ -54,6 +55,7 @@ def search(
         profile=summary_of_profile(profile),
         cluster={"name": cluster.name, "devices": cluster.device_count, "hash": cluster.hash},
         study_name=study.study_name,
+        provenance=provenance(),
         study=study,
     )
 
