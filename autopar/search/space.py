@@ -169,6 +169,8 @@ def static_rejection(
         return "not what --fix asks for"
     if any(point.matches(spec) for spec in forbidden):
         return "ruled out by --forbid"
+    if point.microbatch_size < profile.smallest_microbatch:
+        return "microbatch too small for the model"
     if point.stages > len(profile.blocks):
         return "more stages than blocks"
     schedule = SCHEDULES.load(point.schedule)
@@ -227,6 +229,12 @@ def _check_point(point: Point, profile: GraphProfile) -> None:
     if point.pp == 1 and point.schedule != "none":
         raise InputError(
             f"schedule '{point.schedule}' needs pp of 2 or more", hint="set pp, e.g. pp=2"
+        )
+    if point.microbatch_size < profile.smallest_microbatch:
+        raise InputError(
+            f"microbatch_size={point.microbatch_size} is below {profile.smallest_microbatch}: "
+            "a BatchNorm of the model would see one value per channel",
+            hint=f"use microbatch_size={profile.smallest_microbatch} or more",
         )
     if point.stages > len(profile.blocks):
         raise InputError(
