@@ -79,7 +79,7 @@ class Bounds:
         return bool(forward[1:-1].all() and backward[1:-1].all())
 
     @cached_property
-    def _blocks(self) -> tuple[Vector, Vector]:
+    def block_seconds(self) -> tuple[Vector, Vector]:
         """Forward and backward (with recompute) seconds per block on the fastest ranks."""
         n = self.layout.model.tables.count
         kinds = {id(span): span for span in self.layout.spans}.values()
@@ -96,7 +96,7 @@ class Bounds:
         Work counts back to the last boundary that the chain does not force in order.
         """
         vectors = []
-        for seconds, ordered in zip(self._blocks, self._in_order, strict=True):
+        for seconds, ordered in zip(self.block_seconds, self._in_order, strict=True):
             sums = np.concatenate(([0.0], np.cumsum(seconds)))
             base = np.zeros_like(sums)
             for i in range(1, len(sums)):
@@ -185,10 +185,42 @@ class Bounds:
         if layout.stages == layout.mesh.pp:
             table = np.maximum.reduce(self._paths(stage, forward, backward))
         else:
-            least = float(np.sum([v.min() for v in self._blocks]))
-            others = (layout.stages // layout.mesh.pp - 1) * layout.microbatches * least
-            table = layout.microbatches * (forward + backward) + others
+            rank = layout.rank_of(stage)
+            others = self._least_work[rank :: layout.mesh.pp].sum() - self._least_work[stage]
+            table = layout.microbatches * (forward + backward + others) + self._least_fill[rank]
         return np.where(self.band.inside, table + layout.overhead_s, np.inf)
+
+    @cached_property
+    def _least_work(self) -> Vector:
+        """Per stage, forward and backward of the smallest block it may be.
+
+        Stage ``s`` has a block for each stage before and after it, so it holds one of the blocks
+        ``s`` to ``n - stages + s``.
+        """
+        work = self.block_seconds[0] + self.block_seconds[1]
+        slack = len(work) - self.layout.stages
+        return np.array([work[s : s + slack + 1].min() for s in range(self.layout.stages)])
+
+    @cached_property
+    def _least_fill(self) -> Vector:
+        """Per pipeline rank, time before its first and after its last action of a step.
+
+        The first microbatch comes down, and the last one goes up, the stages of the first chunk.
+        """
+        pp = self.layout.mesh.pp
+        if not self.chained:
+            return np.zeros(pp)
+        hop_f, hop_b = self.least_hops
+        before = np.concatenate(([0.0], np.cumsum(self._least_work[: pp - 1])))
+        return np.asarray(before + hop_f[:pp] + hop_b[:pp])
+
+    def floor(self) -> float:
+        """Least step time of several stages per rank: the mean over ranks of fill and work."""
+        layout = self.layout
+        if layout.stages == layout.mesh.pp:
+            return 0.0
+        work = float(self.block_seconds[0].sum() + self.block_seconds[1].sum()) / layout.mesh.pp
+        return layout.microbatches * work + float(self._least_fill.mean()) + layout.overhead_s
 
     def _paths(self, stage: int, forward: Table, backward: Table) -> list[Table]:
         """Weights of the paths through a stage, one stage per rank."""
@@ -211,7 +243,7 @@ class Bounds:
 
     def _below(self, stage: int) -> Vector:
         """Per end of a stage, round trip below it: forward to the last stage and back."""
-        forward, backward = self._blocks
+        forward, backward = self.block_seconds
         sums = np.concatenate(([0.0], np.cumsum(forward + backward)))
         if not self.chained:
             return np.zeros_like(sums)
@@ -251,7 +283,7 @@ class Bounds:
 
     def _gpipe_prefix(self, cuts: Cuts) -> float:
         spans = [self._span(s, cuts[s], cuts[s + 1]) for s in range(len(cuts) - 1)]
-        forward, backward = self._blocks
+        forward, backward = self.block_seconds
         hop_f, hop_b = self.least_hops
         once = float(forward.sum() + backward.sum() + hop_f[-1] + hop_b[-1])
         slowest = max(f for f, _ in spans) + max(b for _, b in spans)

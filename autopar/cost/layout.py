@@ -180,31 +180,40 @@ class Layout:
         return costs
 
     @cached_property
-    def _routes(self) -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
+    def _routes(self) -> dict[tuple[int, int], tuple[object, list[tuple[int, int]]]]:
         return {}
 
     def message_seconds(self, size_bytes: float, source: int, target: int) -> float:
         """Slowest replica's message between two pipeline coordinates, never quite free."""
         if source == target:
             return 0.0
-        key = (source, target)
-        if key not in self._routes:
-            cluster = self.model.cluster
+        kind, pairs = self._route(source, target)
+        key = (kind, size_bytes)
+        if key not in self._message_cache:
+            seconds = max(self.communication.message_seconds(size_bytes, *pair) for pair in pairs)
+            self._message_cache[key] = max(seconds, k.MIN_TRANSFER_S)
+        return self._message_cache[key]
+
+    @cached_property
+    def _message_cache(self) -> dict[tuple[object, float], float]:
+        return {}
+
+    def _route(self, source: int, target: int) -> tuple[object, list[tuple[int, int]]]:
+        """What message times between two coordinates depend on, and device pairs of each kind."""
+        if (source, target) not in self._routes:
+            cluster, communication = self.model.cluster, self.communication
             kinds = {}
             for a, b in zip(self.groups[source], self.groups[target], strict=True):
                 kind = (
                     cluster.node(a) == cluster.node(b),
                     cluster.machine(a).name,
                     cluster.machine(b).name,
-                    self.communication.ranks_on_host(a),
-                    self.communication.ranks_on_host(b),
+                    communication.ranks_on_host(a),
+                    communication.ranks_on_host(b),
                 )
                 kinds[kind] = (a, b)
-            self._routes[key] = tuple(kinds.values())
-        seconds = max(
-            self.communication.message_seconds(size_bytes, a, b) for a, b in self._routes[key]
-        )
-        return max(seconds, k.MIN_TRANSFER_S)
+            self._routes[source, target] = (frozenset(kinds), list(kinds.values()))
+        return self._routes[source, target]
 
     def amount_bytes(self, amount: Amount) -> float:
         """Stored bytes for one microbatch."""

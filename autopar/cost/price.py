@@ -12,7 +12,7 @@ from autopar.cost import memory as mem
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.model import CostModel
 from autopar.cost.power import cost_usd, energy_joule
-from autopar.cost.replay import step_breakdown
+from autopar.cost.replay import step_and_breakdown
 from autopar.graph import GraphProfile
 from autopar.plan import Plan
 from autopar.results import CostBreakdown, PlanPrice
@@ -133,8 +133,7 @@ def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
         tied_syncs=tuple(layout.tied_syncs(cuts)),
         assumptions=assumptions(layout),
     )
-    breakdown = step_breakdown(plan, draft)
-    step = layout.step_seconds(cuts)
+    step, breakdown = step_and_breakdown(plan, draft, layout.program)
     time = Estimate.spread(step, relative=spread, source=source)
     busy = [plan.microbatches * (c.forward_s + c.backward_s + c.recompute_s) for c in costs]
     return replace(

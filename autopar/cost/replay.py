@@ -24,9 +24,10 @@ class _Replay:
     ends: list[float]
 
 
-def _replay(plan: Plan, price: PlanPrice) -> _Replay:
-    stages, pp = len(plan.stages), plan.mesh.pp
-    program = compile_program(SCHEDULES.load(plan.schedule), pp, stages, plan.microbatches)
+def _replay(plan: Plan, price: PlanPrice, program: Program | None = None) -> _Replay:
+    if program is None:
+        schedule = SCHEDULES.load(plan.schedule)
+        program = compile_program(schedule, plan.mesh.pp, len(plan.stages), plan.microbatches)
     wiring = wire(program, price.transfers)
     durations = node_seconds(price.stage_costs)
     starts: list[float] = []
@@ -98,13 +99,15 @@ def _event(rank: int, kind: str, start: float, end: float, stage: int, microbatc
     )
 
 
-def step_breakdown(plan: Plan, price: PlanPrice) -> CostBreakdown:
-    """Seconds on the pipeline rank that ends last; the parts sum to the step time.
+def step_and_breakdown(
+    plan: Plan, price: PlanPrice, program: Program
+) -> tuple[float, CostBreakdown]:
+    """Step seconds, and where they go on the pipeline rank that ends last.
 
     Idle time before an action is communication from the moment the sender of the last message
     had finished, and bubble before that.
     """
-    replay = _replay(plan, price)
+    replay = _replay(plan, price, program)
     critical = max(range(replay.program.ranks), key=lambda rank: replay.ends[rank])
     mine = range(critical, replay.program.stages, replay.program.ranks)
     costs = [price.stage_costs[stage] for stage in mine]
@@ -119,7 +122,7 @@ def step_breakdown(plan: Plan, price: PlanPrice) -> CostBreakdown:
         "optimizer_s": replay.ends[critical] - replay.synced[critical],
     }
     bubble = replay.ends[critical] - sum(parts.values())
-    return CostBreakdown(**parts, bubble_s=max(0.0, bubble))
+    return max(replay.ends), CostBreakdown(**parts, bubble_s=max(0.0, bubble))
 
 
 def _communication(replay: _Replay, critical: int) -> float:

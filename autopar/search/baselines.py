@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from autopar.core.errors import InputError
 from autopar.core.units import format_bytes
 from autopar.cost import CostModel
-from autopar.cost.layout import Cuts
 from autopar.results import RankedPlan, Rejection
 from autopar.schedules import SCHEDULES
 from autopar.search.goal import Goal
 from autopar.search.options import SearchOptions
+from autopar.search.partition import equal_blocks
 from autopar.search.plans import layout_for, rank_plan
 from autopar.search.space import Point, divisors
 
@@ -143,8 +143,3 @@ def _first_that_fits(
         detail=f"needs {format_bytes(needed)} on rank {rank} with microbatches of "
         f"{point.microbatch_size}, the device has {format_bytes(goal.limit(rank))}",
     )
-
-
-def equal_blocks(blocks: int, stages: int) -> Cuts:
-    """Boundaries that give each stage the same number of blocks, as nearly as can be."""
-    return tuple(round(blocks * s / stages) for s in range(stages + 1))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from autopar.cluster import Cluster
+from autopar.core.io import content_hash
 from autopar.core.provenance import provenance
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
@@ -68,13 +70,25 @@ def run_study(walk: Walk) -> tuple[optuna.Study, list[tuple[int, float, float, s
     history: list[tuple[int, float, float, str]] = []
     best = math.inf
     while (item := walk.next()) is not None:
-        log = log or StudyLog(walk.space, walk.options)
+        log = log or StudyLog(study_name(walk), walk.space, walk.options)
         best = min(best, item.value)
         name = build_plan(item.point, item.cuts, walk.model, walk.options).name
         history.append((log.record(item, name), item.value, best, name))
     if log is None:
         raise diagnose(walk.model, walk.options, walk.space)
     return log.study, history
+
+
+def study_name(walk: Walk) -> str:
+    """The same for the same question, so that a stored study is continued."""
+    model, options = walk.model, walk.options
+    question = {
+        "profile": model.profile.fingerprint,
+        "cluster": model.cluster.hash,
+        "batch": walk.space.global_batch,
+        "options": {k: str(v) for k, v in asdict(options).items() if k != "storage"},
+    }
+    return f"{model.profile.task} on {model.cluster.name} {content_hash(question)}"
 
 
 def summary_of_profile(profile: GraphProfile) -> dict[str, object]:

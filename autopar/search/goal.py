@@ -127,6 +127,10 @@ class Goal:
         slope, floor = self.slope_and_floor
         return slope * step_s + floor
 
+    def floor(self) -> float:
+        """Lower bound of the objective over all boundaries, beside the stage tables."""
+        return self.from_time(self.bounds.floor())
+
     def prefix_bound(self, cuts: Cuts) -> float:
         """Lower bound of the objective when the first stages are fixed."""
         return self.from_time(self.bounds.prefix(cuts))

@@ -28,7 +28,7 @@ class SearchOptions:
         forbid: Specifications no plan may meet; one with several axes forbids the combination.
         max_memory_bytes: Limit per device below its own memory.
         top: How many plans to return: the best one proved, then the next best points, each with
-            its most promising stage boundaries.
+            its most promising stage boundaries (fewer when simulating more would take long).
         seed: Seed of the study and of the plans.
         storage: Optuna storage URL; in memory when ``None``.
         precision: Parameter and compute dtype.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class PartitionSearch:
                 after = np.maximum(table, band.by_end(after)).min(axis=1)
                 self.suffix.append(after)
             self.suffix.reverse()
-        return float(self.suffix[0][0])
+        return max(float(self.suffix[0][0]), self.goal.floor())
 
     def solve(
         self, cutoff: float = math.inf, *, floor: float = 0.0, first: bool = False
@@ -86,7 +87,13 @@ class PartitionSearch:
             found.bound = cutoff
             return found
         search = _Descent(self, found, floor, first)
+        layout = self.goal.layout
+        if not first or layout.stages > layout.mesh.pp:
+            for cuts in seeds(self.goal):
+                search.leaf(cuts)
         search.visit((0,), -math.inf)
+        if search.open_bound < found.value and not first:
+            search.improve()
         found.bound = min(found.value, max(search.open_bound, floor))
         return found
 
@@ -126,7 +133,7 @@ class _Descent:
             self.nodes += 1
             extended = (*cuts, start + 1 + int(width))
             if stage + 1 == self.stages:
-                self._leaf(extended)
+                self.leaf(extended)
                 continue
             value = max(value, self.prefix_bound(extended))
             if value < self._cutoff():
@@ -143,8 +150,57 @@ class _Descent:
             return True
         return self.nodes >= self.max_nodes or self.found.simulations >= self.max_simulations
 
-    def _leaf(self, cuts: Cuts) -> None:
+    def improve(self) -> None:
+        """Local search from the best boundaries: move one block between any two stages.
+
+        The blocks between them shift by one stage. Spends as many simulations as the descent
+        may, and only where the descent could not finish.
+        """
+        budget = self.found.simulations + self.max_simulations
+        moved = True
+        while moved and self.found.cuts is not None:
+            moved = False
+            start = self.found.cuts
+            wide = [s for s in range(self.stages) if start[s + 1] - start[s] > 1]
+            for source, target in itertools.product(wide, range(self.stages)):
+                if self.found.simulations >= budget:
+                    return
+                if source != target and self.leaf(shifted(start, source, target)):
+                    moved = True
+                    break
+
+    def leaf(self, cuts: Cuts) -> bool:
+        """Simulate; True when this is the best so far."""
         self.found.simulations += 1
         value = self.search.goal.value(cuts)
         if value < self.found.value:
             self.found.value, self.found.cuts = value, cuts
+            return True
+        return False
+
+
+def shifted(cuts: Cuts, source: int, target: int) -> Cuts:
+    """Boundaries after one block left ``source`` and one arrived at ``target``."""
+    low, high, step = (source + 1, target, -1) if source < target else (target + 1, source, 1)
+    return tuple(c + step if low <= s <= high else c for s, c in enumerate(cuts))
+
+
+def seeds(goal: Goal) -> list[Cuts]:
+    """Plain boundaries to start from: equal time, and equal numbers of blocks."""
+    layout = goal.layout
+    n, stages = layout.model.tables.count, layout.stages
+    if stages == 1:
+        return []
+    forward, backward = goal.bounds.block_seconds
+    ends = np.concatenate(([0.0], np.cumsum(forward + backward)))
+    wanted = ends[-1] * np.arange(1, stages) / stages
+    near = np.abs(ends[None, :] - wanted[:, None]).argmin(axis=1)
+    by_time = [0]
+    for stage, cut in enumerate(near, start=1):
+        by_time.append(int(min(max(cut, by_time[-1] + 1), n - stages + stage)))
+    return list(dict.fromkeys([(*by_time, n), equal_blocks(n, stages)]))
+
+
+def equal_blocks(blocks: int, stages: int) -> Cuts:
+    """Boundaries that give each stage the same number of blocks, as nearly as can be."""
+    return tuple(round(blocks * s / stages) for s in range(stages + 1))

@@ -27,6 +27,7 @@ class QuickBounds:
         self.chained = all(a.at(1) > 0 and b.at(1) > 0 for a, b in chain)
         self._blocks: dict[tuple[int, str, int], tuple[Vector, Vector]] = {}
         self._worlds: dict[int, _World] = {}
+        self._kept_bytes: dict[tuple[int, str], Vector] = {}
         profile = model.profile
         state = profile.optimizer.state_bytes_per_parameter_byte
         self._state_bytes = profile.parameter_bytes * model.compute.byte_scale * (2 + state)
@@ -46,6 +47,39 @@ class QuickBounds:
         samples = point.microbatch_size * point.microbatches
         shared = world.framework_bytes + self.model.profile.input_bytes * samples
         return (self._state_bytes / point.pp + shared) * (1 + k.MEMORY_MARGIN.value)
+
+    def cannot_fit(self, point: Point) -> bool:
+        """True when even the sum over ranks of what they must hold exceeds their memory.
+
+        Every stage keeps at least one block for its microbatches in flight; the sum is least
+        when the most microbatches meet the smallest blocks.
+        """
+        world = self._world(point.world)
+        kept = self._kept(point)
+        schedule = self.model.schedule(point.schedule)
+        live = schedule.in_flight(point.pp, point.stages, point.microbatches)
+        fullest = [max(peaks, key=sum) for peaks in live]
+        flights = np.sort(np.array(fullest, dtype=float).ravel())
+        stages = point.stages
+        least = float(flights[::-1] @ kept[:stages] + flights[0] * kept[stages:].sum())
+        samples = point.microbatch_size * point.microbatches
+        shared = world.framework_bytes + self.model.profile.input_bytes * samples
+        needed = self._state_bytes + least + point.pp * shared
+        return needed * (1 + k.MEMORY_MARGIN.value) > point.pp * world.memory_limit
+
+    def _kept(self, point: Point) -> Vector:
+        """Bytes each block keeps per microbatch, smallest first."""
+        key = (point.microbatch_size, point.recompute)
+        if key not in self._kept_bytes:
+            scale = self.model.compute.byte_scale
+            sizes = [
+                (b.boundary_bytes if point.recompute == "full" else b.saved_bytes).at(
+                    point.microbatch_size
+                )
+                for b in self.model.profile.blocks
+            ]
+            self._kept_bytes[key] = np.sort(np.array(sizes) * scale)
+        return self._kept_bytes[key]
 
     def bound(self, point: Point) -> float:
         """Lower bound of the objective."""

@@ -11,10 +11,9 @@ from autopar.core.units import format_bytes
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan
-from autopar.search.baselines import equal_blocks
 from autopar.search.goal import Goal
 from autopar.search.options import SearchOptions
-from autopar.search.partition import PartitionSearch
+from autopar.search.partition import PartitionSearch, equal_blocks
 from autopar.search.plans import layout_for, rank_plan
 from autopar.search.space import Point, build_space, point_of
 from autopar.search.spec import parse_spec

@@ -65,6 +65,7 @@ class StudyLog:
     """An Optuna study that records what the walk prices.
 
     Args:
+        name: Study name; a stored study of this name is continued.
         space: Gives the values of each axis.
         options: Seed, storage and objective.
 
@@ -72,16 +73,19 @@ class StudyLog:
         InputError: The storage cannot be opened.
     """
 
-    def __init__(self, space: Space, options: SearchOptions) -> None:
+    def __init__(self, name: str, space: Space, options: SearchOptions) -> None:
         self._distributions = distributions(space.points)
         self._sampler = BestBoundSampler(self._distributions)
         try:
             with quiet():
                 self.study = optuna.create_study(
+                    study_name=name,
                     storage=options.storage,
                     sampler=self._sampler,
                     direction="minimize",
+                    load_if_exists=True,
                 )
+                self._known = {_key(t.params): t.number for t in self.study.trials}
         except Exception as error:  # storage back ends raise their own kinds
             if options.storage is None:
                 raise
@@ -91,7 +95,10 @@ class StudyLog:
             ) from error
 
     def record(self, item: Priced, name: str) -> int:
-        """Add a finished trial; returns its number."""
+        """Add a finished trial, unless a stored study has it; returns its number."""
+        known = self._known.get(_key(item.point.params()))
+        if known is not None:
+            return known
         self._sampler.offer(item.point)
         with quiet():
             trial = self.study.ask(self._distributions)
@@ -99,6 +106,10 @@ class StudyLog:
             trial.set_user_attr("cuts", list(item.cuts))
             self.study.tell(trial, item.value)
         return int(trial.number)
+
+
+def _key(params: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(params.get(name) for name in PARAMETERS)
 
 
 def distributions(points: Sequence[Point]) -> dict[str, BaseDistribution]:

@@ -6,6 +6,7 @@ import heapq
 import math
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from autopar.cost import CostModel
 from autopar.cost.layout import Cuts
@@ -16,6 +17,9 @@ from autopar.search.partition import PartitionSearch
 from autopar.search.plans import layout_for
 from autopar.search.quick import QuickBounds
 from autopar.search.space import Point, Space
+
+RUNNER_UP_ACTIONS = 150_000
+"""Simulated actions after which no further runner-up is looked for, about a second."""
 
 
 @dataclass(kw_only=True)
@@ -69,18 +73,22 @@ class Walk:
     simulations: int = 0
     beaten: list[tuple[float, int, Candidate]] = field(default_factory=list)
     _heap: list[tuple[float, int, Candidate]] = field(default_factory=list)
-    _attempts: int = 0
+    _spent: int = 0
+
+    @cached_property
+    def quick(self) -> QuickBounds:
+        """Bounds that need no layout."""
+        return QuickBounds(self.model, self.options)
 
     def start(self) -> None:
         """Bound every point; reject those that cannot fit or have no time for the precision."""
         self.rejected += self.space.rejected
-        quick = QuickBounds(self.model, self.options)
         for index, point in enumerate(self.space.points):
-            reason = quick.rejection(point)
+            reason = self.quick.rejection(point)
             if reason is not None:
                 self.rejected[reason] += 1
                 continue
-            candidate = Candidate(point=point, bound=quick.bound(point))
+            candidate = Candidate(point=point, bound=self.quick.bound(point))
             self._heap.append((candidate.bound, index, candidate))
         heapq.heapify(self._heap)
 
@@ -117,7 +125,7 @@ class Walk:
         for entry in self.beaten:
             heapq.heappush(self._heap, entry)
         self.beaten = []
-        while self._attempts < 2 * self.options.top:
+        while self._spent < RUNNER_UP_ACTIONS:
             values = sorted(item.value for item in self.priced)
             full = len(values) >= self.options.top
             if self.options.top == 1 or not values:
@@ -125,8 +133,8 @@ class Walk:
             follower = self._pop(values[self.options.top - 1] if full else math.inf)
             if follower is None:
                 return None
-            self._attempts += 1
             candidate = follower[2]
+            self._spent += 2 * candidate.point.stages * candidate.point.microbatches
             found = self._solver(candidate).solve(floor=candidate.bound, first=True)
             self.simulations += found.simulations
             if found.cuts is not None:
@@ -151,6 +159,9 @@ class Walk:
             bound, index, candidate = entry
             if candidate.partition is not None:
                 return entry
+            if self.quick.cannot_fit(candidate.point):
+                self.rejected["memory"] += 1
+                continue
             refined = self._solver(candidate).lower_bound()
             if math.isinf(refined):
                 self.rejected["memory"] += 1

@@ -132,6 +132,7 @@ def test_no_bound_is_above_the_simulated_time(case: tuple[GraphProfile, Layout])
     for inner in itertools.combinations(range(1, n), stages - 1):
         cuts = (0, *inner, n)
         simulated = layout.step_seconds(cuts) * (1 + 1e-9)
+        assert bounds.floor() <= simulated
         for s in range(stages):
             assert tables[s][cuts[s], cuts[s + 1] - cuts[s] - 1] <= simulated
             if s + 1 < stages:

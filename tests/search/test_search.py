@@ -47,7 +47,7 @@ def test_gpt3_on_1024_devices_is_proved_best_quickly():
     spent = time.process_time() - began
     assert result.certificate.gap == 0
     assert result.best.plan.mesh.pp == 64
-    assert len(result.top) == 5
+    assert 3 <= len(result.top) <= 5
     assert spent < 6.0  # 1.0-1.5 s on a quiet core
 
 
