@@ -18,7 +18,7 @@ from autopar.executor.launch import require_fork, threads_per_rank
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressView
 from autopar.executor.worker import guarded, mesh_rank, work
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.tasks import Task
 
 _POLL_S = 0.01

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -18,7 +18,7 @@ from autopar.executor.mailbox import Channels, make_channels
 from autopar.executor.routes import Routes
 from autopar.executor.runner import Pipeline, Runner
 from autopar.executor.stage import StageProgram
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.schedules import SCHEDULES, Action
 from autopar.trace import Fragment, TracedTask, build_model, extract, trace
 from autopar.trace.cleanup import mutated_attributes
@@ -27,7 +27,7 @@ _MODEL_PREFIX = "model."
 
 
 class GraphLowering(Lowering):
-    """Pipeline stages cut out of the traced graph; recompute; data parallelism around them.
+    """Pipeline stages cut out of the traced graph, with recompute and data parallelism.
 
     Every rank builds the seeded model, keeps the parameters its stages read and drops the rest.
 
@@ -49,7 +49,7 @@ class GraphLowering(Lowering):
         fragments = [extract(traced, s.first_op, s.stop_op) for s in plan.stages]
         self._check_fragments(fragments)
         routes = Routes(traced, fragments)
-        self._flatten = _Flattener(traced)
+        self._flatten = BatchFlattener(traced)
         self._programs = {
             index: StageProgram(traced, stage, index, fragments[index], device, context.recorder)
             for index, stage in enumerate(plan.stages)
@@ -104,11 +104,7 @@ class GraphLowering(Lowering):
         }
         for parameter in self.parameters.values():
             parameter.data = parameter.data.to(self.context.device)
-        self.buffers = {
-            name.removeprefix(_MODEL_PREFIX): buffer
-            for program in self._programs.values()
-            for name, buffer in program.mutated_buffers().items()
-        }
+        self.buffers = model_buffers(self._programs.values())
         self.owned = frozenset(
             {name for name in self.parameters if min(holders[name]) == groups.pp}
         ) | frozenset(self.buffers)
@@ -155,7 +151,16 @@ class GraphLowering(Lowering):
         return loss
 
 
-class _Flattener:
+def model_buffers(programs: Iterable[StageProgram]) -> dict[str, torch.Tensor]:
+    """Model name -> buffer, for buffers that a forward of some programs writes."""
+    return {
+        name.removeprefix(_MODEL_PREFIX): buffer
+        for program in programs
+        for name, buffer in program.mutated_buffers().items()
+    }
+
+
+class BatchFlattener:
     """``TracedTask.flatten`` without keeping the traced model alive."""
 
     def __init__(self, traced: TracedTask) -> None:
@@ -163,6 +168,11 @@ class _Flattener:
         self._name = traced.task.name
 
     def __call__(self, inputs: object, target: object) -> list[torch.Tensor]:
+        """Flat batch tensors in the order the graph takes them.
+
+        Raises:
+            InputError: The batch has another structure than the traced one.
+        """
         leaves, spec = pytree.tree_flatten((inputs, target))
         if spec != self._spec:
             raise InputError(

@@ -11,7 +11,7 @@ from autopar.core.io import write_text_atomic
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import FILE_NAME as PROGRESS_FILE
 from autopar.executor.progress import ProgressView
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.results import RunRecord
 from autopar.results.record import FILE_NAME as RECORD_FILE
 from autopar.tasks import Task
@@ -47,7 +47,7 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
         from autopar.executor.torchrun import run_with_torchrun
 
         job = {"plan": plan.to_dict(), "options": options.to_dict(), "target": task.target}
-        path = options.out / f"job-{options.node_rank}.json"
+        path = options.out / (f"job-{options.node_rank}.json" if options.node_rank else "job.json")
         write_text_atomic(path, json.dumps(job, indent=1) + "\n")
         run_with_torchrun(path, plan, options, local_ranks, view)
     else:

@@ -17,7 +17,7 @@ from autopar.executor.dropout import DropoutOff
 from autopar.executor.gradients import clip
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.traffic import Traffic
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.tasks import Task
 
 
@@ -110,7 +110,7 @@ class Lowering(abc.ABC):
 
 
 def lower(context: Context) -> Lowering:
-    """Choose the path: eager module and DDP, or graph stages.
+    """Choose the path: eager module, one traced stage, or a pipeline of stages.
 
     Raises:
         InputError: The plan asks for something the executor does not run.
@@ -120,6 +120,10 @@ def lower(context: Context) -> Lowering:
         from autopar.executor.module_path import ModuleLowering
 
         return ModuleLowering(context)
+    if context.plan.mesh.pp == 1 and len(context.plan.stages) == 1:
+        from autopar.executor.recompute_path import RecomputeLowering
+
+        return RecomputeLowering(context)
     from autopar.executor.graph_path import GraphLowering
 
     return GraphLowering(context)

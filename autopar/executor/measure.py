@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autopar.executor.clock import Span
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.results import CostBreakdown, Event, Timeline
 
 

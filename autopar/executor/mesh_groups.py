@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
-from autopar.plan import Plan
+from autopar.plans import Plan
 
 
 class Group:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,39 @@ from autopar.executor.gradients import broadcast_buffers, size_bytes
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.trace import build_model, trace
 from autopar.trace.export import call_model
+
+
+class EagerLoss(torch.nn.Module):
+    """``loss(model(inputs), target)`` of the user's own model.
+
+    Args:
+        model: The model.
+        loss: The task's loss.
+    """
+
+    def __init__(self, model: torch.nn.Module, loss: Callable[[Any, Any], torch.Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, inputs: Any, target: Any, microbatch: int) -> torch.Tensor:
+        """Scalar loss of one microbatch."""
+        return self._loss(call_model(self.model, inputs), target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """A whole model on one rank.
+
+    Attributes:
+        loss: ``loss(inputs, target, microbatch) -> scalar``.
+        parameters: By model name.
+        buffers: By model name; those that a forward may write.
+    """
+
+    loss: torch.nn.Module
+    parameters: dict[str, torch.nn.Parameter]
+    buffers: dict[str, torch.Tensor]
 
 
 class ModuleLowering(Lowering):
@@ -33,42 +67,50 @@ class ModuleLowering(Lowering):
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
-        plan, task, device = context.plan, context.task, context.device
-        if context.groups.rank == 0:
-            _check_model(context)
-        model = build_model(task, seed=plan.seed).to(device)
-        self.model = model
-        unused, written = self._probe(model)
-        self.parameters = dict(model.named_parameters())
-        self.buffers = {name: b for name, b in model.named_buffers() if name in written}
+        whole = self._build()
+        unused, written = self._probe(whole)
+        self.parameters = whole.parameters
+        self.buffers = {name: whole.buffers[name] for name in written}
         self.owned = frozenset(self.parameters) | frozenset(self.buffers)
         self._used_bytes = size_bytes(
             p for name, p in self.parameters.items() if p.requires_grad and name not in unused
         )
-        self._parallel: Any = model
+        self._parallel: Any = whole.loss
         if context.groups.data.size > 1:
             self._parallel = DistributedDataParallel(
-                model,
+                whole.loss,
                 process_group=context.groups.data.handle,
-                bucket_cap_mb=plan.bucket_bytes / 2**20,
+                bucket_cap_mb=context.plan.bucket_bytes / 2**20,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
                 find_unused_parameters=bool(unused),
             )
         self.reset_optimizer()
 
-    def _probe(self, model: torch.nn.Module) -> tuple[set[str], set[str]]:
+    def _build(self) -> Whole:
+        """The seeded eager model."""
+        context = self.context
+        if context.groups.rank == 0:
+            _check_model(context)
+        model = build_model(context.task, seed=context.plan.seed).to(context.device)
+        return Whole(
+            loss=EagerLoss(model, context.task.loss),
+            parameters=dict(model.named_parameters()),
+            buffers=dict(model.named_buffers()),
+        )
+
+    def _probe(self, whole: Whole) -> tuple[set[str], list[str]]:
         """One forward and backward: parameters without a gradient, and buffers that changed."""
         context = self.context
-        before = {name: b.detach().clone() for name, b in model.named_buffers()}
+        before = {name: b.detach().clone() for name, b in whole.buffers.items()}
         inputs, target = context.data.microbatches(0, context.groups.replica, context.device)[0]
-        loss: torch.Tensor = context.task.loss(call_model(model, inputs), target)
-        torch.autograd.backward(loss)
-        unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
-        written = {n for n, b in model.named_buffers() if not torch.equal(b, before[n])}
-        for name, buffer in model.named_buffers():
+        torch.autograd.backward(whole.loss(inputs, target, 0))
+        unused = {n for n, p in whole.parameters.items() if p.requires_grad and p.grad is None}
+        written = [n for n, b in whole.buffers.items() if not torch.equal(b, before[n])]
+        for name, buffer in whole.buffers.items():
             buffer.data.copy_(before[name])
-        model.zero_grad(set_to_none=True)
+        for parameter in whole.parameters.values():
+            parameter.grad = None
         return unused, written
 
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
@@ -98,7 +140,7 @@ class ModuleLowering(Lowering):
         """
         recorder = self.context.recorder
         start = recorder.mark()
-        loss: torch.Tensor = self.context.task.loss(call_model(self._parallel, inputs), target)
+        loss: torch.Tensor = self._parallel(inputs, target, k)
         recorder.add("forward", start, stage=0, microbatch=k)
         computed: list[Any] = []
         engine = torch.autograd.Variable._execution_engine
@@ -112,7 +154,7 @@ class ModuleLowering(Lowering):
         torch.autograd.backward(scaled)
         end = recorder.mark()
         recorder.add_between("backward", start, computed[0], stage=0, microbatch=k)
-        if self.context.groups.data.size > 1:
+        if self.context.groups.data.size > 1 and k == count - 1:
             recorder.add_between("sync", computed[0], end, stage=-1, microbatch=k)
         return loss.detach()
 

@@ -23,7 +23,7 @@ from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressWriter
 from autopar.executor.traffic import Traffic
 from autopar.executor.verify import verify
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.results import RunRecord, VerifyResult
 from autopar.tasks import Task
 

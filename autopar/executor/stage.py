@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autopar.executor.clock import Recorder
 from autopar.executor.dropout import DropoutOff
-from autopar.plan import Stage
+from autopar.plans import Stage
 from autopar.trace import Fragment, TracedTask, extract
 from autopar.trace.cleanup import mutated_attributes
 

@@ -15,7 +15,7 @@ from autopar.executor.failures import diagnose
 from autopar.executor.launch import threads_per_rank
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressView
-from autopar.plan import Plan
+from autopar.plans import Plan
 
 _TERM_GRACE_S = 3.0
 

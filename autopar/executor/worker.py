@@ -22,7 +22,7 @@ from autopar.executor.failures import log_path, report_failure
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import FILE_NAME, ProgressWriter
 from autopar.executor.session import run_session
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.tasks import Task
 
 _PR_SET_PDEATHSIG = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from autopar.executor import RunOptions, run_plan
-from autopar.plan import Mesh, Plan, Stage, TaskRef
+from autopar.plans import Mesh, Plan, Stage, TaskRef
 from autopar.results import RunRecord
 from autopar.tasks import Task
 from autopar.trace import TracedTask, trace

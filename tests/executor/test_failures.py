@@ -17,7 +17,7 @@ import pytest
 
 from autopar.core.errors import EnvironmentUnableError, InputError, TraceError, TrainingError
 from autopar.executor import RunOptions
-from autopar.plan import Mesh, Plan, TaskRef
+from autopar.plans import Mesh, Plan, TaskRef
 from autopar.results import RunRecord
 from autopar.tasks import Task
 

@@ -87,6 +87,7 @@ def test_recompute_on_one_rank_equals_the_eager_run(
     middle = helpers.even_cuts(traced, 3)
     plan = helpers.make_plan(task, traced=traced, recompute={0: (middle,)}, microbatches=2)
     eager = helpers.make_plan(task, traced=traced, microbatches=2)
+    assert "rc" in plan.name
     again = helpers.run(plan, task, tmp_path / "a", verify=True, steps=3)
     plain = helpers.run(eager, task, tmp_path / "b", steps=3)
     assert again.verify is not None
@@ -94,6 +95,25 @@ def test_recompute_on_one_rank_equals_the_eager_run(
     assert again.breakdown.recompute_s > 0
     assert plain.breakdown.recompute_s == 0
     assert again.losses == pytest.approx(plain.losses, rel=1e-5)
+
+
+def test_recompute_on_replicas(traces: dict[str, TracedTask], tmp_path: Path) -> None:
+    """DDP around checkpointed ranges; BatchNorm, tied weights and a parameter without use."""
+    for name in ("knotted", "unet"):
+        traced = traces[name]
+        first, stop = helpers.even_cuts(traced, 3)
+        plan = helpers.make_plan(
+            TASKS[name](),
+            traced=traced,
+            dp=2,
+            microbatches=2,
+            recompute={0: ((0, first), (first, stop))},
+        )
+        record = helpers.run(plan, TASKS[name](), tmp_path / name, verify=True)
+        assert record.verify is not None
+        assert record.verify.passed, record.verify
+        assert record.breakdown.recompute_s > 0
+        assert {e.kind for e in record.timeline.events} >= {"forward", "recompute", "sync"}
 
 
 def test_every_plan_draws_the_same_loss_curve(
