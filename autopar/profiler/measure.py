@@ -287,6 +287,12 @@ class _Campaign:
         self._warn_unmeasured(curves)
         if not curves:
             return None
+        spread = self._spread()
+        if spread > self.policy.noisy_spread:
+            self.warnings.append(
+                f"timings vary by +-{spread:.0%}: other programs kept the host busy; for sharper "
+                f"predictions delete {self.store.path.parent} and profile again on a quiet host"
+            )
         step = self.store.value("optimizer", "optimizer", 1) or {}
         per_byte = step.get("step_s", 0.0) / step["bytes"] if step else 0.0
         total = _parameter_bytes(self.traced)
@@ -302,7 +308,7 @@ class _Campaign:
             zero_grad_s=step.get("zero_grad_s", 0.0) * scale,
             accumulate_s_per_byte=step.get("accumulate_s", 0.0) / step["bytes"] if step else 0.0,
             resident_bytes=self.store.results.get("resident", {}).get("resident_bytes", 0.0),
-            spread=self._spread(),
+            spread=spread,
         )
 
     def _curve(self, block: Block) -> BlockCurve | None:

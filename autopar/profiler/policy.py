@@ -13,7 +13,9 @@ class MeasurePolicy:
         warmup: Passes before the timed ones.
         fewest_repeats: Timed passes per point, at least.
         most_repeats: Timed passes per point, at most.
-        central: Quantile of the timed passes that counts as their time.
+        central: Quantile of the timed passes that counts as their time; below the median, as
+            other programs only ever add time.
+        noisy_spread: A warning is given when the median spread of the points is larger.
         point_s: Seconds of timed passes aimed at per point.
         long_point_s: Seconds a point with long passes may take; fewer passes are timed then, but
             at least two.
@@ -34,10 +36,11 @@ class MeasurePolicy:
     warmup: int = 3
     fewest_repeats: int = 5
     most_repeats: int = 300
-    central: float = 0.5
+    central: float = 0.25
+    noisy_spread: float = 0.5
     point_s: float = 0.4
     long_point_s: float = 4.0
-    longest_pass_s: float = 15.0
+    longest_pass_s: float = 30.0
     budget_s: float = 150.0
     slack_s: float = 180.0
     memory_share: float = 0.75

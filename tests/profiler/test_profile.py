@@ -18,7 +18,7 @@ from autopar.tasks import resolve, small_target, zoo_names
 from autopar.trace import build_model
 from tests.profiler.conftest import task_of
 
-QUICK = MeasurePolicy(warmup=1, fewest_repeats=3, most_repeats=4, point_s=0.01)
+QUICK = MeasurePolicy(warmup=1, fewest_repeats=3, most_repeats=4, point_s=0.01, noisy_spread=1e9)
 
 
 def profiled(task, cache: Path, **options) -> ProfileOutcome:
@@ -179,6 +179,16 @@ def test_rank_that_dies_leaves_a_warning_and_no_cached_profile(tmp_path, monkeyp
     assert any("killed by signal 9" in warning for warning in outcome.warnings)
     assert not list(tmp_path.glob("profile-*.json"))
     assert list(tmp_path.glob("points-*.json"))
+
+
+def test_noisy_host_is_a_warning(tmp_path):
+    policy = MeasurePolicy(
+        warmup=1, fewest_repeats=3, most_repeats=4, point_s=0.01, noisy_spread=-1.0
+    )
+    outcome = profile_task(
+        task_of(lambda: nn.Linear(8, 4)), batch=1, busy_ranks=1, cache_dir=tmp_path, policy=policy
+    )
+    assert any("quiet host" in warning for warning in outcome.warnings)
 
 
 def test_model_too_large_for_memory_is_counted_not_timed(tmp_path, no_ranks):
