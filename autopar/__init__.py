@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autopar.core.errors import AutoparError
     from autopar.core.estimate import Estimate
     from autopar.graph import GraphProfile
-    from autopar.plan import Plan
+    from autopar.plans import Plan
     from autopar.results import RunRecord, SearchResult
     from autopar.tasks import Task
 
@@ -26,7 +26,7 @@ _HOMES = {
     "Cluster": "autopar.cluster",
     "Estimate": "autopar.core.estimate",
     "GraphProfile": "autopar.graph",
-    "Plan": "autopar.plan",
+    "Plan": "autopar.plans",
     "RunRecord": "autopar.results",
     "SearchResult": "autopar.results",
     "Task": "autopar.tasks",

@@ -28,7 +28,7 @@ def report(
         InputError: A file or the expression cannot be read.
         GateError: The gate's condition holds; the report is written first.
     """
-    from autopar.report import evaluate_gate, load_any, write_report
+    from autopar.reporting import evaluate_gate, load_any, write_report
 
     written = write_report(
         Path(path),

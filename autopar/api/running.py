@@ -11,8 +11,8 @@ from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.core.io import read_json
 from autopar.graph import GraphProfile
-from autopar.plan import Plan
-from autopar.plan.plan import SCHEMA as PLAN_SCHEMA
+from autopar.plans import Plan
+from autopar.plans.plan import SCHEMA as PLAN_SCHEMA
 from autopar.results import RunRecord, SearchResult
 from autopar.results.search import SCHEMA as SEARCH_SCHEMA
 from autopar.tasks import Task
@@ -89,7 +89,7 @@ def run(
         RunOptions(steps=steps, warmup=warmup, verify=verify, out=folder, **options),
     )
     if report:
-        from autopar.report import write_report
+        from autopar.reporting import write_report
 
         _add_companions(folder, chosen, search or found)
 

@@ -42,7 +42,7 @@ def command(
     with session("bench", json_output=json_output) as talk:
         from autopar.api.benchmark import bench
         from autopar.api.places import REPORTS, slug
-        from autopar.report import write_report
+        from autopar.reporting import write_report
 
         result = bench(
             target,

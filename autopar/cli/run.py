@@ -16,7 +16,7 @@ from autopar.core.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from autopar.plan import Plan
+    from autopar.plans import Plan
     from autopar.results import RunRecord
 
 

@@ -12,7 +12,7 @@ from autopar.cost.model import CostModel, SpanSeconds
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
 from autopar.cost.tables import Table
 from autopar.graph import Amount
-from autopar.plan import Mesh
+from autopar.plans import Mesh
 from autopar.results import StageCost, TiedSync, Transfer
 
 Cuts = tuple[int, ...]

@@ -14,7 +14,7 @@ from autopar.cost.model import CostModel
 from autopar.cost.power import cost_usd, energy_joule
 from autopar.cost.replay import step_and_breakdown
 from autopar.graph import GraphProfile
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.results import CostBreakdown, PlanPrice
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopar.cost.simulate import Program, compile_program, finish, node_seconds, run, wire
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.results import CostBreakdown, Event, PlanPrice, StageCost, Timeline
 from autopar.schedules import SCHEDULES
 

@@ -10,7 +10,7 @@ from typing import Any
 from autopar.core.errors import InputError
 from autopar.core.io import check_schema, read_json, write_document
 from autopar.core.stats import kendall_tau, median, quantile
-from autopar.plan import Plan
+from autopar.plans import Plan
 
 SCHEMA = "autopar.bench"
 SCHEMA_VERSION = 1

@@ -9,7 +9,7 @@ from typing import Any
 from autopar.core.errors import InputError
 from autopar.core.io import check_schema, read_json, write_document
 from autopar.core.stats import median, quantile
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.results.breakdown import CostBreakdown
 from autopar.results.timeline import Timeline
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopar.core.errors import InputError
 from autopar.core.io import check_schema, read_json, write_document
-from autopar.plan import Plan
+from autopar.plans import Plan
 from autopar.results.price import PlanPrice
 
 if TYPE_CHECKING:

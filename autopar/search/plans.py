@@ -5,7 +5,7 @@ from __future__ import annotations
 from autopar.cost import price
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.model import CostModel
-from autopar.plan import Plan, Stage, TaskRef
+from autopar.plans import Plan, Stage, TaskRef
 from autopar.results import RankedPlan
 from autopar.search.options import SearchOptions
 from autopar.search.space import Point

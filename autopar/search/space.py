@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.graph import GraphProfile
-from autopar.plan import Mesh
+from autopar.plans import Mesh
 from autopar.schedules import SCHEDULES
 from autopar.search.options import SearchOptions
 from autopar.search.spec import Spec, Value, parse_spec

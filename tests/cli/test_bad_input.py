@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autopar.cli.main import _run
-from autopar.plan import Mesh, Plan, Stage, TaskRef
+from autopar.plans import Mesh, Plan, Stage, TaskRef
 
 USER_FILES = {
     "branching.py": """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from search.builders import chain_profile, cluster_of, gpu
 
 from autopar.cluster import Cluster, CollectiveCurve, Device, NodeGroup
 from autopar.core.errors import InputError
@@ -15,7 +16,6 @@ from autopar.cost.compute import ComputeModel, interpolate
 from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
 from autopar.graph import BlockCurve, GraphProfile, Measurement
 from autopar.search import SearchOptions, plan_for
-from search.builders import chain_profile, cluster_of, gpu
 
 
 def measured(profile: GraphProfile, **changes: object) -> GraphProfile:

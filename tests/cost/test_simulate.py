@@ -8,19 +8,19 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search.builders import chain_profile, cluster_of, gpu
 
 from autopar.cost import CostModel, price, simulate_plan
 from autopar.cost.bounds import Band, Bounds
 from autopar.cost.layout import Layout
 from autopar.cost.simulate import compile_program, node_seconds, run, wire
 from autopar.graph import GraphProfile
-from autopar.plan import Mesh
+from autopar.plans import Mesh
 from autopar.results import PlanPrice, StageCost, Transfer
 from autopar.schedules import SCHEDULES
 from autopar.search import SearchOptions
 from autopar.search.plans import build_plan
 from autopar.search.space import Point
-from search.builders import chain_profile, cluster_of, gpu
 
 
 def step(schedule: str, costs: list[tuple[float, float]], ranks: int, m: int, hop: float) -> float:

@@ -1,0 +1,292 @@
+"""The Plan value: mesh, stages, schedule, batch, sync mode; JSON and content hash."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from autopar.core.errors import InputError
+from autopar.core.io import check_schema, content_hash, read_json, write_document
+from autopar.plans.mesh import Mesh
+
+SCHEMA = "autopar.plan"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRef:
+    """Which task a plan is for.
+
+    Attributes:
+        name: Task name.
+        target: Target string to resolve, ``None`` when the task was given as an object.
+        fingerprint: Op-sequence hash of the traced model; a run refuses another one.
+        op_count: Number of ops in that sequence.
+    """
+
+    name: str
+    target: str | None
+    fingerprint: str
+    op_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A contiguous run of ops ``[first_op, stop_op)`` placed on one pipeline coordinate.
+
+    Attributes:
+        first_op: First op.
+        stop_op: One past the last op.
+        pp: Pipeline coordinate of the ranks that run it.
+        recompute: Op ranges whose activations are dropped after forward and computed again
+            before their backward, each as one unit.
+        blocks: Names of the blocks in it, for people.
+    """
+
+    first_op: int
+    stop_op: int
+    pp: int
+    recompute: tuple[tuple[int, int], ...] = ()
+    blocks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one optimizer step of a task is split over ranks and time.
+
+    Attributes:
+        task: The task and the graph it was traced to.
+        mesh: Degrees of parallelism.
+        stages: Virtual stages in order; they cover all ops. With an interleaved schedule a rank
+            holds several.
+        schedule: Registered schedule name (``none`` when pp is 1).
+        microbatches: Microbatches per replica and step, >= 1.
+        microbatch_size: Samples per microbatch, >= 1.
+        precision: Parameter and compute dtype.
+        sync: Sync mode, ``all_reduce``.
+        bucket_bytes: Gradient bucket size of the all-reduce.
+        data_split: ``random``, ``contiguous`` or ``shard``: how samples go to replicas.
+        clip_norm: Global gradient-norm limit, ``None`` for no clipping.
+        placement: Device id of each rank.
+        seed: Seed of weights and data order.
+        threads: Compute threads of a rank on a CPU host; ``None`` shares the host's cores over
+            its ranks. A prediction holds for the thread count that was profiled.
+        cluster: Name of the cluster it was planned for.
+        predicted: What the planner expects (JSON form of :class:`PlanPrice`), not hashed.
+
+    Raises:
+        InputError: A field contradicts another; the message names both.
+    """
+
+    task: TaskRef
+    mesh: Mesh
+    stages: tuple[Stage, ...]
+    schedule: str = "none"
+    microbatches: int = 1
+    microbatch_size: int = 1
+    precision: str = "float32"
+    sync: str = "all_reduce"
+    bucket_bytes: int = 25 * 1024**2
+    data_split: str = "random"
+    clip_norm: float | None = None
+    placement: tuple[int, ...] = ()
+    seed: int = 0
+    threads: int | None = None
+    cluster: str = ""
+    predicted: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.placement:
+            object.__setattr__(self, "placement", tuple(range(self.mesh.world_size)))
+        _check(self)
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.mesh.world_size
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer step over all replicas."""
+        return self.mesh.replicas * self.microbatches * self.microbatch_size
+
+    @property
+    def chunks(self) -> int:
+        """Virtual stages per pipeline rank (1 unless interleaved)."""
+        return len(self.stages) // self.mesh.pp
+
+    @property
+    def recomputes(self) -> bool:
+        """True when any stage recomputes activations."""
+        return any(stage.recompute for stage in self.stages)
+
+    @property
+    def name(self) -> str:
+        """Short name, e.g. ``dp2·pp2·1f1b·m8·b4·rc``."""
+        mesh = self.mesh
+        parts = [
+            f"{label}{degree}"
+            for label, degree in (
+                ("dp", mesh.dp_replicate),
+                ("fsdp", mesh.dp_shard),
+                ("cp", mesh.cp),
+                ("tp", mesh.tp),
+                ("pp", mesh.pp),
+                ("ep", mesh.ep),
+            )
+            if degree > 1
+        ]
+        if mesh.pp > 1:
+            parts.append(self.schedule + (f"x{self.chunks}" if self.chunks > 1 else ""))
+        parts += [f"m{self.microbatches}", f"b{self.microbatch_size}"]
+        if self.recomputes:
+            parts.append("rc")
+        return "·".join(parts if mesh.world_size > 1 else ["single", *parts])
+
+    @cached_property
+    def hash(self) -> str:
+        """Content hash of everything but the prediction and the block names."""
+        body = self._body()
+        body.pop("predicted")
+        for stage in body["stages"]:
+            stage.pop("blocks")
+        return content_hash(body)
+
+    def _body(self) -> dict[str, Any]:
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["task"] = asdict(self.task)
+        data["mesh"] = self.mesh.to_dict()
+        data["stages"] = [
+            {
+                **asdict(stage),
+                "recompute": [list(pair) for pair in stage.recompute],
+                "blocks": list(stage.blocks),
+            }
+            for stage in self.stages
+        ]
+        data["placement"] = list(self.placement)
+        return data
+
+    def to_dict(self) -> dict[str, Any]:
+        """A complete, runnable plan document."""
+        header = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION}
+        return {**header, "name": self.name, "hash": self.hash, **self._body()}
+
+    def with_predicted(self, predicted: dict[str, Any]) -> Plan:
+        """The same plan carrying a prediction."""
+        return replace(self, predicted=predicted)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], origin: str = "plan") -> Plan:
+        """Check and build.
+
+        Raises:
+            InputError: A field is missing, unknown or contradicts another.
+        """
+        check_schema(data, origin, SCHEMA, SCHEMA_VERSION)
+        known = {f.name for f in fields(cls)} | {"schema", "schema_version", "name", "hash"}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise InputError(f"{origin}: unknown plan field '{unknown[0]}'", hint="remove it")
+        try:
+            body = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+            body["task"] = TaskRef(**body["task"])
+            body["mesh"] = Mesh(**body["mesh"])
+            body["stages"] = tuple(_stage(row) for row in body["stages"])
+            body["placement"] = tuple(body.get("placement", ()))
+            return cls(**body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{origin}: bad plan field: {type(error).__name__}: {error}",
+                hint="make the plan again with `autopar plan`",
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Write the plan file atomically."""
+        body = self.to_dict()
+        write_document(path, body.pop("schema"), body.pop("schema_version"), body)
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            InputError: Missing, truncated, of another schema or inconsistent.
+        """
+        return cls.from_dict(read_json(path), str(path))
+
+
+def _stage(row: dict[str, Any]) -> Stage:
+    return Stage(
+        **{
+            **row,
+            "recompute": tuple((int(a), int(b)) for a, b in row.get("recompute", ())),
+            "blocks": tuple(row.get("blocks", ())),
+        }
+    )
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check(plan: Plan) -> None:
+    """Reject contradictions with one line that says what to change."""
+    for key in ("microbatches", "microbatch_size", "bucket_bytes"):
+        if not _whole(getattr(plan, key)):
+            raise InputError(
+                f"plan has {key}={getattr(plan, key)!r}, it must be a whole number >= 1",
+                hint=f"set {key} to 1 or more",
+            )
+    if plan.threads is not None and not _whole(plan.threads):
+        raise InputError(f"plan has threads={plan.threads!r}", hint="use 1 or more, or null")
+    if plan.data_split not in ("random", "contiguous", "shard"):
+        raise InputError(
+            f"plan has data_split='{plan.data_split}'", hint="use random, contiguous or shard"
+        )
+    if plan.clip_norm is not None and not plan.clip_norm > 0:
+        raise InputError(
+            f"plan has clip_norm={plan.clip_norm}", hint="use a positive norm or null"
+        )
+    if sorted(set(plan.placement)) != sorted(plan.placement) or len(plan.placement) != (
+        plan.world_size
+    ):
+        raise InputError(
+            f"placement has {len(plan.placement)} entries for {plan.world_size} ranks, "
+            "each rank needs one device of its own",
+            hint="remove 'placement' to use devices 0, 1, 2 ...",
+        )
+    _check_stages(plan)
+
+
+def _check_stages(plan: Plan) -> None:
+    pp = plan.mesh.pp
+    if not plan.stages or len(plan.stages) % pp:
+        raise InputError(
+            f"plan has {len(plan.stages)} stages for pp={pp}, a multiple of pp is needed",
+            hint="give each pipeline rank the same number of stages",
+        )
+    edges = [0, *(stage.stop_op for stage in plan.stages)]
+    starts = [stage.first_op for stage in plan.stages]
+    if starts != edges[:-1] or edges[-1] != plan.task.op_count or edges != sorted(set(edges)):
+        raise InputError(
+            f"stages do not cover ops 0..{plan.task.op_count} without gaps or empty stages: "
+            f"cuts at {edges}",
+            hint="make each stage start where the one before stops",
+        )
+    if {stage.pp for stage in plan.stages} != set(range(pp)):
+        raise InputError(
+            f"stages use pipeline ranks {sorted({s.pp for s in plan.stages})}, pp={pp}",
+            hint=f"use every pipeline rank from 0 to {pp - 1}",
+        )
+    for stage in plan.stages:
+        ranges = [op for pair in stage.recompute for op in pair]
+        inside = all(stage.first_op <= op <= stage.stop_op for op in ranges)
+        if ranges != sorted(ranges) or not inside:
+            raise InputError(
+                f"recompute ranges {stage.recompute} of the stage at op {stage.first_op} overlap "
+                "or leave the stage",
+                hint="use disjoint ranges inside the stage",
+            )

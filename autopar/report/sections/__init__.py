@@ -1,5 +1,0 @@
-"""Sections of the page: each takes a :class:`Subject` and returns a section, or nothing."""
-
-from autopar.report.sections.subject import Subject
-
-__all__ = ["Subject"]

@@ -1,0 +1,131 @@
+"""The whole road on a user's own model: measure, profile, plan, run, report, gate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import autopar
+from autopar.api.places import profile_path, run_folder, slug
+from autopar.cli.main import _run
+
+TASK = """
+import torch
+from torch import nn
+import autopar
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x):
+        return x + self.down(torch.relu(self.up(self.norm(x))))
+
+
+def task(width: int = 32) -> autopar.Task:
+    def batch(n, generator):
+        x = torch.randn(n, width, generator=generator)
+        return x, x.sin()
+
+    return autopar.Task(
+        name="mine",
+        model=lambda: nn.Sequential(*(Block(width) for _ in range(4))),
+        batch=batch,
+        loss=lambda output, target: (output - target).pow(2).mean(),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3),
+    )
+"""
+
+
+@pytest.fixture
+def place(workplace: Path) -> Path:
+    (workplace / "mine.py").write_text(TASK)
+    return workplace
+
+
+def envelope(capsys: pytest.CaptureFixture[str], line: str, code: int = 0) -> dict[str, Any]:
+    assert _run([*line.split(), "--json"]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert {"schema", "schema_version", "autopar_version", "command", "status", "warnings"} <= set(
+        document
+    )
+    return dict(document["data"])
+
+
+@pytest.mark.slow
+def test_command_line_road(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = envelope(capsys, "profile --cluster local:2 --quick")
+    assert measured["devices"] == 2
+    assert {"collective", "ranks", "alpha_s", "bytes_per_s"} <= set(measured["links"][0])
+
+    profiled = envelope(capsys, "profile mine.py:task --batch 8 --busy-ranks 2")
+    assert profiled["parameters"] == 4 * (2 * 32 + 2 * (2 * 32 * 32) + 64 + 32)
+    assert profiled["unique_blocks"] < profiled["blocks"]
+    again = envelope(capsys, "profile mine.py:task --batch 8 --busy-ranks 2")
+    assert again["from_cache"]
+    assert not profiled["from_cache"]
+
+    line = f"plan {profiled['profile']} --cluster local:2 --global-batch 8 --fix pp=2"
+    planned = envelope(capsys, f"{line} --out plan.json")
+    assert {"best", "top", "baselines", "certificate", "search_time_s", "study"} <= set(planned)
+    assert planned["certificate"]["gap"] == 0
+    assert planned["best"]["plan"]["mesh"]["pp"] == 2
+    Path("bare.json").write_text(json.dumps(planned["best"]["plan"]))
+
+    ran = envelope(capsys, "run bare.json --steps 3 --warmup 1 --verify")
+    assert ran["verify"]["passed"]
+    assert ran["predicted"]["step_time_s"]["value"] > 0
+    assert len(ran["losses"]) == 4
+    assert Path(ran["report"]).stat().st_size > 100_000
+
+    compared = envelope(capsys, f"report {ran['run_dir']} {ran['run_dir']} --format md")
+    assert Path(compared["report"]).is_file()
+    envelope(capsys, f"report {ran['run_dir']} --fail-if step_time>0s", code=5)
+    envelope(capsys, "run bare.json --steps 2 --tolerance 0.0000001", code=5)
+
+
+@pytest.mark.slow
+def test_python_road_with_a_task_that_has_no_target(place: Path) -> None:
+    scope: dict[str, Any] = {}
+    exec(TASK, scope)
+    task = scope["task"](width=16)
+    cluster = autopar.measure_cluster(2, quick=True)
+    profile = autopar.profile(task, batch=4, measure=False)
+    result = autopar.plan(profile, cluster, global_batch=8, fix=("dp_replicate=2",))
+    assert result.best.plan.mesh.dp_replicate == 2
+    assert len(result.to_frame()) == len(result.top)
+    assert result.study is not None
+    record = autopar.run(result, task, steps=2, warmup=1, verify=True)
+    assert record.verify is not None
+    assert record.verify.passed
+
+
+def test_default_places() -> None:
+    assert slug("a/b:c d") == "a-b-c-d"
+    first = profile_path("gpt", "zoo:gpt?layers=2", 8, "cpu")
+    assert first != profile_path("gpt", "zoo:gpt?layers=4", 8, "cpu")
+
+
+def test_run_folders_are_numbered(workplace: Path) -> None:
+    first = run_folder("t", "dp2", "abcdef123")
+    first.mkdir(parents=True)
+    assert run_folder("t", "dp2", "abcdef123") != first
+
+
+def test_the_api_names_are_not_shadowed_by_packages() -> None:
+    """``import autopar.plans`` must not put a module where ``autopar.plan()`` belongs."""
+    import autopar.executor
+    import autopar.profiler
+    import autopar.reporting
+    import autopar.search
+
+    for name in ("profile", "measure_cluster", "plan", "run", "bench", "report"):
+        assert callable(getattr(autopar, name)), name
+    assert sorted(autopar.__all__) == autopar.__all__
