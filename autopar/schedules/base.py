@@ -54,22 +54,23 @@ class AbstractSchedule(abc.ABC):
         step exceeds in every entry. A schedule may override it with a closed form.
         """
         return tuple(
-            _peaks(actions, rank, ranks, stages)
+            peaks(actions, rank, ranks, stages)
             for rank, actions in enumerate(self.actions(ranks, stages, microbatches))
         )
 
 
-def _peaks(
+def peaks(
     actions: list[Action], rank: int, ranks: int, stages: int
 ) -> tuple[tuple[int, ...], ...]:
+    """Counts in flight per local stage, at the moments that no other one exceeds throughout."""
     counts = [0] * (stages // ranks)
     seen: set[tuple[int, ...]] = set()
     for action in actions:
         counts[(action.stage - rank) // ranks] += 1 if action.kind == "forward" else -1
         if action.kind == "forward":
             seen.add(tuple(counts))
-    peaks: list[tuple[int, ...]] = []
+    kept: list[tuple[int, ...]] = []
     for candidate in sorted(seen, reverse=True):
-        if not any(all(c <= p for c, p in zip(candidate, peak, strict=True)) for peak in peaks):
-            peaks.append(candidate)
-    return tuple(peaks)
+        if not any(all(c <= p for c, p in zip(candidate, peak, strict=True)) for peak in kept):
+            kept.append(candidate)
+    return tuple(kept)

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from autopar.schedules.base import AbstractSchedule, Action
+from autopar.schedules.base import AbstractSchedule, Action, peaks
+
+SETTLED_ROUNDS = 4
+"""Rounds after which the microbatches in flight have taken all their values."""
 
 
 @final
@@ -21,7 +24,22 @@ class Interleaved(AbstractSchedule):
 
     def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
         """Warm-up, one forward one backward, drain; in rounds over the stages of a rank."""
-        return [_rank_actions(rank, ranks, stages // ranks, microbatches) for rank in range(ranks)]
+        rounds = max(1, microbatches // ranks)
+        return [
+            _rank_actions(rank, ranks, stages // ranks, rounds, microbatches // rounds)
+            for rank in range(ranks)
+        ]
+
+    def in_flight(
+        self, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        """The pattern repeats every round, so a few rounds show all peaks."""
+        rounds = max(1, microbatches // ranks)
+        size, few = microbatches // rounds, min(rounds, SETTLED_ROUNDS)
+        return tuple(
+            peaks(_rank_actions(rank, ranks, stages // ranks, few, size), rank, ranks, stages)
+            for rank in range(ranks)
+        )
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Several stages per rank and equal rounds of at least ``ranks`` microbatches."""
@@ -38,9 +56,10 @@ class Interleaved(AbstractSchedule):
         return None
 
 
-def _rank_actions(rank: int, ranks: int, chunks: int, microbatches: int) -> list[Action]:
-    round_size = microbatches // max(1, microbatches // ranks)
-    total = chunks * microbatches
+def _rank_actions(
+    rank: int, ranks: int, chunks: int, rounds: int, round_size: int
+) -> list[Action]:
+    total = chunks * rounds * round_size
     warmup = min((chunks - 1) * round_size + 2 * (ranks - 1 - rank), total)
     period = round_size * chunks
 

@@ -34,12 +34,18 @@ def search(
         InputError: Unknown axis, value, objective or sync mode.
         InfeasibleError: No plan satisfies the constraints.
     """
+    return find(profile, cluster, options or SearchOptions(), relaxations=True)
+
+
+def find(
+    profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
+) -> SearchResult:
+    """:func:`search`; without ``relaxations`` an infeasible search only says what is lacking."""
     began = time.perf_counter()
-    options = options or SearchOptions()
     model = CostModel(profile, cluster, options.precision)
     walk = Walk(model=model, options=options, space=build_space(profile, cluster, options))
     walk.start()
-    study, history = run_study(walk)
+    study, history = run_study(walk, relaxations)
     best = sorted(walk.priced, key=lambda item: item.value)[: options.top]
     top = tuple(rank_plan(item.point, item.cuts, model, options) for item in best)
     baselines = price_baselines(model, options, walk.space.global_batch)
@@ -62,7 +68,9 @@ def search(
     )
 
 
-def run_study(walk: Walk) -> tuple[optuna.Study, list[tuple[int, float, float, str]]]:
+def run_study(
+    walk: Walk, relaxations: bool
+) -> tuple[optuna.Study, list[tuple[int, float, float, str]]]:
     """Feed the walk to an Optuna study, one trial per priced point."""
     from autopar.search.study import StudyLog
 
@@ -75,7 +83,7 @@ def run_study(walk: Walk) -> tuple[optuna.Study, list[tuple[int, float, float, s
         name = build_plan(item.point, item.cuts, walk.model, walk.options).name
         history.append((log.record(item, name), item.value, best, name))
     if log is None:
-        raise diagnose(walk.model, walk.options, walk.space)
+        raise diagnose(walk.model, walk.options, walk.space, relaxations=relaxations)
     return log.study, history
 
 

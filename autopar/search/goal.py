@@ -137,29 +137,28 @@ class Goal:
 
     def feasible(self, cuts: Cuts) -> bool:
         """True when every rank's memory, margin included, is within its limit."""
-        return all(
-            _high(memory.memory_of_rank(self.layout, cuts, rank).total_bytes) <= self.limit(rank)
+        return all(_high(n) <= self.limit(rank) for rank, n in enumerate(self._needed(cuts)))
+
+    def _needed(self, cuts: Cuts) -> list[float]:
+        """Peak bytes per pipeline coordinate."""
+        return [
+            memory.memory_of_rank(self.layout, cuts, rank).total_bytes
             for rank in range(self.layout.mesh.pp)
-        )
+        ]
 
     def tightest(self, cuts: Cuts) -> tuple[int, float]:
         """Pipeline rank with the largest excess over its limit, and the bytes it needs."""
-        needs = [
-            float(_high(memory.memory_of_rank(self.layout, cuts, rank).total_bytes))
-            for rank in range(self.layout.mesh.pp)
-        ]
+        needs = [_high(size) for size in self._needed(cuts)]
         rank = max(range(len(needs)), key=lambda r: needs[r] - self.limit(r))
         return rank, needs[rank]
 
     def value(self, cuts: Cuts) -> float:
         """The objective, ``inf`` when memory runs out."""
-        if not self.feasible(cuts):
+        needed = self._needed(cuts)
+        if any(_high(size) > self.limit(rank) for rank, size in enumerate(needed)):
             return float("inf")
         if self.objective == "memory":
-            return max(
-                memory.memory_of_rank(self.layout, cuts, rank).total_bytes
-                for rank in range(self.layout.mesh.pp)
-            )
+            return max(needed)
         step = self.layout.step_seconds(cuts)
         if self.objective == "energy":
             return self._energy(cuts, step)

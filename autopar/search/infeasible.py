@@ -14,15 +14,24 @@ from autopar.search.change import changed_cluster
 from autopar.search.options import SearchOptions
 from autopar.search.plans import rank_plan
 from autopar.search.space import Space, build_space
-from autopar.search.walk import Priced, Walk
+from autopar.search.walk import Walk
 
 MAX_GROWTH = 64
 """Device counts up to this many times the cluster are tried."""
 _UNLIMITED = "memory=1000000TiB"
 
 
-def diagnose(model: CostModel, options: SearchOptions, space: Space) -> InfeasibleError:
-    """The error for a search that priced nothing."""
+def diagnose(
+    model: CostModel, options: SearchOptions, space: Space, *, relaxations: bool
+) -> InfeasibleError:
+    """The error for a search that priced nothing.
+
+    Args:
+        model: Profile and cluster.
+        options: What was asked.
+        space: What was searched.
+        relaxations: Try which changes help, for the hint.
+    """
     if not space.points:
         return _empty(model, options, space)
     reason = _no_device(model, options)
@@ -47,7 +56,8 @@ def diagnose(model: CostModel, options: SearchOptions, space: Space) -> Infeasib
         f"{format_bytes(needs[rank])} on pipeline rank {rank}, {holder} "
         f"{format_bytes(limits[rank])}"
     )
-    return InfeasibleError(message, hint=_relaxations(model, options, max(needs), capped))
+    hint = _relaxations(model, options, max(needs), capped) if relaxations else None
+    return InfeasibleError(message, hint=hint)
 
 
 def _empty(model: CostModel, options: SearchOptions, space: Space) -> InfeasibleError:
@@ -71,20 +81,21 @@ def _no_device(model: CostModel, options: SearchOptions) -> str | None:
 
 
 def least_memory(model: CostModel, options: SearchOptions) -> RankedPlan | None:
-    """The plan of the space whose fullest rank needs least, were memory unlimited."""
+    """The plan whose fullest rank needs least, were memory unlimited.
+
+    Among plans with one stage per rank where there are any; more stages keep more activations.
+    """
     cluster = changed_cluster(model.cluster, _UNLIMITED)
     free = replace(options, objective="memory", max_memory_bytes=None, top=1)
     roomy = CostModel(model.profile, cluster, options.precision)
-    walk = Walk(model=roomy, options=free, space=build_space(model.profile, cluster, free))
-    item = _best_of(walk)
-    return rank_plan(item.point, item.cuts, model, options) if item else None
-
-
-def _best_of(walk: Walk) -> Priced | None:
+    space = build_space(model.profile, cluster, free)
+    plain = tuple(point for point in space.points if point.chunks == 1)
+    walk = Walk(model=roomy, options=free, space=replace(space, points=plain or space.points))
     walk.start()
-    while walk.next() is not None:
+    while walk.next() is not None and plain:
         pass
-    return min(walk.priced, key=lambda item: item.value, default=None)
+    item = min(walk.priced, key=lambda priced: priced.value, default=None)
+    return rank_plan(item.point, item.cuts, model, options) if item else None
 
 
 def feasible(model: CostModel, options: SearchOptions) -> bool:

@@ -11,7 +11,7 @@ from autopar.core.units import format_seconds
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan, SearchResult
 from autopar.search.change import changed_cluster
-from autopar.search.driver import search
+from autopar.search.driver import find
 from autopar.search.explain import compare
 from autopar.search.goal import value_of
 from autopar.search.options import SearchOptions
@@ -90,7 +90,7 @@ def why_not_answer(
         return Answer(question=question, verdict="not in the space", text=clash)
     asked = replace(options, fix={**fixed_spec(options), **wanted}, top=1, storage=None)
     try:
-        plan = search(profile, cluster, asked).best
+        plan = find(profile, cluster, asked, relaxations=False).best
     except InfeasibleError as error:
         return Answer(question=question, verdict="infeasible", text=f"{error.message}.")
     mine = value_of(result.best.price, options.objective)
@@ -157,9 +157,8 @@ def what_if_answer(
     changed = changed_cluster(cluster, spec)
     batch = options.batch_for(profile, cluster.device_count)
     try:
-        after = search(
-            profile, changed, replace(options, global_batch=batch, top=1, storage=None)
-        ).best
+        then = replace(options, global_batch=batch, top=1, storage=None)
+        after = find(profile, changed, then, relaxations=False).best
     except InfeasibleError as error:
         return Answer(question=spec, verdict="infeasible", text=f"{error.message}.")
     before = result.best

@@ -98,7 +98,7 @@ class StudyLog:
         """Add a finished trial, unless a stored study has it; returns its number."""
         known = self._known.get(_key(item.point.params()))
         if known is not None:
-            return known
+            return int(known)
         self._sampler.offer(item.point)
         with quiet():
             trial = self.study.ask(self._distributions)

@@ -14,7 +14,7 @@ from autopar.schedules import SCHEDULES, AbstractSchedule, Action
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 40))
 
 
-def executable(lists: list[list[Action]], stages: int, chain: bool = True) -> bool:
+def executable(lists: list[list[Action]], stages: int) -> bool:
     """Run the lists with blocking receives; True when every action runs."""
     done: set[tuple[str, int, int]] = set()
     position = [0] * len(lists)
@@ -64,6 +64,8 @@ def test_every_action_once_on_its_rank_and_no_deadlock(name: str, shape: tuple[i
     assert len(seen) == 2 * stages * microbatches
     assert all(a.stage % ranks == r for r, actions in enumerate(lists) for a in actions)
     assert executable(lists, stages)
+    counted = AbstractSchedule.in_flight(schedule, ranks, stages, microbatches)
+    assert schedule.in_flight(ranks, stages, microbatches) == counted
 
 
 @given(ranks=st.integers(1, 12), microbatches=st.integers(1, 40))
