@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from profiler_cases import case, task_of
 from torch import nn
 
 from autopar.profiler.blocks import build_blocks
@@ -14,7 +15,6 @@ from autopar.profiler.dataflow import count
 from autopar.profiler.segmentation import BlockPolicy, crossing_bytes
 from autopar.tasks import resolve, zoo_names
 from autopar.trace import extract, trace
-from tests.profiler.conftest import case, task_of
 
 
 def blocks_of(target: str, batch: int = 4):

@@ -6,6 +6,7 @@ import operator
 
 import pytest
 import torch
+from profiler_cases import case, task_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +15,6 @@ from autopar.profiler.flops import NOTES
 from autopar.tasks import zoo_names
 from autopar.trace import build_model, trace
 from autopar.trace.export import call_model, make_batch
-from tests.profiler.conftest import case, task_of
 
 
 def counted_by_torch(task, batch, mapping=None) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import pytest
 import torch
 from torch import nn
 
@@ -45,8 +44,3 @@ def task_of(model, shape=(8,), classes=4, **changes) -> Task:
         **changes,
     }
     return Task(**fields)
-
-
-@pytest.fixture
-def flat_task() -> Task:
-    return task_of(lambda: nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from profiler_cases import task_of
 from torch import nn
 
 from autopar.core.errors import EnvironmentUnableError, InputError
@@ -16,7 +17,6 @@ from autopar.profiler.points import PointStore
 from autopar.profiler.policy import MeasurePolicy, microbatch_sizes
 from autopar.tasks import resolve, small_target, zoo_names
 from autopar.trace import build_model
-from tests.profiler.conftest import task_of
 
 QUICK = MeasurePolicy(warmup=1, fewest_repeats=3, most_repeats=4, point_s=0.01, noisy_spread=1e9)
 
@@ -216,15 +216,15 @@ def test_microbatch_sizes():
 
 
 @pytest.mark.parametrize("wrong", [{"batch": 0}, {"busy_ranks": 0}])
-def test_numbers_below_one_are_refused(flat_task, tmp_path, wrong):
+def test_numbers_below_one_are_refused(tmp_path, wrong):
     with pytest.raises(InputError, match="at least 1"):
-        profile_task(flat_task, cache_dir=tmp_path, **wrong)
+        profile_task(task_of(lambda: nn.Linear(8, 4)), cache_dir=tmp_path, **wrong)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_gpu_is_an_environment_error(flat_task, tmp_path):
+def test_cuda_without_gpu_is_an_environment_error(tmp_path):
     with pytest.raises(EnvironmentUnableError, match="no GPU"):
-        profile_task(flat_task, device="cuda", cache_dir=tmp_path)
+        profile_task(task_of(lambda: nn.Linear(8, 4)), device="cuda", cache_dir=tmp_path)
 
 
 def test_broken_optimizer_factory_is_a_bad_input(tmp_path):
