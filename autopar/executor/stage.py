@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule
+from torch.fx.node import map_aggregate
 from torch.utils.checkpoint import checkpoint
 
 from autopar.executor.clock import Recorder
@@ -18,14 +19,30 @@ from autopar.trace import Fragment, TracedTask, extract
 from autopar.trace.cleanup import mutated_attributes
 
 
-def move_to(module: GraphModule, device: torch.device) -> None:
-    """Move a fragment traced on the CPU: weights, buffers, constants and factory calls."""
+def move_to(module: GraphModule, device: torch.device, moved: dict[str, torch.Tensor]) -> None:
+    """Move a fragment traced on the CPU: weights, buffers, constants and factory calls.
+
+    Args:
+        module: The fragment.
+        device: Where to.
+        moved: Buffers moved before, by name; fragments that share one go on sharing it.
+    """
     if device.type == "cpu":
         return
-    module.to(device)
+    for parameter in module.parameters():
+        if parameter.device != device:
+            parameter.data = parameter.data.to(device)
+    for name, buffer in list(module.named_buffers()):
+        place, _, leaf = name.rpartition(".")
+        owner = module.get_submodule(place)
+        setattr(owner, leaf, moved.setdefault(name, buffer.to(device)))
+
+    def here(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
     for node in module.graph.nodes:
-        if "device" in node.kwargs:
-            node.kwargs = {**node.kwargs, "device": device}
+        node.args = map_aggregate(node.args, here)
+        node.kwargs = map_aggregate(node.kwargs, here)
     module.recompile()
 
 
@@ -65,8 +82,9 @@ class StageProgram:
                 self._segments.append((extract(traced, first, stop), again))
         else:
             self._segments.append((fragment, False))
+        moved: dict[str, torch.Tensor] = {}
         for segment, _ in self._segments:
-            move_to(segment.module, device)
+            move_to(segment.module, device, moved)
 
     @property
     def modules(self) -> list[GraphModule]:

@@ -18,11 +18,16 @@ from autopar.executor.progress import ProgressView
 from autopar.plans import Plan
 
 _TERM_GRACE_S = 3.0
+_AGENT = "autopar.executor.agent"
 
 
 def command(job: Path, options: RunOptions, local_ranks: int) -> list[str]:
     """The torchrun command of this host."""
-    line = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={local_ranks}"]
+    return [sys.executable, "-m", "torch.distributed.run", *_arguments(job, options, local_ranks)]
+
+
+def _arguments(job: Path, options: RunOptions, local_ranks: int) -> list[str]:
+    line = [f"--nproc-per-node={local_ranks}"]
     if options.nnodes == 1:
         line += ["--standalone"]
     else:
@@ -78,7 +83,7 @@ def run_with_torchrun(
     with log.open("wb") as stream:
         try:
             agent = subprocess.Popen(
-                command(job, options, local_ranks),
+                [sys.executable, "-m", _AGENT, *_arguments(job, options, local_ranks)],
                 env=environment(plan, local_ranks),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,

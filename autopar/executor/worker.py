@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -20,12 +18,11 @@ from torch.distributed.rendezvous import rendezvous
 from autopar.core.errors import EnvironmentUnableError
 from autopar.executor.failures import log_path, report_failure
 from autopar.executor.options import RunOptions
+from autopar.executor.orphans import die_with_parent
 from autopar.executor.progress import FILE_NAME, ProgressWriter
 from autopar.executor.session import run_session
 from autopar.plans import Plan
 from autopar.tasks import Task
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -135,12 +132,6 @@ def choose_device(wanted: str, local_rank: int, local_world: int) -> torch.devic
     if wanted == "cuda" or (wanted == "auto" and have >= local_world):
         return torch.device("cuda", local_rank)
     return torch.device("cpu")
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process when its parent ends (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _use_loopback_if_needed() -> None:

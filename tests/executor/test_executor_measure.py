@@ -7,8 +7,8 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-import helpers
-import models
+import executor_helpers as helpers
+import executor_models as models
 import pytest
 import torch
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import helpers
-import models
+import executor_helpers as helpers
+import executor_models as models
 import pytest
 
 from autopar.tasks import Task
@@ -167,3 +167,17 @@ def test_a_model_that_export_cannot_capture_runs_data_parallel(tmp_path: Path) -
     assert record.verify is not None
     assert record.verify.passed, record.verify
     assert any("cannot check" in text for text in record.warnings)
+
+
+def test_training_on_a_dataset(tmp_path: Path) -> None:
+    task = models.points()
+    traced = helpers.traced_of(task)
+    shapes: list[dict[str, Any]] = [{"dp": 2, "microbatches": 2}, {"pp": 2}, {"microbatches": 4}]
+    curves = [
+        helpers.run(
+            helpers.make_plan(task, traced=traced, **shape), task, tmp_path / str(i), steps=4
+        ).losses
+        for i, shape in enumerate(shapes)
+    ]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-6)
+    assert curves[2] == pytest.approx(curves[0], rel=1e-6)

@@ -7,7 +7,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import helpers
+import executor_helpers as helpers
 import pytest
 
 from autopar.core.errors import TrainingError
@@ -16,7 +16,7 @@ from autopar.tasks import Task
 from autopar.tasks.resolve import resolve
 
 pytestmark = pytest.mark.slow
-MODELS = Path(__file__).parent / "models.py"
+MODELS = Path(__file__).parent / "executor_models.py"
 
 
 def find(name: str) -> Task:

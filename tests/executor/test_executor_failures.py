@@ -11,8 +11,8 @@ import textwrap
 import time
 from pathlib import Path
 
-import helpers
-import models
+import executor_helpers as helpers
+import executor_models as models
 import pytest
 
 from autopar.core.errors import EnvironmentUnableError, InputError, TraceError, TrainingError
@@ -143,7 +143,25 @@ def test_task_ref_is_compared_by_ops_not_by_name(plan: Plan, tmp_path: Path) -> 
     assert isinstance(record, RunRecord)
 
 
-def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
+def descendants(pid: int) -> list[int]:
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        found += [int(child), *descendants(int(child))]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("launcher", "number"),
+    [
+        ("fork", signal.SIGINT),
+        ("fork", signal.SIGKILL),
+        pytest.param("torchrun", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("torchrun", signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
+def test_no_process_outlives_the_launcher(
+    launcher: str, number: signal.Signals, tmp_path: Path
+) -> None:
     script = tmp_path / "main.py"
     here = Path(__file__).parent
     script.write_text(
@@ -151,29 +169,35 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
         import sys
         sys.path[:0] = [{str(here)!r}, {str(here.parent.parent)!r}]
         from pathlib import Path
-        import helpers, models
-        task = models.failing(how="hang")
+        import executor_helpers as helpers, executor_models as models
+        from autopar.tasks.resolve import resolve
+        task = resolve({str(here / "executor_models.py")!r} + ":failing?how=hang")
         plan = helpers.make_plan(models.mlp(), dp=2)
-        print("ready", flush=True)
-        helpers.run(plan, task, Path({str(tmp_path / "run")!r}), steps=10**6)
+        out = Path({str(tmp_path / "run")!r})
+        helpers.run(plan, task, out, steps=10**6, launcher={launcher!r})
         """)
     )
     process = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        [sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True
     )
-    assert process.stdout is not None
-    process.stdout.readline()
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (tmp_path / "run" / "logs" / "rank-1.log").exists():
+    progress = tmp_path / "run" / "progress.jsonl"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (progress.exists() and progress.stat().st_size):
+        assert process.poll() is None
         time.sleep(0.05)
-    time.sleep(0.5)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == 2
-    os.kill(process.pid, signal.SIGINT)
+    children = descendants(process.pid)
+    assert len(children) == (2 if launcher == "fork" else 3)
+    os.kill(process.pid, number)
     process.wait(timeout=20)
-    process.stdout.close()
-    time.sleep(0.2)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(alive(pid) for pid in children):
+        time.sleep(0.05)
+    assert not [pid for pid in children if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    """Running; a zombie that init has not collected yet is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

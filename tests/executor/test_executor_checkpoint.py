@@ -7,8 +7,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import helpers
-import models
+import executor_helpers as helpers
+import executor_models as models
 import pytest
 
 from autopar.core.errors import InputError

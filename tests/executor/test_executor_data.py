@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 
-import models
+import executor_models as models
 import pytest
 import torch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import helpers
+import executor_helpers as helpers
 import pytest
 
 from autopar.tasks.resolve import resolve
