@@ -119,6 +119,13 @@ class ComputeModel:
             return measurement.accumulate_s_per_byte * self.slowdown(device, ranks_on_host)
         return 3 / (device.memory_bytes_per_s * k.MEMORY_EFFICIENCY.value)
 
+    def checkpoint_seconds(self, device: Device, ranks_on_host: int) -> float:
+        """Fixed cost of recomputing one unit, besides running it again; 0 when not measured."""
+        measurement = self.profile.measurement
+        if measurement is None or not self.measured_on(device):
+            return 0.0
+        return measurement.checkpoint_s * self.slowdown(device, ranks_on_host)
+
     def _measured(self, block: Block, samples: float, device: Device) -> tuple[float, float]:
         measurement = self.profile.measurement
         curve = measurement.curves.get(block.signature) if measurement else None

@@ -96,7 +96,10 @@ class CostModel:
                 seconds + block.parameter_bytes * per_byte
                 for seconds, block in zip(backward, self.profile.blocks, strict=True)
             )
-            again = [f if flag else 0.0 for f, flag in zip(forward, recompute, strict=True)]
+            fixed = self.compute.checkpoint_seconds(device, ranks_on_host)
+            again = [
+                f + fixed if flag else 0.0 for f, flag in zip(forward, recompute, strict=True)
+            ]
             tables = [prefix_differences(list(v)).tolist() for v in (forward, backward, again)]
             self._spans[key] = SpanSeconds(
                 forward=tables[0],

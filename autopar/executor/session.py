@@ -14,6 +14,7 @@ from autopar.core.errors import TrainingError
 from autopar.core.provenance import provenance
 from autopar.executor.checkpoint import Checkpoints
 from autopar.executor.clock import Recorder, Span, clock_for
+from autopar.executor.collector import quiet_collector, tidy
 from autopar.executor.data import ReplicaData
 from autopar.executor.lowering import Context, Lowering, lower
 from autopar.executor.measure import breakdown, timeline
@@ -93,7 +94,8 @@ def run_session(
     context.traffic.take()
     dist.barrier(group=context.groups.control)
     memory.reset()
-    found = _train(context, lowering, options, checkpoints, start, progress)
+    with quiet_collector():
+        found = _train(context, lowering, options, checkpoints, start, progress)
     if memory.warning:
         context.warnings.append(memory.warning)
     return _record(context, options, found, outcome, memory.peak_bytes())
@@ -155,6 +157,7 @@ def _train(
                 hint="lower the learning rate, or clip gradients with --clip-norm",
             )
         checkpoints.after_step(step + 1)
+        tidy(step + 1)
     return found
 
 

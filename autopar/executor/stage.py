@@ -16,7 +16,7 @@ from autopar.executor.clock import Recorder
 from autopar.executor.dropout import DropoutOff
 from autopar.plans import Stage
 from autopar.trace import Fragment, TracedTask, extract
-from autopar.trace.cleanup import mutated_attributes
+from autopar.trace.cleanup import is_random, mutated_attributes
 
 
 def move_to(module: GraphModule, device: torch.device, moved: dict[str, torch.Tensor]) -> None:
@@ -137,6 +137,7 @@ class StageProgram:
 
     def _checkpointed(self, module: GraphModule, microbatch: int) -> Callable[..., Any]:
         buffers = [module.get_buffer(name) for name in mutated_attributes(module)]
+        random = any(is_random(node) for node in module.graph.nodes)
         first = True
 
         def body(*arguments: torch.Tensor) -> Any:
@@ -154,7 +155,9 @@ class StageProgram:
                     buffer.data.copy_(old)  # .data: autograd may have saved the buffer
                 self._recorder.add("recompute", start, stage=self.index, microbatch=microbatch)
 
-        return lambda *arguments: checkpoint(body, *arguments, use_reentrant=False)
+        return lambda *arguments: checkpoint(
+            body, *arguments, use_reentrant=False, preserve_rng_state=random
+        )
 
 
 def _segments(stage: Stage) -> list[tuple[int, int, bool]]:

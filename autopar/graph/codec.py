@@ -205,6 +205,7 @@ def _measurement_to_dict(measurement: Measurement | None) -> dict[str, Any] | No
         "optimizer_s_per_byte": measurement.optimizer_s_per_byte,
         "zero_grad_s": measurement.zero_grad_s,
         "accumulate_s_per_byte": measurement.accumulate_s_per_byte,
+        "checkpoint_s": measurement.checkpoint_s,
         "resident_bytes": measurement.resident_bytes,
         "spread": measurement.spread,
     }

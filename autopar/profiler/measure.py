@@ -307,6 +307,7 @@ class _Campaign:
             optimizer_s_per_byte=per_byte,
             zero_grad_s=step.get("zero_grad_s", 0.0) * scale,
             accumulate_s_per_byte=step.get("accumulate_s", 0.0) / step["bytes"] if step else 0.0,
+            checkpoint_s=step.get("checkpoint_s", 0.0),
             resident_bytes=self.store.results.get("resident", {}).get("resident_bytes", 0.0),
             spread=spread,
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from autopar.core.stats import median, quantile
 from autopar.profiler.payload import Runner
@@ -67,6 +68,31 @@ def time_runner(
     with _no_collection():
         pairs = [_pass(runner, clock) for _ in range(repeats)]
     return Samples(forward_s=tuple(f for f, _ in pairs), backward_s=tuple(b for _, b in pairs))
+
+
+def checkpoint_overhead_s(device: str, *, repeats: int) -> float:
+    """Seconds that recomputing a unit costs besides running it once more.
+
+    Half a dozen hooks, contexts and a re-entry of autograd; large beside small blocks. Measured
+    as forward and backward of a tiny layer with :func:`torch.utils.checkpoint.checkpoint` minus
+    twice its forward and once its backward without.
+    """
+    layer = torch.nn.Linear(8, 8, device=device)
+    value = torch.randn(4, 8, device=device, requires_grad=True)
+
+    def plain() -> None:
+        layer(value).sum().backward()
+
+    def again() -> None:
+        kept = checkpoint(layer, value, use_reentrant=False, preserve_rng_state=False)
+        kept.sum().backward()
+
+    def forward() -> None:
+        layer(value)
+
+    calls = (again, plain, forward)
+    again_s, plain_s, forward_s = (time_call(c, device, repeats=repeats) for c in calls)
+    return max(again_s - plain_s - forward_s, 0.0)
 
 
 def time_call(call: Callable[[], None], device: str, *, repeats: int) -> float:

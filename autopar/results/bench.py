@@ -23,11 +23,13 @@ class BenchRow:
     Attributes:
         plan: The plan.
         predicted_s: Predicted step time.
-        measured_s: Median measured step time, ``None`` when the run failed.
+        measured_s: Measured step time, ``None`` when the run failed: the lower quartile over the
+            steps of all launches, as other programs only ever add time.
         predicted_memory_bytes: Predicted peak over ranks.
         measured_memory_bytes: Measured peak over ranks, ``None`` when the run failed.
         predicted_low_s: Lower end of the predicted range, if known.
         predicted_high_s: Upper end of the predicted range, if known.
+        measured_median_s: Median over the same steps.
         failure: Why the run failed, one line.
     """
 
@@ -38,6 +40,7 @@ class BenchRow:
     measured_memory_bytes: float | None
     predicted_low_s: float | None = None
     predicted_high_s: float | None = None
+    measured_median_s: float | None = None
     failure: str | None = None
 
     @property
@@ -62,6 +65,7 @@ class BenchRow:
             "measured_memory_bytes": self.measured_memory_bytes,
             "predicted_low_s": self.predicted_low_s,
             "predicted_high_s": self.predicted_high_s,
+            "measured_median_s": self.measured_median_s,
             "failure": self.failure,
         }
 
