@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -189,8 +192,9 @@ def trace(
     leaves, spec = pytree.tree_flatten(make_batch(task, batch, device=device))
     wrapped = LossModule(model, task.loss, spec)
     try:
-        exported = torch.export.export(wrapped, tuple(leaves), strict=False)
-        module = exported.module(check_guards=False)
+        with _quiet_export():
+            exported = torch.export.export(wrapped, tuple(leaves), strict=False)
+            module = exported.module(check_guards=False)
     except Exception as error:
         raise TraceError(
             f"torch.export cannot capture task '{task.name}': "
@@ -200,6 +204,18 @@ def trace(
         ) from error
     assert isinstance(module, GraphModule)
     return _finish(task, batch, module, spec, len(leaves), model)
+
+
+@contextmanager
+def _quiet_export() -> Iterator[None]:
+    """Keep torch's notes about a failing export off the terminal: the error says it better."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _finish(
