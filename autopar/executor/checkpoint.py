@@ -13,6 +13,7 @@ replaced by a rename too: a run that dies at any moment leaves the newest comple
 
 from __future__ import annotations
 
+import enum
 import os
 import pickle
 import shutil
@@ -227,6 +228,13 @@ class SafeReader(FileSystemReader):
         return metadata
 
 
+def _enum_member(owner: object, name: object) -> enum.Enum:
+    """``getattr`` for members of an enum, and nothing else."""
+    if isinstance(owner, type) and issubclass(owner, enum.Enum) and isinstance(name, str):
+        return owner[name]
+    raise pickle.UnpicklingError(f"attribute {name!r} is not allowed in a checkpoint index")
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     _MODULES = (
         "torch.distributed.checkpoint.metadata",
@@ -246,6 +254,8 @@ class _MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Only what an index is made of."""
+        if (module, name) == ("builtins", "getattr"):  # how Python 3.11.2 pickles enum members
+            return _enum_member
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         classes = module in self._MODULES and not name.startswith("__") and "." not in name
         if (module, name) in self._NAMES or dtype:

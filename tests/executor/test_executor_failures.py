@@ -166,7 +166,8 @@ def test_no_process_outlives_the_launcher(
     here = Path(__file__).parent
     script.write_text(
         textwrap.dedent(f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
         sys.path[:0] = [{str(here)!r}, {str(here.parent.parent)!r}]
         from pathlib import Path
         import executor_helpers as helpers, executor_models as models
