@@ -63,6 +63,10 @@ def measure_cluster(
         raise InputError(f"local:{count} has no ranks", hint="use local:1 or more")
     place = Place(nnodes=nnodes, node_rank=node_rank, rdzv_endpoint=rdzv_endpoint)
     cluster = measure(count, quick=quick, progress=_percent(progress), place=place)
+    if nnodes == 1 and cluster.backend == "gloo":
+        from autopar.api.overhead import with_overhead
+
+        cluster = with_overhead(cluster)
     cluster.provenance["host_key"] = _host_key()
     cluster.save(Path(out) if out is not None else cluster_path(f"local-{count}"))
     return cluster

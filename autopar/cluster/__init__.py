@@ -3,5 +3,6 @@
 from autopar.cluster.cluster import Cluster, NodeGroup
 from autopar.cluster.curve import CollectiveCurve
 from autopar.cluster.machine import Device, Link, Machine
+from autopar.cluster.overhead import HostOverhead
 
-__all__ = ["Cluster", "CollectiveCurve", "Device", "Link", "Machine", "NodeGroup"]
+__all__ = ["Cluster", "CollectiveCurve", "Device", "HostOverhead", "Link", "Machine", "NodeGroup"]

@@ -11,6 +11,7 @@ import networkx as nx
 
 from autopar.cluster.curve import CollectiveCurve
 from autopar.cluster.machine import Device, Link, Machine
+from autopar.cluster.overhead import NO_OVERHEAD, HostOverhead
 from autopar.core.errors import InputError
 from autopar.core.io import check_schema, content_hash, read_json, write_document
 
@@ -46,6 +47,7 @@ class Cluster:
             rank (a host with fewer cores than ranks, shared caches and memory); empty when the
             devices do not share anything.
         overlap_slowdown: Relative extra compute time while a collective runs beside it, 0 to 1.
+        overhead: What the executor costs per action and step on this host, zero when unknown.
         measured: True when the figures were measured here.
         provenance: Who made it.
     """
@@ -56,6 +58,7 @@ class Cluster:
     backend: str = "nccl"
     busy_slowdown: dict[int, float] = field(default_factory=dict)
     overlap_slowdown: float = 0.0
+    overhead: HostOverhead = NO_OVERHEAD
     measured: bool = False
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -146,6 +149,7 @@ class Cluster:
             "measured": self.measured,
             "busy_slowdown": {str(k): v for k, v in self.busy_slowdown.items()},
             "overlap_slowdown": self.overlap_slowdown,
+            "overhead": asdict(self.overhead),
             "groups": [asdict(group) for group in self.groups],
             "curves": [asdict(curve) for curve in self.curves],
             "provenance": self.provenance,
@@ -165,6 +169,7 @@ class Cluster:
                 measured=data["measured"],
                 busy_slowdown={int(k): float(v) for k, v in data["busy_slowdown"].items()},
                 overlap_slowdown=data["overlap_slowdown"],
+                overhead=HostOverhead(**data["overhead"]),
                 groups=tuple(_group(row) for row in data["groups"]),
                 curves=tuple(_curve(row) for row in data["curves"]),
                 provenance=data["provenance"],

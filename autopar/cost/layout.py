@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from autopar.cluster.overhead import NO_OVERHEAD
 from autopar.cost import constants as k
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
@@ -158,6 +159,7 @@ class Layout:
     def stage_costs(self, cuts: Cuts) -> list[StageCost]:
         """Seconds of every stage."""
         parameters = self.model.tables.parameters
+        overhead = self.model.cluster.overhead if self.mesh.pp > 1 else NO_OVERHEAD
         costs = []
         for stage in range(self.stages):
             i, j, rank = cuts[stage], cuts[stage + 1], self.rank_of(stage)
@@ -169,8 +171,8 @@ class Layout:
                 full = exposed = self.sync_seconds(rank, size)
             costs.append(
                 StageCost(
-                    forward_s=span.forward[i][j],
-                    backward_s=span.backward[i][j],
+                    forward_s=span.forward[i][j] + overhead.forward_action_s,
+                    backward_s=span.backward[i][j] + overhead.backward_action_s,
                     recompute_s=span.recompute[i][j],
                     gradient_sync_s=full,
                     exposed_sync_s=exposed,
@@ -265,10 +267,11 @@ class Layout:
 
     @cached_property
     def overhead_s(self) -> float:
-        """Per step outside stages: the all-reduces of gradient clipping."""
+        """Per step outside stages: the executor's own cost, the all-reduce of clipping."""
+        own_s = self.model.cluster.overhead.step_s
         if not self.clip or self.mesh.world_size == 1:
-            return 0.0
-        return self.communication.group_seconds("all_reduce", 4.0, self.placement)
+            return own_s
+        return own_s + self.communication.group_seconds("all_reduce", 4.0, self.placement)
 
     def step_seconds(self, cuts: Cuts) -> float:
         """Simulated time of one optimizer step."""

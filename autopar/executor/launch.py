@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
@@ -42,7 +43,8 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
     _prepare(options)
     predicted = plan.predicted.get("step_time_s") if plan.predicted else None
     predicted_s = float(predicted["value"]) if predicted else None
-    view = ProgressView(options.out / PROGRESS_FILE, predicted_s)
+    stream = io.StringIO() if options.quiet else None
+    view = ProgressView(options.out / PROGRESS_FILE, predicted_s, stream)
     if options.launcher == "torchrun":
         from autopar.executor.torchrun import run_with_torchrun
 

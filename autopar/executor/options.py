@@ -36,6 +36,7 @@ class RunOptions:
         local_ranks: Ranks on this host, an equal share of the plan's by default.
         device: ``cpu`` or ``cuda``; ``auto`` takes CUDA where every local rank can have one.
         timeout_s: How long a collective may take before the run is given up.
+        quiet: Show no progress.
 
     Raises:
         InputError: A value is out of range or contradicts another.
@@ -58,6 +59,7 @@ class RunOptions:
     local_ranks: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = 300.0
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         for key in PATH_FIELDS:
