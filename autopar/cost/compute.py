@@ -119,12 +119,13 @@ class ComputeModel:
             return measurement.accumulate_s_per_byte * self.slowdown(device, ranks_on_host)
         return 3 / (device.memory_bytes_per_s * k.MEMORY_EFFICIENCY.value)
 
-    def checkpoint_seconds(self, device: Device, ranks_on_host: int) -> float:
-        """Fixed cost of recomputing one unit, besides running it again; 0 when not measured."""
+    def checkpoint_seconds(self, block: Block, device: Device, ranks_on_host: int) -> float:
+        """Cost of recomputing a block besides running it again; 0 when not measured."""
         measurement = self.profile.measurement
         if measurement is None or not self.measured_on(device):
             return 0.0
-        return measurement.checkpoint_s * self.slowdown(device, ranks_on_host)
+        per_op_s = measurement.checkpoint_s_per_op * (block.stop_op - block.first_op)
+        return (measurement.checkpoint_s + per_op_s) * self.slowdown(device, ranks_on_host)
 
     def _measured(self, block: Block, samples: float, device: Device) -> tuple[float, float]:
         measurement = self.profile.measurement

@@ -96,9 +96,9 @@ class CostModel:
                 seconds + block.parameter_bytes * per_byte
                 for seconds, block in zip(backward, self.profile.blocks, strict=True)
             )
-            fixed = self.compute.checkpoint_seconds(device, ranks_on_host)
             again = [
-                f + fixed if flag else 0.0 for f, flag in zip(forward, recompute, strict=True)
+                f + self.compute.checkpoint_seconds(block, device, ranks_on_host) if flag else 0.0
+                for f, flag, block in zip(forward, recompute, self.profile.blocks, strict=True)
             ]
             tables = [prefix_differences(list(v)).tolist() for v in (forward, backward, again)]
             self._spans[key] = SpanSeconds(

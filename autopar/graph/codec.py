@@ -206,6 +206,7 @@ def _measurement_to_dict(measurement: Measurement | None) -> dict[str, Any] | No
         "zero_grad_s": measurement.zero_grad_s,
         "accumulate_s_per_byte": measurement.accumulate_s_per_byte,
         "checkpoint_s": measurement.checkpoint_s,
+        "checkpoint_s_per_op": measurement.checkpoint_s_per_op,
         "resident_bytes": measurement.resident_bytes,
         "spread": measurement.spread,
     }

@@ -54,6 +54,7 @@ class Measurement:
             microbatch to the one that is there; not part of the curves, whose passes start
             without gradients.
         checkpoint_s: Seconds that recomputing one unit costs besides running it again.
+        checkpoint_s_per_op: More of them for every op in the unit.
         resident_bytes: Resident memory of a rank before the model exists (interpreter, torch,
             process group).
         spread: Relative half-width that covers 90 % of the repeats.
@@ -71,6 +72,7 @@ class Measurement:
     spread: float
     accumulate_s_per_byte: float = 0.0
     checkpoint_s: float = 0.0
+    checkpoint_s_per_op: float = 0.0
 
     def composition_at(self, samples: float) -> float:
         """Composition factor for a microbatch size (nearest measured; 1.0 when none was)."""

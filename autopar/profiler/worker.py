@@ -25,7 +25,7 @@ from autopar.profiler.optimizer import adopt_optimizer
 from autopar.profiler.payload import Runner
 from autopar.profiler.points import Point
 from autopar.profiler.policy import MeasurePolicy
-from autopar.profiler.timing import Samples, checkpoint_overhead_s, time_call, time_runner
+from autopar.profiler.timing import Samples, checkpoint_overhead, time_call, time_runner
 from autopar.tasks import resolve
 from autopar.trace import trace
 from autopar.trace.export import first_line
@@ -167,15 +167,16 @@ class Rank:
         step_s = time_call(step, self._device, repeats=repeats)
         add_s = time_call(accumulate, self._device, repeats=repeats)
         clear_s = time_call(attach_and_clear, self._device, repeats=repeats)
-        again_s = checkpoint_overhead_s(self._device, repeats=10 * repeats)
-        rows = self._gather((step_s, add_s, clear_s, again_s))
+        unit_s, op_s = checkpoint_overhead(self._device, repeats=10 * repeats)
+        rows = self._gather((step_s, add_s, clear_s, unit_s, op_s))
         columns = (median(list(column)) for column in zip(*rows, strict=True))
-        step_s, add_s, clear_s, again_s = columns
+        step_s, add_s, clear_s, unit_s, op_s = columns
         return {
             "step_s": step_s,
             "accumulate_s": add_s,
             "zero_grad_s": clear_s,
-            "checkpoint_s": again_s,
+            "checkpoint_s": unit_s,
+            "checkpoint_s_per_op": op_s,
             "bytes": size,
         }
 
