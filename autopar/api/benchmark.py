@@ -12,7 +12,7 @@ from autopar.api.planning import resolve_profile, search_options
 from autopar.api.profiling import load_task
 from autopar.api.running import load_plan, run
 from autopar.cluster import Cluster
-from autopar.core.errors import InputError, TrainingError
+from autopar.core.errors import AutoparError, EnvironmentUnableError, InputError, TrainingError
 from autopar.core.io import content_hash
 from autopar.core.stats import median, quantile
 from autopar.graph import GraphProfile
@@ -57,8 +57,14 @@ def bench(
         InputError: A name or number is wrong.
         TrainingError: Every run failed.
     """
+    _check_words(plans)
     job = load_task(task)
     where = resolve_cluster(cluster, progress=progress)
+    if not where.measured:
+        raise EnvironmentUnableError(
+            f"cluster '{where.name}' is not this host: bench runs plans here",
+            hint="use --cluster local:2, or `autopar plan` for other machines",
+        )
     what, _ = resolve_profile(job, where, progress=progress)
     chosen = _choose(plans, what, where, global_batch, fix)
     folder = Path(out).parent if out is not None else REPORTS
@@ -79,7 +85,7 @@ def bench(
                     out=folder / name / f"{i}-{slug(item.name)}-{launch}",
                     report=launch == 0,
                 )
-            except TrainingError as error:
+            except AutoparError as error:
                 failures[i] = error.message
                 continue
             times[i] += record.step_times_s
@@ -92,6 +98,16 @@ def bench(
     result = make_result(job, where, rows)
     result.save(Path(out) if out is not None else folder / name / "bench.json")
     return result
+
+
+def _check_words(plans: Sequence[str]) -> None:
+    for text in plans:
+        kind, _, number = text.partition(":")
+        counted = kind in ("top", "spread") and number.isdigit() and int(number) > 0
+        if not counted and Path(text).suffix != ".json":
+            raise InputError(
+                f"--plans {text} names no plans", hint="use top:N, spread:N or plan files"
+            )
 
 
 def _choose(
@@ -108,20 +124,14 @@ def _choose(
     chosen: list[RankedPlan] = []
     for text in plans:
         kind, _, number = text.partition(":")
-        if kind in ("top", "spread") and number.isdigit() and int(number) > 0:
-            count = int(number)
-            if kind == "top":
-                wanted = search_options(global_batch=global_batch, fix=fix, top=count)
-                chosen += search(what, where, wanted).top[:count]
-            else:
-                chosen += spread(what, where, options, count)
-        elif Path(text).suffix == ".json":
+        if kind == "top":
+            wanted = search_options(global_batch=global_batch, fix=fix, top=int(number))
+            chosen += search(what, where, wanted).top[: int(number)]
+        elif kind == "spread":
+            chosen += spread(what, where, options, int(number))
+        else:
             plan, _ = load_plan(text)
             chosen.append(RankedPlan(plan=plan, price=price(plan, what, where)))
-        else:
-            raise InputError(
-                f"--plans {text} names no plans", hint="use top:N, spread:N or plan files"
-            )
     return chosen
 
 

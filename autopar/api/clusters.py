@@ -68,7 +68,8 @@ def measure_cluster(
 
         cluster = with_overhead(cluster)
     cluster.provenance["host_key"] = _host_key()
-    cluster.save(Path(out) if out is not None else cluster_path(f"local-{count}"))
+    name = f"local-{count}" if nnodes == 1 else f"hosts-{nnodes}x{count}"
+    cluster.save(Path(out) if out is not None else cluster_path(name))
     return cluster
 
 
@@ -107,6 +108,7 @@ def resolve_cluster(cluster: Cluster | str | Path, *, progress: Progress | None 
             known = Cluster.load(stored)
         except InputError:
             known = None
-        if known is not None and known.provenance.get("host_key") == _host_key():
+        same = known is not None and known.provenance.get("host_key") == _host_key()
+        if known is not None and same and known.device_count == count:
             return known
     return measure_cluster(count, progress=progress)

@@ -32,13 +32,12 @@ def with_overhead(cluster: Cluster) -> Cluster:
     forward_s = _typical(record, "forward") + _typical(record, "wait", 0.1)
     backward_s = _typical(record, "backward") + _typical(record, "wait", 0.1)
     kernels = len(record.plan.stages) and record.plan.task.op_count / len(record.plan.stages)
-    rest_s = record.breakdown.optimizer_s + record.breakdown.other_s
     return replace(
         cluster,
         overhead=HostOverhead(
             forward_action_s=max(forward_s - kernels * device.launch_s, 0.0),
             backward_action_s=max(backward_s - 2 * kernels * device.launch_s, 0.0),
-            step_s=rest_s,
+            step_s=record.breakdown.other_s,
         ),
     )
 

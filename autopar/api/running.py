@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def run(
     if report:
         from autopar.reporting import write_report
 
-        _add_companions(folder, chosen, search or found)
+        with contextlib.suppress(InputError):  # they only make the page richer
+            _add_companions(folder, chosen, search or found)
 
         write_report(folder, out=folder / "report.html")
     return record

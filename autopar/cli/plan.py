@@ -55,7 +55,7 @@ def command(
     what_if: Annotated[
         str | None, typer.Option(help="What changes, e.g. inter_node_bandwidth=x0.25.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the search.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data in the plan.")] = 0,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL.")] = None,
     out: Out = None,
     json_output: Json = False,

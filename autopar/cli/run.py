@@ -10,7 +10,7 @@ import typer
 
 from autopar.cli.options import Json, NNodes, NodeRank, Rendezvous
 from autopar.cli.session import session
-from autopar.core.errors import GateError
+from autopar.core.errors import GateError, InputError
 from autopar.core.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -62,6 +62,12 @@ def command(
             data = _dry_run(chosen, nnodes)
             talk.finish(data, lambda console: _show_dry_run(console, data))
             return
+        if tolerance is not None and not (tolerance > 0 and chosen.predicted):
+            raise InputError(
+                f"--tolerance {tolerance} cannot be checked: "
+                + ("it must be positive" if chosen.predicted else "the plan has no prediction"),
+                hint="use a plan made by `autopar plan`, and a tolerance such as 0.15",
+            )
         record, folder = run_with_folder(
             run,
             chosen,

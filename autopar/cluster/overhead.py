@@ -12,7 +12,7 @@ class HostOverhead:
     Attributes:
         forward_action_s: A stage's forward for one microbatch: receive, autograd, hand over.
         backward_action_s: The same for its backward.
-        step_s: A step outside its actions: optimizer start, bookkeeping.
+        step_s: A step outside its actions and its optimizer: bookkeeping.
     """
 
     forward_action_s: float

@@ -79,7 +79,7 @@ class ComputeModel:
         if key not in self._seconds:
             reason = self.why_not(device)
             if reason is not None:
-                raise InputError(reason, hint="choose another --precision or device")
+                raise InputError(reason, hint="choose another device")
             timed = self._measured if self.measured_on(device) else self._roofline
             scale = self.slowdown(device, ranks_on_host)
             if self.measured_on(device) and self.profile.measurement is not None:
@@ -130,11 +130,8 @@ class ComputeModel:
     def _measured(self, block: Block, samples: float, device: Device) -> tuple[float, float]:
         measurement = self.profile.measurement
         curve = measurement.curves.get(block.signature) if measurement else None
-        if curve is None:
-            raise InputError(
-                f"the profile has no measured time for block '{block.name}'",
-                hint="make the profile again with `autopar profile`",
-            )
+        if curve is None:  # too large to time here, the profile said so
+            return self._roofline(block, samples, device)
         return curve.at(samples)
 
     def _roofline(self, block: Block, samples: float, device: Device) -> tuple[float, float]:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-FIRST_BUCKET_BYTES = 1024**2
-"""DistributedDataParallel starts with a 1 MiB bucket so that communication begins early."""
-
 
 def bucketed_seconds(
     size_bytes: float, bucket_bytes: float, seconds: Callable[[float], float]
@@ -37,7 +34,7 @@ def overlapped_seconds(
     Args:
         backward_s: Backward seconds of the blocks, in the order backward runs them.
         gradient_bytes: Gradient bytes that become ready in each.
-        bucket_bytes: Bucket size; the first one holds :data:`FIRST_BUCKET_BYTES`.
+        bucket_bytes: Bucket size, of the first bucket too (the executor sets it).
         seconds: Time of one bucket of the given bytes.
         slowdown: Extra backward time per second of communication beside it.
 
@@ -45,7 +42,7 @@ def overlapped_seconds(
         Time of all buckets alone, and the part that lengthens the step.
     """
     clock = finished = full = held = 0.0
-    capacity = min(FIRST_BUCKET_BYTES, bucket_bytes)
+    capacity = bucket_bytes
     times: dict[float, float] = {}
     for duration, size in zip(backward_s, gradient_bytes, strict=True):
         left = size

@@ -78,7 +78,7 @@ def _merge(
                 at += 1
             position[rank] = at
         if len(order) == before:
-            raise InputError("the schedule deadlocks", hint="report it; choose another --schedule")
+            raise InputError("the schedule deadlocks", hint="report it; choose another schedule")
     return tuple(order)
 
 

@@ -40,6 +40,7 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
             f"task '{task.name}' has no target, torchrun's processes cannot find it",
             hint="name it as module:function or path/to/file.py:function, or use launcher 'fork'",
         )
+    _check_host(plan, local_ranks)
     _prepare(options)
     predicted = plan.predicted.get("step_time_s") if plan.predicted else None
     predicted_s = float(predicted["value"]) if predicted else None
@@ -71,7 +72,7 @@ def _local_ranks(plan: Plan, options: RunOptions) -> int:
     if world % options.nnodes:
         raise InputError(
             f"plan {plan.name} has {world} ranks for {options.nnodes} hosts",
-            hint="give each host its share with --local-ranks",
+            hint="choose a number of hosts that divides the ranks",
         )
     if options.local_ranks not in (None, world // options.nnodes):
         raise InputError(
@@ -80,6 +81,24 @@ def _local_ranks(plan: Plan, options: RunOptions) -> int:
             hint=f"use {world // options.nnodes}",
         )
     return world // options.nnodes
+
+
+RANKS_PER_CORE = 8
+
+
+def _check_host(plan: Plan, local_ranks: int) -> None:
+    """Refuse to start a cluster's worth of processes on one host.
+
+    Raises:
+        EnvironmentUnableError: Far more ranks than cores.
+    """
+    cores = os.cpu_count() or 1
+    if local_ranks > max(16, RANKS_PER_CORE * cores):
+        raise EnvironmentUnableError(
+            f"plan {plan.name} for '{plan.cluster}' would start {local_ranks} ranks on this host "
+            f"with {cores} cores",
+            hint="run it on its own hosts with --nnodes, or plan for local:2",
+        )
 
 
 def _prepare(options: RunOptions) -> None:

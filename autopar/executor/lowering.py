@@ -148,7 +148,7 @@ def check_supported(plan: Plan) -> None:
     if plan.precision != "float32":
         raise InputError(
             f"plan {plan.name} has precision '{plan.precision}', the executor runs float32",
-            hint="plan again with --fix precision=float32",
+            hint="set precision to float32 in the plan",
         )
     if plan.sync != "all_reduce":
         raise InputError(

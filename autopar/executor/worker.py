@@ -127,7 +127,7 @@ def choose_device(wanted: str, local_rank: int, local_world: int) -> torch.devic
     if wanted == "cuda" and have < local_world:
         raise EnvironmentUnableError(
             f"{local_world} ranks on this host need {local_world} CUDA devices, it has {have}",
-            hint="use --device cpu, or plan for fewer ranks per host",
+            hint="plan for fewer ranks per host, or for the CPU",
         )
     if wanted == "cuda" or (wanted == "auto" and have >= local_world):
         return torch.device("cuda", local_rank)

@@ -36,7 +36,7 @@ def diagnose(
         return _empty(model, options, space)
     reason = _no_device(model, options)
     if reason is not None:
-        return InfeasibleError(reason, hint="use another --precision or cluster")
+        return InfeasibleError(reason, hint="use another cluster")
     smallest = least_memory(model, options)
     if smallest is None:
         return InfeasibleError("no plan satisfies the constraints", hint="drop --fix and --forbid")
@@ -109,7 +109,7 @@ def feasible(model: CostModel, options: SearchOptions) -> bool:
 def _relaxations(model: CostModel, options: SearchOptions, needed: float, capped: bool) -> str:
     """Changes that were tried and work, smallest first."""
     found = _without_wishes(model, options)
-    size = format_bytes(needed * 1.001)
+    size = format_bytes(needed * 1.01)
     capacity = max(model.cluster.device(d).memory_bytes for d in range(model.cluster.device_count))
     if capped and needed <= capacity:
         found.insert(0, f"raise --max-memory to {size}")

@@ -52,7 +52,7 @@ def solve_point(point: Point, model: CostModel, options: SearchOptions) -> Ranke
     for device_id in range(point.world):
         reason = model.compute.why_not(model.cluster.device(device_id))
         if reason is not None:
-            raise InputError(reason, hint="choose another --precision or device")
+            raise InputError(reason, hint="choose another device")
     goal = Goal(
         layout=layout_for(point, model, options),
         objective=options.objective,

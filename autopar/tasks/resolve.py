@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -116,6 +117,12 @@ def _function(module: ModuleType, place: str, name: str) -> Callable[..., Any]:
         hint = did_you_mean(name, names) if names else f"define {name}() -> autopar.Task in it"
         state = "no function" if found is None else f"a {type(found).__name__}, not a function,"
         raise InputError(f"{place} has {state} '{name}'", hint=hint)
+    home = str(getattr(found, "__module__", "")).partition(".")[0]
+    if not inspect.isfunction(found) or home in sys.stdlib_module_names:
+        raise InputError(
+            f"{place}:{name} is not a task function, it is not called",
+            hint="name a Python function of yours that returns an autopar.Task",
+        )
     function: Callable[..., Any] = found
     return function
 

@@ -50,6 +50,12 @@ def place(workplace: Path) -> Path:
     (workplace / "cut.json").write_text(json.dumps(body)[:100])
     (workplace / "binary.json").write_bytes(bytes(range(256)))
     (workplace / "nan.json").write_text('{"schema": "autopar.plan", "x": NaN}')
+    Plan(
+        task=TaskRef(name="mlp", target="zoo:mlp", fingerprint="f", op_count=3),
+        mesh=Mesh(dp_replicate=1024),
+        stages=(Stage(first_op=0, stop_op=3, pp=0),),
+    ).save(workplace / "cluster.json")
+    plan.save(workplace / "zero_hope.json")
     (workplace / "broken.toml").write_text("[plan\n")
     (workplace / "verb.toml").write_text("[fly]\nhigh = 1\n")
     return workplace
@@ -102,6 +108,10 @@ CASES: list[tuple[str, int, str]] = [
     ("--config broken.toml catalog", 2, "broken.toml"),
     ("--config verb.toml catalog", 2, "fly"),
     ("bench zoo:mlp --cluster 1x2:t4 --plans best", 2, "best"),
+    ("bench zoo:mlp --cluster 1x2:t4", 6, "not this host"),
+    ("run cluster.json", 6, "1024 ranks"),
+    ("run zero_hope.json --tolerance 0.1", 2, "no prediction"),
+    ("profile os:system?command=true --no-measure", 2, "os:system"),
 ]
 
 
