@@ -16,11 +16,14 @@ def log_axis(values: list[float]) -> dict[str, Any]:
     """A logarithmic axis around the values, at least a decade wide, with ticks at 1, 2 and 5."""
     low, high = math.log10(min(values)), math.log10(max(values))
     margin = max(0.15 * (high - low), (1 - (high - low)) / 2, 0.1)
-    wide = high - low > 3
+    steps = (1,) if high - low > 3 else (1, 2, 5)
+    powers = range(math.floor(low - margin), math.ceil(high + margin) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
     return {
         "type": "log",
         "range": [low - margin, high + margin],
-        "dtick": 1 if wide else "D2",
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}" for tick in ticks],
     }
 
 
