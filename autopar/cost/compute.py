@@ -131,6 +131,12 @@ class ComputeModel:
         measurement = self.profile.measurement
         curve = measurement.curves.get(block.signature) if measurement else None
         if curve is None:  # too large to time here, the profile said so
+            if self.precision not in device.peak_flop_per_s:
+                raise InputError(
+                    f"block '{block.name}' was not timed and {device.name} has no "
+                    f"{self.precision} peak to price it by",
+                    hint="measure the cluster again with `autopar profile --cluster local`",
+                )
             return self._roofline(block, samples, device)
         return curve.at(samples)
 

@@ -64,6 +64,9 @@ def test_command_line_road(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     measured = envelope(capsys, "profile --cluster local:2 --quick")
     assert measured["devices"] == 2
     assert {"collective", "ranks", "alpha_s", "bytes_per_s"} <= set(measured["links"][0])
+    overhead = autopar.Cluster.load(Path(measured["cluster"])).overhead
+    assert 0 < overhead.forward_action_s < 0.1
+    assert 0 < overhead.backward_action_s < 0.1
 
     profiled = envelope(capsys, "profile mine.py:task --batch 8 --busy-ranks 2")
     assert profiled["parameters"] == 4 * (2 * 32 + 2 * (2 * 32 * 32) + 64 + 32)

@@ -1,0 +1,65 @@
+"""What a host adds: recompute's fixed cost, the runner's cost per action, untimed blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from search.builders import chain_profile
+
+from autopar.cluster import HostOverhead
+from autopar.core.errors import InputError
+from autopar.cost.compute import ComputeModel
+from autopar.search import SearchOptions, plan_for
+from cost.test_parts import local, measured
+
+
+def test_recomputing_costs_more_than_running_again():
+    profile = measured(chain_profile([1e9] * 3), checkpoint_s=0.01, checkpoint_s_per_op=0.001)
+    ops = sum(block.stop_op - block.first_op for block in profile.blocks)
+    plain, again = (
+        plan_for(
+            profile, local(2), f"recompute={kind},microbatches=1", SearchOptions(global_batch=4)
+        )
+        for kind in ("none", "full")
+    )
+    forward_s = plain.price.stage_costs[0].forward_s
+    extra_s = again.price.stage_costs[0].recompute_s - forward_s
+    assert extra_s == pytest.approx((3 * 0.01 + ops * 0.001) / 1.2)
+
+
+def test_every_action_of_a_pipeline_pays_the_runner():
+    profile, cluster = measured(chain_profile([1e9] * 3)), local(2)
+    slow = replace(
+        cluster,
+        overhead=HostOverhead(forward_action_s=0.5, backward_action_s=0.25, step_s=2.0),
+    )
+    options = SearchOptions(global_batch=4)
+    fast_plan, slow_plan = (
+        plan_for(profile, where, "pp=2,schedule=1f1b,microbatches=2", options).price
+        for where in (cluster, slow)
+    )
+    for a, b in zip(fast_plan.stage_costs, slow_plan.stage_costs, strict=True):
+        assert b.forward_s - a.forward_s == pytest.approx(0.5)
+        assert b.backward_s - a.backward_s == pytest.approx(0.25)
+    assert slow_plan.step_time_s.value - fast_plan.step_time_s.value > 2.0 + 2 * 0.75 - 1e-9
+    singles = [
+        plan_for(profile, where, "pp=1,microbatches=1", options).price.stage_costs
+        for where in (cluster, slow)
+    ]
+    assert singles[0] == singles[1]
+
+
+def test_a_block_without_a_curve_is_priced_by_the_peaks_or_refused():
+    profile = measured(chain_profile([1e9, 2e9]), curves={})
+    without = ComputeModel(profile, local(2), "float32")
+    with pytest.raises(InputError, match="was not timed"):
+        without.block_seconds(1, without.cluster.device(0), 2)
+    cluster = local(2)
+    (group,) = cluster.groups
+    device = replace(group.machine.device, peak_flop_per_s={"float32": 1e10})
+    known = replace(
+        cluster, groups=(replace(group, machine=replace(group.machine, device=device)),)
+    )
+    forward, _ = ComputeModel(profile, known, "float32").block_seconds(1, device, 2)
+    assert forward[1] > forward[0] > 0.01
