@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +92,12 @@ def run(
     if report:
         from autopar.reporting import write_report
 
-        with contextlib.suppress(InputError):  # they only make the page richer
+        try:
             _add_companions(folder, chosen, search or found)
+        except InputError as error:  # the run stands without them; the page says what it lacks
+            lacks = f"the report lacks the search's files: {error.message}"
+            record = replace(record, warnings=(*record.warnings, lacks))
+            record.save(folder)
 
         write_report(folder, out=folder / "report.html")
     return record

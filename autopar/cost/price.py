@@ -147,13 +147,21 @@ def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
     )
 
 
+def untimed_blocks(layout: Layout) -> int:
+    """Blocks of a measured profile that have no curve, being too large or slow to time."""
+    profile = layout.model.profile
+    if profile.measurement is None:
+        return 0
+    return sum(block.signature not in profile.measurement.curves for block in profile.blocks)
+
+
 def evidence(layout: Layout) -> tuple[Source, float]:
     """What step times rest on, and the relative half-width of their range."""
     compute, cluster = layout.model.compute, layout.model.cluster
     devices = {cluster.device(d).name: d for d in layout.placement}
     measured = all(compute.measured_on(cluster.device(d)) for d in devices.values())
     measurement = layout.model.profile.measurement
-    if not measured or measurement is None:
+    if not measured or measurement is None or untimed_blocks(layout):
         return "analytic", k.ANALYTIC_SPREAD.value
     spread = max(measurement.spread, k.MEASURED_SPREAD_FLOOR.value)
     if layout.mesh.world_size == 1:
@@ -168,6 +176,10 @@ def assumptions(layout: Layout) -> tuple[str, ...]:
     cluster = layout.model.cluster
     devices = {cluster.device(d).name: cluster.device(d) for d in layout.placement}
     notes = [k.MEMORY_MARGIN.note, k.TRANSIENT_COPIES.note]
+    missing = untimed_blocks(layout)
+    if missing:
+        total = len(layout.model.profile.blocks)
+        notes.append(f"{missing} of {total} blocks were not timed: priced by the device's peaks")
     for device in devices.values():
         if layout.model.compute.measured_on(device):
             continue

@@ -63,3 +63,7 @@ def test_a_block_without_a_curve_is_priced_by_the_peaks_or_refused():
     )
     forward, _ = ComputeModel(profile, known, "float32").block_seconds(1, device, 2)
     assert forward[1] > forward[0] > 0.01
+    options = SearchOptions(global_batch=2)
+    item = plan_for(profile, known, "pp=1,microbatches=1", options)
+    assert item.price.step_time_s.source == "analytic"
+    assert any("2 of 2 blocks were not timed" in text for text in item.price.assumptions)
