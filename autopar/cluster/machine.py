@@ -17,6 +17,8 @@ class Device:
         memory_bytes: Device memory.
         memory_bytes_per_s: Memory bandwidth.
         launch_s: Host time per kernel launch, the floor of a small op.
+        multiprocessors: Units that run tiles of a product side by side (SM, CU), ``None`` when
+            unknown or meaningless.
         power_watt: Board power limit (or the host's share), ``None`` when unknown.
         idle_watt: Power when idle, ``None`` when unknown.
         usd_per_hour: On-demand price of one device, ``None`` when unknown.
@@ -29,6 +31,7 @@ class Device:
     memory_bytes: float
     memory_bytes_per_s: float
     launch_s: float
+    multiprocessors: int | None = None
     power_watt: float | None = None
     idle_watt: float | None = None
     usd_per_hour: float | None = None

@@ -6,6 +6,7 @@ messages between ranks), and the step takes at least as long as any such path.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -67,7 +68,7 @@ class Bounds:
     @cached_property
     def _in_order(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Per boundary: does forward, does backward always cross it in chain order?"""
-        chain = self.layout.model.tables.chain
+        chain = self.layout.tables.chain
         forward = np.array([a.at(self.layout.microbatch_size) > 0 for a, _ in chain])
         backward = np.array([b.at(self.layout.microbatch_size) > 0 for _, b in chain])
         return forward, backward & forward
@@ -81,7 +82,7 @@ class Bounds:
     @cached_property
     def block_seconds(self) -> tuple[Vector, Vector]:
         """Forward and backward (with recompute) seconds per block on the fastest ranks."""
-        n = self.layout.model.tables.count
+        n = self.layout.tables.count
         kinds = {id(span): span for span in self.layout.spans}.values()
         forward = [[s.forward[b][b + 1] for b in range(n)] for s in kinds]
         backward = [
@@ -109,7 +110,7 @@ class Bounds:
         """``[stage, boundary]``: least message time into a stage that starts there, and back."""
         layout = self.layout
         tables = []
-        for direction, amounts in enumerate(zip(*layout.model.tables.chain, strict=True)):
+        for direction, amounts in enumerate(zip(*layout.tables.chain, strict=True)):
             sizes = np.array([layout.amount_bytes(amount) for amount in amounts])
             values, inverse = np.unique(sizes, return_inverse=True)
             table = np.zeros((layout.stages, len(sizes)))
@@ -140,16 +141,21 @@ class Bounds:
         """Gradient synchronisation and optimizer of a rank that holds a run."""
         layout = self.layout
         rank = layout.rank_of(stage)
-        key = (layout.group_kind(rank), layout.optimizer_s_per_byte[rank])
+        key = layout.group_kind(rank)
         if key not in self._tails:
-            sizes = self.band.take(layout.model.tables.parameters)
-            tail = sizes * layout.optimizer_s_per_byte[rank]
+            sync = layout.syncs[rank]
+            dense, experts = (self.band.take(t) for t in (layout.tables.parameters, self._experts))
+            tail = sync.optimizer_seconds(1.0) * dense + sync.optimizer_seconds(0.0, 1.0) * experts
             if layout.mesh.pp > 1:
-                values, inverse = np.unique(np.maximum(sizes, 0.0), return_inverse=True)
-                seconds = np.array([layout.sync_seconds(rank, float(v)) for v in values])
-                tail = tail + seconds[inverse.reshape(sizes.shape)]
+                tail = tail + _by_value(dense, lambda elements: sync.seconds(elements))
+                if experts.any():
+                    tail = tail + _by_value(experts, lambda elements: sync.seconds(0.0, elements))
             self._tails[key] = tail
         return self._tails[key] + self._forced_tie(stage)
+
+    @cached_property
+    def _experts(self) -> Table:
+        return self.layout.tables.experts
 
     @cached_property
     def _tails(self) -> dict[object, Table]:
@@ -158,13 +164,16 @@ class Bounds:
     def _forced_tie(self, stage: int) -> float:
         """Sum over copies of parameters tied between the first and the last block only."""
         layout = self.layout
-        ends = (0, layout.model.tables.count - 1)
-        if layout.mesh.pp < 2 or stage not in (0, layout.stages - 1):
+        last = layout.stages - 1
+        if layout.mesh.pp < 2 or stage not in (0, last):
             return 0.0
-        tied = layout.model.tables.tied
-        if not tied or any(blocks != ends for _, _, blocks in tied):
+        tied = layout.tables.tied
+        ranks = tuple(sorted({layout.rank_of(0), layout.rank_of(last)}))
+        if len(ranks) < 2 or any(
+            blocks != (0, layout.tables.count - 1) for _, _, blocks in tied
+        ):
             return 0.0
-        return layout.tied_seconds((0, layout.mesh.pp - 1), sum(size for _, size, _ in tied))
+        return layout.tied_seconds(ranks, sum(size for _, size, _ in tied)) if tied else 0.0
 
     @cached_property
     def _span_bands(self) -> dict[int, tuple[Table, Table]]:
@@ -186,7 +195,7 @@ class Bounds:
             table = np.maximum.reduce(self._paths(stage, forward, backward))
         else:
             rank = layout.rank_of(stage)
-            others = self._least_work[rank :: layout.mesh.pp].sum() - self._least_work[stage]
+            others = sum(self._least_work[s] for s in layout.stages_of(rank) if s != stage)
             table = layout.microbatches * (forward + backward + others) + self._least_fill[rank]
         return np.where(self.band.inside, table + layout.overhead_s, np.inf)
 
@@ -197,22 +206,30 @@ class Bounds:
         Stage ``s`` has a block for each stage before and after it, so it holds one of the blocks
         ``s`` to ``n - stages + s``.
         """
-        work = self.block_seconds[0] + self.block_seconds[1]
-        slack = len(work) - self.layout.stages
-        return np.array([work[s : s + slack + 1].min() for s in range(self.layout.stages)])
+        return self._smallest(self.block_seconds[0] + self.block_seconds[1])
+
+    def _smallest(self, seconds: Vector) -> Vector:
+        slack = len(seconds) - self.layout.stages
+        return np.array([seconds[s : s + slack + 1].min() for s in range(self.layout.stages)])
 
     @cached_property
     def _least_fill(self) -> Vector:
         """Per pipeline rank, time before its first and after its last action of a step.
 
-        The first microbatch comes down, and the last one goes up, the stages of the first chunk.
+        The first microbatch comes down the stages before the rank's first one. The last one goes
+        up again, unless weight gradients may be left for the end.
         """
-        pp = self.layout.mesh.pp
+        layout = self.layout
+        pp = layout.mesh.pp
         if not self.chained:
             return np.zeros(pp)
         hop_f, hop_b = self.least_hops
-        before = np.concatenate(([0.0], np.cumsum(self._least_work[: pp - 1])))
-        return np.asarray(before + hop_f[:pp] + hop_b[:pp])
+        splits = layout.model.schedule(layout.schedule).splits_backward
+        work = self._smallest(self.block_seconds[0]) if splits else self._least_work
+        before = np.concatenate(([0.0], np.cumsum(work)))
+        firsts = [min(layout.stages_of(rank)) for rank in range(pp)]
+        fill = before[firsts] + hop_f[firsts]
+        return np.asarray(fill if splits else fill + hop_b[firsts])
 
     def floor(self) -> float:
         """Least step time of several stages per rank: the mean over ranks of fill and work."""
@@ -228,13 +245,15 @@ class Bounds:
         before, after = self.fill
         hop_f, hop_b = self.least_hops
         arrive = (before + hop_f[stage])[:, None]
+        if layout.model.schedule(layout.schedule).splits_backward:
+            return [arrive + m * (forward + backward) + self.tails(stage)]
         leave = np.maximum((after + hop_b[stage] + self._first_tail)[:, None], self.tails(stage))
         around = arrive + forward + backward + leave
         below = self.band.by_end(self._below(stage))
         paths = [around + (m - 1) * (forward + backward)]
         if layout.schedule == "gpipe":
             paths.append(paths[0] + below)
-        else:
+        elif layout.schedule == "1f1b":
             warm = min(m, layout.mesh.pp - stage)
             paths.append(around + below + (m - 1) * backward + (m - warm) * forward)
         if self.chained and stage > 0:
@@ -316,31 +335,8 @@ class Bounds:
         return float(first_back + walk + leave + layout.overhead_s)
 
 
-def quick_bound(
-    blocks: tuple[Vector, Vector], schedule: str, ranks: int, microbatches: int, chained: bool
-) -> float:
-    """Least step time over all stage boundaries, from the block seconds alone.
-
-    Args:
-        blocks: Forward and backward (with recompute) seconds per block on the fastest device.
-        schedule: Registered name.
-        ranks: Pipeline ranks.
-        microbatches: Per step.
-        chained: True when every stage needs the one before.
-
-    Some rank holds at least the average work, and some rank the largest block. With one stage per
-    rank in a chain, stage ``q`` starts after the work ``P`` before it and ends before that work
-    is done again backward, so ``P_q + m x_q <= T``; summing over ``q`` gives
-    ``total <= T (1 - (1 - 1/m)^ranks)``. GPipe's last stage finishes all forwards before any
-    backward: ``total + (m - 1) largest``.
-    """
-    work = blocks[0] + blocks[1]
-    total, largest = float(work.sum()), float(work.max())
-    m = microbatches
-    bound = m * max(total / ranks, largest)
-    if chained and ranks > 1:
-        if schedule == "gpipe":
-            return total + (m - 1) * max(total / ranks, largest)
-        if schedule == "1f1b":
-            return max(bound, total / (1 - (1 - 1 / m) ** ranks))
-    return bound
+def _by_value(sizes: Table, seconds: Callable[[float], float]) -> Table:
+    """A function of each entry, called once per different value."""
+    values, inverse = np.unique(sizes, return_inverse=True)
+    found = np.array([seconds(max(0.0, float(value))) for value in values])
+    return np.asarray(found[inverse.reshape(sizes.shape)])

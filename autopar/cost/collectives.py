@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from autopar.cluster import Cluster, CollectiveCurve, Link
+from autopar.cost.groups import Group, GroupShapes
+
+Size = TypeVar("Size", float, npt.NDArray[np.float64])
+"""Bytes of one message, or an array of them."""
 
 
 class CommunicationModel:
@@ -19,33 +26,38 @@ class CommunicationModel:
 
     def __init__(self, cluster: Cluster, busy: Sequence[int]) -> None:
         self.cluster = cluster
-        self._per_node = Counter(cluster.node(device) for device in busy)
-        self._shape: dict[tuple[int, ...], tuple[int, int, int]] = {}
-        self.measured_only = True
+        self.shapes = GroupShapes(cluster, busy)
 
     def ranks_on_host(self, device: int) -> int:
         """Busy devices on the node of a device."""
-        return self._per_node[self.cluster.node(device)]
+        return self.shapes.per_node[self.cluster.node(device)]
 
     def group_seconds(
         self, collective: str, size_bytes: float, devices: tuple[int, ...], concurrency: int = 1
     ) -> float:
-        """Time of ``all_reduce``, ``reduce_scatter``, ``all_gather`` or ``broadcast``.
-
-        Args:
-            collective: Name.
-            size_bytes: The full tensor each rank contributes or ends with.
-            devices: The group.
-            concurrency: Equal groups that run it at the same time.
-        """
+        """:meth:`seconds` of the group of some devices."""
         if len(devices) < 2 or size_bytes <= 0:
             return 0.0
-        nodes, _, _ = self._group_shape(devices)
-        measured = self._measured(collective, size_bytes, len(devices), nodes, concurrency)
-        if measured is not None:
-            return measured
-        self.measured_only = False
-        return self._analytic(collective, size_bytes, devices)
+        return self.seconds(collective, size_bytes, self.shapes.of(devices), concurrency)
+
+    def seconds(
+        self, collective: str, size_bytes: float, group: Group, concurrency: int = 1
+    ) -> float:
+        """Time of one collective.
+
+        Args:
+            collective: ``all_reduce``, ``reduce_scatter``, ``all_gather``, ``broadcast`` or
+                ``all_to_all``.
+            size_bytes: The full tensor each rank contributes or ends with.
+            group: Shape of the group.
+            concurrency: Equal groups that run it at the same time.
+        """
+        if group.ranks < 2 or size_bytes <= 0:
+            return 0.0
+        measured = self._measured(collective, size_bytes, group.ranks, group.nodes, concurrency)
+        return (
+            measured if measured is not None else collective_seconds(collective, size_bytes, group)
+        )
 
     def message_seconds(self, size_bytes: float, source: int, target: int) -> float:
         """Time of one point-to-point message; all busy devices of a node send at once."""
@@ -55,7 +67,6 @@ class CommunicationModel:
         measured = self._measured("send_recv", size_bytes, 2, 1 if same else 2, 1)
         if measured is not None:
             return measured
-        self.measured_only = False
         if same:
             link = self.cluster.machine(source).intra
             return link.latency_s + size_bytes / _rate(link)
@@ -65,18 +76,6 @@ class CommunicationModel:
             for link, device in zip(ends, (source, target), strict=True)
         ]
         return max(link.latency_s for link in ends) + size_bytes / min(shares)
-
-    def group_kind(self, devices: tuple[int, ...]) -> tuple[object, ...]:
-        """Groups of the same kind have the same collective times."""
-        places = {(self.cluster.machine(d).name, self.ranks_on_host(d)) for d in devices}
-        return (len(devices), self._group_shape(devices), frozenset(places))
-
-    def _group_shape(self, devices: tuple[int, ...]) -> tuple[int, int, int]:
-        """Nodes of a group, smallest and largest number of its devices on one node."""
-        if devices not in self._shape:
-            counts = Counter(map(self.cluster.node, devices)).values()
-            self._shape[devices] = (len(counts), min(counts), max(counts))
-        return self._shape[devices]
 
     def _measured(
         self, collective: str, size_bytes: float, ranks: int, nodes: int, concurrency: int
@@ -114,36 +113,63 @@ class CommunicationModel:
                 found[curve.ranks] = curve
         return found
 
-    def _analytic(self, collective: str, size_bytes: float, devices: tuple[int, ...]) -> float:
-        """Two tiers: inside the node on the whole message, across nodes on each device's share."""
-        nodes, fewest, most = self._group_shape(devices)
-        machines = [self.cluster.machine(device) for device in devices]
-        seconds = 0.0
-        if most > 1:
-            slowest = min((m.intra for m in machines), key=_rate)
-            seconds += _ring(collective, size_bytes, most, _rate(slowest), slowest.latency_s)
-        if nodes > 1:
-            rate = min(
-                _rate(machine.inter) / self.ranks_on_host(device)
-                for machine, device in zip(machines, devices, strict=True)
-            )
-            latency = max(machine.inter.latency_s for machine in machines)
-            seconds += _ring(collective, size_bytes / fewest, nodes, rate, latency)
-        return seconds
-
 
 def _rate(link: Link) -> float:
     return link.bytes_per_s * link.efficiency
 
 
-def _ring(collective: str, size_bytes: float, ranks: int, rate: float, latency_s: float) -> float:
+def collective_seconds(collective: str, size_bytes: Size, group: Group) -> Size:
+    """Alpha-beta time over two tiers.
+
+    Inside a node on the whole message, across nodes on each device's share of it. All-to-all
+    uses both tiers at once; the slower one counts.
+    """
+    if collective == "all_to_all":
+        return _all_to_all(size_bytes, group)
+    seconds = 0.0 * size_bytes
+    if group.most > 1:
+        seconds = seconds + _ring(
+            collective, size_bytes, group.most, group.intra_bytes_per_s, group.intra_latency_s
+        )
+    if group.nodes > 1:
+        part = size_bytes / group.fewest
+        seconds = seconds + _ring(
+            collective, part, group.nodes, group.inter_bytes_per_s, group.inter_latency_s
+        )
+    return seconds
+
+
+def _all_to_all(size_bytes: Size, group: Group) -> Size:
+    """Each rank keeps ``1/n`` of its bytes and sends the rest, ``most - 1`` parts in the node."""
+    inside = (
+        group.intra_latency_s
+        + size_bytes * ((group.most - 1) / group.ranks) / group.intra_bytes_per_s
+    )
+    if group.nodes == 1:
+        return inside
+    outside = (
+        group.inter_latency_s
+        + size_bytes * ((group.ranks - group.most) / group.ranks) / group.inter_bytes_per_s
+    )
+    return _larger(inside, outside)
+
+
+def _ring(collective: str, size_bytes: Size, ranks: int, rate: float, latency_s: float) -> Size:
     """Ring or double binary tree, the faster one, as NCCL chooses (Patarasuk & Yuan 2009)."""
     steps, part = ranks - 1, (ranks - 1) / ranks
     depth = math.ceil(math.log2(ranks))
     if collective == "all_reduce":
         ring = 2 * steps * latency_s + 2 * part * size_bytes / rate
         tree = 2 * depth * latency_s + 2 * size_bytes / rate
-        return min(ring, tree)
+        return _smaller(ring, tree)
     if collective == "broadcast":
         return depth * latency_s + size_bytes / rate
     return steps * latency_s + part * size_bytes / rate
+
+
+def _smaller(a: Size, b: Size) -> Size:
+    return min(a, b) if isinstance(a, float) and isinstance(b, float) else np.minimum(a, b)
+
+
+def _larger(a: Size, b: Size) -> Size:
+    return max(a, b) if isinstance(a, float) and isinstance(b, float) else np.maximum(a, b)

@@ -1,17 +1,19 @@
-"""Seconds of a block for a microbatch: measured curves if they apply, else a roofline per op."""
+"""Seconds of compute: measured curves if they apply, else a calibrated roofline per op."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from autopar.calibration import Calibration, Constants
+from autopar.calibration.table import device_class
 from autopar.cluster import Cluster, Device
 from autopar.core.errors import InputError
 from autopar.cost import constants as k
-from autopar.graph import Amount, Block, GraphProfile, Op
-
-BlockSeconds = tuple[tuple[float, ...], tuple[float, ...]]
-"""Forward and backward seconds of every block."""
-
-ITEM_BYTES = {"float64": 8, "float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes of an element stored in each precision that a plan may ask for."""
+from autopar.cost.roofline import Phases, Roofline
+from autopar.cost.states import ITEM_BYTES, ParameterBytes
+from autopar.cost.work import StageWork, Vector
+from autopar.graph import GraphProfile
+from autopar.strategies import BlockWork
 
 
 class ComputeModel:
@@ -20,27 +22,34 @@ class ComputeModel:
     Args:
         profile: What is trained.
         cluster: Where.
-        precision: Parameter and compute dtype.
+        precision: Compute dtype.
+        calibration: Constants of devices; the shipped ones when not given.
 
     Raises:
         InputError: The precision is not one autopar knows.
     """
 
-    def __init__(self, profile: GraphProfile, cluster: Cluster, precision: str) -> None:
-        if precision not in ITEM_BYTES:
-            raise InputError(
-                f"unknown precision '{precision}'", hint="known: " + ", ".join(sorted(ITEM_BYTES))
-            )
+    def __init__(
+        self,
+        profile: GraphProfile,
+        cluster: Cluster,
+        precision: str,
+        calibration: Calibration | None = None,
+    ) -> None:
+        ratio = profile.optimizer.state_bytes_per_parameter_byte
+        self.sizes = ParameterBytes.of(precision, ratio)
         self.profile = profile
         self.cluster = cluster
         self.precision = precision
-        self.byte_scale = ITEM_BYTES[precision] / _item_bytes(profile)
-        self._seconds: dict[tuple[float, str, int], BlockSeconds] = {}
+        self.calibration = calibration or Calibration.shipped()
+        self.activation_scale = ITEM_BYTES[precision] / _item_bytes(profile)
+        self._constants: dict[str, Constants] = {}
+        self._rooflines: dict[str, Roofline] = {}
 
     def why_not(self, device: Device) -> str | None:
         """Why the profile has no time for a device in this precision, or ``None``."""
         if self.measured_on(device):
-            if self.byte_scale != 1.0:
+            if self.activation_scale != 1.0:
                 return (
                     f"the profile was measured with {_item_bytes(self.profile)}-byte elements, "
                     f"there is no measured time for {self.precision}"
@@ -61,108 +70,147 @@ class ComputeModel:
         local_cpu = device.kind == "cpu" and self.cluster.measured
         return local_cpu or measurement.device == device.name
 
-    def slowdown(self, device: Device, ranks_on_host: int) -> float:
-        """Time under ``ranks_on_host`` busy ranks over the time when the profile was measured."""
+    def constants(self, device: Device) -> Constants:
+        """Calibrated constants of a device."""
+        if device.name not in self._constants:
+            self._constants[device.name] = self.calibration.constants(device_class(device.name))
+        return self._constants[device.name]
+
+    def slowdown(self, device: Device, busy: int) -> float:
+        """Time under ``busy`` ranks on the host over the time when the profile was measured."""
         measurement = self.profile.measurement
         if measurement is None or not self.measured_on(device):
             return 1.0
         table = self.cluster.busy_slowdown
-        return interpolate(table, ranks_on_host) / interpolate(table, measurement.busy_ranks)
+        return interpolate(table, busy) / interpolate(table, measurement.busy_ranks)
 
-    def block_seconds(self, samples: float, device: Device, ranks_on_host: int) -> BlockSeconds:
-        """Forward and backward seconds of every block for one microbatch.
+    def phases(self, work: StageWork, samples: float, device: Device, busy: int) -> Phases:
+        """Seconds of every block for one microbatch, collectives left out.
 
         Raises:
             InputError: The profile has no curve for a block, or the device no peak.
         """
-        key = (samples, device.name, ranks_on_host)
-        if key not in self._seconds:
-            reason = self.why_not(device)
-            if reason is not None:
-                raise InputError(reason, hint="choose another device")
-            timed = self._measured if self.measured_on(device) else self._roofline
-            scale = self.slowdown(device, ranks_on_host)
-            if self.measured_on(device) and self.profile.measurement is not None:
-                scale *= self.profile.measurement.composition_at(samples)
-            unique: dict[str, tuple[float, float]] = {}
-            for block in self.profile.blocks:
-                if block.signature not in unique:
-                    unique[block.signature] = timed(block, samples, device)
-            pairs = [unique[block.signature] for block in self.profile.blocks]
-            self._seconds[key] = (
-                tuple(forward * scale for forward, _ in pairs),
-                tuple(backward * scale for _, backward in pairs),
+        reason = self.why_not(device)
+        if reason is not None:
+            raise InputError(reason, hint="choose another device")
+        if self.measured_on(device):
+            return self._measured(work, samples, device, busy)
+        return self._roofline(device).phases(work, samples)
+
+    def block_seconds(self, samples: float, device: Device, busy: int) -> tuple[Vector, Vector]:
+        """Forward and backward seconds of every undivided block."""
+        from autopar.strategies import WHOLE, Strategies
+
+        work = StageWork(strategies=Strategies(self.profile), split=WHOLE)
+        phases = self.phases(work, samples, device, busy)
+        nothing = np.zeros(len(self.profile.blocks))
+        return phases.forward(nothing), phases.backward(nothing)
+
+    def _roofline(self, device: Device) -> Roofline:
+        if device.name not in self._rooflines:
+            self._rooflines[device.name] = Roofline(
+                device, self.precision, self.constants(device), self.activation_scale
             )
-        return self._seconds[key]
+        return self._rooflines[device.name]
 
-    def optimizer_seconds_per_byte(self, device: Device, ranks_on_host: int) -> float:
-        """Optimizer step and gradient clearing, per parameter byte (as stored in the plan).
+    def _measured(self, work: StageWork, samples: float, device: Device, busy: int) -> Phases:
+        """Measured curves; a divided block takes the part of its time that its FLOPs are."""
+        measurement = self.profile.measurement
+        assert measurement is not None  # measured_on says so
+        factor = self.slowdown(device, busy) * measurement.composition_at(samples)
+        pairs: dict[str, tuple[float, float]] = {}
+        missing = False
+        for block in self.profile.blocks:
+            curve = measurement.curves.get(block.signature)
+            missing = missing or curve is None
+            if curve is not None and block.signature not in pairs:
+                pairs[block.signature] = curve.at(samples)
+        rest = self._untimed(work, samples, device) if missing else None
+        forward, backward = [], []
+        for index, block in enumerate(self.profile.blocks):
+            if block.signature in pairs:
+                share = work.works[index].forward_flop_share
+                forward.append(pairs[block.signature][0] * share * factor)
+                backward.append(pairs[block.signature][1] * share * factor)
+            else:
+                assert rest is not None  # made when a curve is missing
+                forward.append(float(rest.forward_device[index]) * factor)
+                backward.append(float(rest.backward_device[index]) * factor)
+        nothing = np.zeros(len(forward))
+        return Phases(
+            forward_device=np.array(forward),
+            backward_device=np.array(backward),
+            forward_host=nothing,
+            backward_host=nothing,
+            weight_share=np.full(len(forward), k.MEASURED_WEIGHT_SHARE.value),
+            selective_share=np.array([_stream_share(w) for w in work.works]),
+            constants=self.constants(device),
+        )
 
-        Without a measurement: a streaming kernel that reads weight, gradient and state and writes
-        weight and state, so ``(3 + 2 r)`` bytes per parameter byte with ``r`` the state ratio.
+    def _untimed(self, work: StageWork, samples: float, device: Device) -> Phases:
+        """Roofline of blocks that were too large to time; the profile said so.
+
+        Raises:
+            InputError: The device has no peak.
         """
+        if self.precision not in device.peak_flop_per_s:
+            timed = self.profile.measurement.curves if self.profile.measurement else {}
+            block = next(b for b in self.profile.blocks if b.signature not in timed)
+            raise InputError(
+                f"block '{block.name}' was not timed and {device.name} has no "
+                f"{self.precision} peak to price it by",
+                hint="measure the cluster again with `autopar profile --cluster local`",
+            )
+        return self._roofline(device).phases(work, samples)
+
+    def optimizer_seconds_per_element(
+        self, device: Device, busy: int, offload: bool = False
+    ) -> float:
+        """Optimizer step and gradient clearing, per parameter element that a rank updates.
+
+        Without a measurement: a streaming kernel that reads gradient, weight and state and writes
+        weight and state. With offload the gradient goes to the host, which streams all of it
+        through its own memory, and the weight comes back.
+        """
+        sizes = self.sizes
+        moved = sizes.gradient + 2 * sizes.weight + 2 * sizes.state
+        if offload:
+            link = (sizes.gradient + sizes.weight) / k.HOST_LINK_BYTES_PER_S.value
+            return link + moved / k.HOST_MEMORY_BYTES_PER_S.value
         measurement = self.profile.measurement
         if measurement is not None and self.measured_on(device):
             clearing = measurement.zero_grad_s / max(self.profile.parameter_bytes, 1)
             per_byte = measurement.optimizer_s_per_byte + clearing
-            return per_byte * self.slowdown(device, ranks_on_host)
-        moved = 3 + 2 * self.profile.optimizer.state_bytes_per_parameter_byte
-        return moved / (device.memory_bytes_per_s * k.MEMORY_EFFICIENCY.value)
+            return per_byte * _item_bytes(self.profile) * self.slowdown(device, busy)
+        return moved / self._stream_rate(device)
 
-    def accumulate_seconds_per_byte(self, device: Device, ranks_on_host: int) -> float:
-        """Adding a later microbatch's gradient to the one that is there, per parameter byte.
+    def accumulate_seconds_per_element(self, device: Device, busy: int) -> float:
+        """Adding a later microbatch's gradient to the one that is there, per element.
 
         Without a measurement: a streaming kernel that reads two gradients and writes one.
         """
         measurement = self.profile.measurement
         if measurement is not None and self.measured_on(device):
-            return measurement.accumulate_s_per_byte * self.slowdown(device, ranks_on_host)
-        return 3 / (device.memory_bytes_per_s * k.MEMORY_EFFICIENCY.value)
+            per_byte = measurement.accumulate_s_per_byte
+            return per_byte * _item_bytes(self.profile) * self.slowdown(device, busy)
+        return 3 * self.sizes.gradient / self._stream_rate(device)
 
-    def checkpoint_seconds(self, block: Block, device: Device, ranks_on_host: int) -> float:
-        """Cost of recomputing a block besides running it again; 0 when not measured."""
+    def _stream_rate(self, device: Device) -> float:
+        return device.memory_bytes_per_s * self.constants(device).memory_efficiency
+
+    def checkpoint_seconds(self, work: StageWork, device: Device, busy: int) -> Vector:
+        """Cost per block of recomputing it besides running it again; 0 when not measured."""
         measurement = self.profile.measurement
+        ops = np.array([b.stop_op - b.first_op for b in work.profile.blocks], dtype=float)
         if measurement is None or not self.measured_on(device):
-            return 0.0
-        per_op_s = measurement.checkpoint_s_per_op * (block.stop_op - block.first_op)
-        return (measurement.checkpoint_s + per_op_s) * self.slowdown(device, ranks_on_host)
+            return np.zeros_like(ops)
+        seconds = measurement.checkpoint_s + measurement.checkpoint_s_per_op * ops
+        return np.asarray(seconds * self.slowdown(device, busy))
 
-    def _measured(self, block: Block, samples: float, device: Device) -> tuple[float, float]:
-        measurement = self.profile.measurement
-        curve = measurement.curves.get(block.signature) if measurement else None
-        if curve is None:  # too large to time here, the profile said so
-            if self.precision not in device.peak_flop_per_s:
-                raise InputError(
-                    f"block '{block.name}' was not timed and {device.name} has no "
-                    f"{self.precision} peak to price it by",
-                    hint="measure the cluster again with `autopar profile --cluster local`",
-                )
-            return self._roofline(block, samples, device)
-        return curve.at(samples)
 
-    def _roofline(self, block: Block, samples: float, device: Device) -> tuple[float, float]:
-        """Per op: the larger of compute, memory and launch time (Williams et al. 2009)."""
-        forward = backward = 0.0
-        for op in self.profile.ops[block.first_op : block.stop_op]:
-            forward += self._op(op, op.forward_flop, op.forward_bytes, samples, device, 1.0)
-            backward += self._op(
-                op, op.backward_flop, op.backward_bytes, samples, device, k.BACKWARD_KERNELS.value
-            )
-        return forward, backward
-
-    def _op(
-        self, op: Op, flop: Amount, size: Amount, samples: float, device: Device, kernels: float
-    ) -> float:
-        work = flop.at(samples)
-        moved = size.at(samples) * self.byte_scale
-        if work <= 0 and moved <= 0:
-            return 0.0
-        peak = device.peak_flop_per_s[self.precision]
-        compute = work / (peak * k.MATMUL_EFFICIENCY.value) + (
-            k.MATMUL_RAMP_S.value if work else 0
-        )
-        memory = moved / (device.memory_bytes_per_s * k.MEMORY_EFFICIENCY.value)
-        return max(compute, memory, op.kernels * kernels * device.launch_s)
+def _stream_share(work: BlockWork) -> float:
+    """Part of a block's forward that is not products, by bytes over bytes and FLOPs."""
+    return k.MEASURED_SELECTIVE_SHARE.value if work.matmuls or work.attention else 1.0
 
 
 def _item_bytes(profile: GraphProfile) -> int:

@@ -27,20 +27,25 @@ class Constant:
         return f"{self.text}: {self.value:g} ({self.source})"
 
 
-MATMUL_EFFICIENCY = Constant(
-    value=0.75,
-    text="fraction of the dense peak that a large matrix product reaches",
-    source="assumed; cuBLAS reaches 0.7-0.8 on A100/H100",
+HOST_LINK_BYTES_PER_S = Constant(
+    value=20e9,
+    text="bytes per second between device and host for offloaded optimizer state",
+    source="assumed; PCIe 4.0 x16 pinned copies reach 20-25 GB/s of 32",
 )
-MATMUL_RAMP_S = Constant(
-    value=5e-6,
-    text="seconds a matrix product loses to fill and drain the device",
-    source="assumed; one wave of tiles",
+HOST_MEMORY_BYTES_PER_S = Constant(
+    value=20e9,
+    text="host memory bytes per second for the offloaded optimizer of one device",
+    source="assumed; a two-socket host streams 200-400 GB/s for 8 devices",
 )
-MEMORY_EFFICIENCY = Constant(
-    value=0.8,
-    text="fraction of the memory bandwidth that a streaming kernel reaches",
-    source="assumed; STREAM-like kernels reach 0.8-0.9",
+MEASURED_WEIGHT_SHARE = Constant(
+    value=0.5,
+    text="part of a measured backward that only weight gradients need",
+    source="assumed; a product's two gradients have equal FLOPs",
+)
+MEASURED_SELECTIVE_SHARE = Constant(
+    value=0.3,
+    text="part of a measured forward that selective recompute does again",
+    source="assumed; elementwise ops and norms of a transformer layer",
 )
 BACKWARD_KERNELS = Constant(
     value=2.0,
@@ -79,3 +84,6 @@ TRANSIENT_COPIES = Constant(
 )
 MIN_TRANSFER_S = 1e-9
 """A transfer between ranks is never free, so that it orders producer before consumer."""
+TIED_SHAPES = 8
+"""Shapes of groups that hold copies of a tied parameter which are looked at; equal machines
+repeat them."""

@@ -30,6 +30,8 @@ def overlapped_seconds(
     """Buckets that start as soon as backward has filled them (DistributedDataParallel).
 
     Gradients of a block become ready evenly while its backward runs; buckets go one at a time.
+    ``k`` buckets that fill at even intervals end at the latest of: all after the queue, all after
+    the first is full, the last one after it is full.
 
     Args:
         backward_s: Backward seconds of the blocks, in the order backward runs them.
@@ -42,21 +44,18 @@ def overlapped_seconds(
         Time of all buckets alone, and the part that lengthens the step.
     """
     clock = finished = full = held = 0.0
-    capacity = bucket_bytes
-    times: dict[float, float] = {}
+    whole = seconds(bucket_bytes)
     for duration, size in zip(backward_s, gradient_bytes, strict=True):
-        left = size
-        while held + left >= capacity and left > 0:
-            taken = capacity - held
-            left -= taken
-            ready = clock + duration * (1 - left / size)
-            if capacity not in times:
-                times[capacity] = seconds(capacity)
-            cost = times[capacity]
-            full += cost
-            finished = max(finished, ready) + cost
-            held, capacity = 0.0, bucket_bytes
-        held += left
+        filled = int((held + size) // bucket_bytes) if size > 0 else 0
+        if filled:
+            per_byte = duration / size
+            first = clock + (bucket_bytes - held) * per_byte
+            last = first + (filled - 1) * bucket_bytes * per_byte
+            full += filled * whole
+            finished = max(finished + filled * whole, first + filled * whole, last + whole)
+            held = held + size - filled * bucket_bytes
+        else:
+            held += size
         clock += duration
     if held > 0:
         cost = seconds(held)

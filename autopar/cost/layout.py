@@ -1,4 +1,4 @@
-"""Layout: a mesh, schedule, microbatch and recompute choice; prices any stage boundaries on it."""
+"""Layout: everything of a plan but its stage boundaries; prices any boundaries on it."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from functools import cached_property
 
 from autopar.cluster.overhead import NO_OVERHEAD
 from autopar.cost import constants as k
+from autopar.cost.blocks import Surroundings
 from autopar.cost.collectives import CommunicationModel
-from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
 from autopar.cost.model import CostModel, SpanSeconds
+from autopar.cost.ranks import RankGroups
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
-from autopar.cost.tables import Table
+from autopar.cost.sync import StageSync
+from autopar.cost.tables import Tables
+from autopar.cost.work import Levels
 from autopar.graph import Amount
 from autopar.plans import Mesh
 from autopar.results import StageCost, TiedSync, Transfer
+from autopar.strategies import Split
 
 Cuts = tuple[int, ...]
 """Block boundaries ``0 = c0 < c1 < ... < cS = n``; stage ``s`` is ``[c_s, c_s+1)``."""
@@ -32,7 +36,11 @@ class Layout:
         stages: Virtual stages.
         microbatches: Per replica and step.
         microbatch_size: Samples.
-        recompute: Per block, whether its activations are computed again.
+        levels: Recompute level of every block.
+        zero: What the ``dp_shard`` ranks share out.
+        sequence_parallel: Ops outside tensor parallel regions divide the sequence.
+        offload: Optimizer state lives in host memory.
+        sync: Sync mode and compression.
         bucket_bytes: Gradient bucket size.
         clip: True when the gradient norm is clipped.
     """
@@ -44,15 +52,26 @@ class Layout:
     stages: int
     microbatches: int
     microbatch_size: int
-    recompute: tuple[bool, ...]
+    levels: Levels
+    zero: int = 0
+    sequence_parallel: bool = False
+    offload: bool = False
+    sync: str = "all_reduce"
     bucket_bytes: int = 25 * 1024**2
     clip: bool = False
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Devices of each pipeline coordinate, by replica."""
-        size = self.mesh.world_size // self.mesh.pp
-        return tuple(tuple(self.placement[q * size : (q + 1) * size]) for q in range(self.mesh.pp))
+    def split(self) -> Split:
+        """How work inside a stage is divided."""
+        mesh = self.mesh
+        return Split(
+            tp=mesh.tp, sequence_parallel=self.sequence_parallel, cp=mesh.cp, ep=mesh.ep
+        )
+
+    @cached_property
+    def tables(self) -> Tables:
+        """What runs of blocks hold and exchange."""
+        return self.model.tables(self.split)
 
     @cached_property
     def communication(self) -> CommunicationModel:
@@ -60,133 +79,173 @@ class Layout:
         return self.model.communication(self.placement)
 
     @cached_property
+    def ranks(self) -> RankGroups:
+        """Groups of the mesh axes."""
+        return RankGroups(
+            mesh=self.mesh, placement=self.placement, communication=self.communication
+        )
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """Devices of each pipeline coordinate."""
+        return self.ranks.stages
+
+    @cached_property
     def live(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Per pipeline coordinate, the microbatches in flight per local stage at its peaks."""
-        schedule = self.model.schedule(self.schedule)
-        return schedule.in_flight(self.mesh.pp, self.stages, self.microbatches)
+        return self.model.in_flight(
+            self.schedule, self.mesh.pp, self.stages, self.microbatches
+        )
 
     @cached_property
     def program(self) -> Program:
         """The schedule's actions in one order."""
         return self.model.program(self.schedule, self.mesh.pp, self.stages, self.microbatches)
 
+    @cached_property
+    def _coordinates(self) -> tuple[int, ...]:
+        schedule = self.model.schedule(self.schedule)
+        return tuple(schedule.rank_of(s, self.mesh.pp) for s in range(self.stages))
+
     def rank_of(self, stage: int) -> int:
         """Pipeline coordinate of a virtual stage."""
-        return stage % self.mesh.pp
+        return self._coordinates[stage]
+
+    def stages_of(self, rank: int) -> list[int]:
+        """Virtual stages of a pipeline coordinate, in order."""
+        return [s for s, r in enumerate(self._coordinates) if r == rank]
+
+    def around(self, rank: int) -> Surroundings:
+        """Groups of the collectives inside the stages of a pipeline coordinate."""
+        shard = self.ranks.shard(rank) if self.zero >= 2 else ()
+        return Surroundings(
+            tp=self.ranks.tp(rank),
+            cp=self.ranks.cp(rank),
+            ep=self.ranks.ep(rank),
+            gather=shard if self.zero >= 3 else (),
+            scatter=shard,
+        )
 
     @cached_property
     def spans(self) -> tuple[SpanSeconds, ...]:
         """Per pipeline coordinate, seconds of any run of blocks on its slowest device."""
+        found: dict[object, SpanSeconds] = {}
         result = []
-        for group in self.groups:
-            kinds = {
-                (self.model.cluster.device(d).name, self.communication.ranks_on_host(d)): d
-                for d in group
-            }
-            options = [
-                self.model.span_seconds(
-                    self.microbatch_size,
-                    self.microbatches,
-                    self.model.cluster.device(d),
-                    busy,
-                    self.recompute,
-                )
-                for (_, busy), d in kinds.items()
-            ]
-            result.append(max(options, key=lambda s: s.total))
+        for rank in range(self.mesh.pp):
+            kind = self.group_kind(rank)
+            if kind not in found:
+                found[kind] = self._slowest_span(rank)
+            result.append(found[kind])
         return tuple(result)
 
-    @cached_property
-    def optimizer_s_per_byte(self) -> tuple[float, ...]:
-        """Per pipeline coordinate, optimizer seconds per parameter byte."""
-        return tuple(
-            max(
-                self.model.compute.optimizer_seconds_per_byte(
-                    self.model.cluster.device(d), self.communication.ranks_on_host(d)
-                )
-                for d in {self.model.cluster.device(d).name: d for d in group}.values()
+    def _slowest_span(self, rank: int) -> SpanSeconds:
+        around = self.around(rank)
+        options = [
+            self.model.span_seconds(
+                self.split,
+                self.microbatch_size,
+                self.microbatches,
+                device,
+                busy,
+                self.levels,
+                around,
             )
-            for group in self.groups
-        )
-
-    @cached_property
-    def _sync_cache(self) -> dict[tuple[object, float], float]:
-        return {}
+            for device, busy in self.model.kinds(self.placement, self.groups[rank])
+        ]
+        return max(options, key=lambda span: span.total)
 
     def group_kind(self, rank: int) -> object:
-        """Equal for pipeline coordinates whose collectives take the same time."""
+        """Equal for pipeline coordinates whose work and collectives take the same time."""
         return self._group_kinds[rank]
 
     @cached_property
     def _group_kinds(self) -> tuple[object, ...]:
-        """Per pipeline coordinate, what its collectives' time depends on; equal for most."""
-        return tuple(self.communication.group_kind(group) for group in self.groups)
-
-    def sync_seconds(self, rank: int, size_bytes: float) -> float:
-        """Gradient all-reduce over the replicas of a stage, in buckets, nothing overlapped."""
-        group = self.groups[rank]
-        if len(group) < 2 or size_bytes <= 0:
-            return 0.0
-        key = (self.group_kind(rank), size_bytes)
-        if key not in self._sync_cache:
-            self._sync_cache[key] = bucketed_seconds(
-                size_bytes,
-                self.bucket_bytes,
-                lambda size: self.communication.group_seconds(
-                    "all_reduce", size, group, concurrency=self.mesh.pp
-                ),
+        return tuple(
+            (
+                self.ranks.tp(q),
+                self.ranks.data(q),
+                self.ranks.shard(q),
+                tuple(d.name for d, _ in self.model.kinds(self.placement, self.groups[q])),
             )
-        return self._sync_cache[key]
+            for q in range(self.mesh.pp)
+        )
 
-    def _data_parallel_sync(self) -> tuple[float, float]:
-        """Full and exposed synchronisation when one stage holds the whole model (DDP)."""
-        group = self.groups[0]
-        if len(group) < 2:
-            return 0.0, 0.0
+    @cached_property
+    def syncs(self) -> tuple[StageSync, ...]:
+        """Per pipeline coordinate, seconds of gradient synchronisation and optimizer."""
+        found: dict[object, StageSync] = {}
+        for rank in range(self.mesh.pp):
+            kind = self.group_kind(rank)
+            if kind not in found:
+                found[kind] = self._sync_of(rank)
+        return tuple(found[self.group_kind(rank)] for rank in range(self.mesh.pp))
+
+    def _sync_of(self, rank: int) -> StageSync:
+        ranks = self.ranks
+        sharded = self.mesh.dp_shard > 1
+        return StageSync(
+            communication=self.communication,
+            sizes=self.model.sizes,
+            zero=self.zero,
+            shards=self.mesh.dp_shard * self.mesh.cp if sharded else 1,
+            data=ranks.data(rank),
+            shard=ranks.shard(rank) if sharded else (),
+            replicate=ranks.replicate(rank) if sharded else (),
+            expert_data=ranks.expert_data(rank),
+            concurrency=self.mesh.pp * self.mesh.tp,
+            bucket_bytes=self.bucket_bytes,
+            optimizer_s=max(
+                self.model.compute.optimizer_seconds_per_element(device, busy, self.offload)
+                for device, busy in self.model.kinds(self.placement, self.groups[rank])
+            ),
+            mode=self.sync,
+        )
+
+    def _overlapped_sync(self) -> tuple[float, float]:
+        """Full and exposed synchronisation when one stage holds the whole model."""
+        blocks = range(self.tables.count - 1, -1, -1)
+        parameters, experts = self.tables.parameters, self.tables.experts
         span = self.spans[0]
-        blocks = range(self.model.tables.count - 1, -1, -1)
-        parameters = self.model.tables.parameters
         # A gradient is complete once backward has passed the first block that reads it.
         ready = [float(parameters[0, b + 1] - parameters[0, b]) for b in blocks]
-        return overlapped_seconds(
+        return self.syncs[0].overlapped(
             [span.backward[b][b + 1] + span.recompute[b][b + 1] for b in blocks],
             ready,
-            self.bucket_bytes,
-            lambda size: self.communication.group_seconds("all_reduce", size, group),
+            float(experts[0, -1]),
             self.model.cluster.overlap_slowdown,
         )
 
     def stage_costs(self, cuts: Cuts) -> list[StageCost]:
         """Seconds of every stage."""
-        parameters = self.model.tables.parameters
+        tables = self.tables
         overhead = self.model.cluster.overhead if self.mesh.pp > 1 else NO_OVERHEAD
         costs = []
         for stage in range(self.stages):
             i, j, rank = cuts[stage], cuts[stage + 1], self.rank_of(stage)
-            span = self.spans[rank]
-            size = float(parameters[i, j])
+            span, sync = self.spans[rank], self.syncs[rank]
+            dense, experts = float(tables.parameters[i, j]), float(tables.experts[i, j])
             if self.mesh.pp == 1 and self.stages == 1:
-                full, exposed = self._data_parallel_sync()
+                full, exposed = self._overlapped_sync()
             else:
-                full = exposed = self.sync_seconds(rank, size)
+                full = exposed = sync.seconds(dense, experts)
             costs.append(
                 StageCost(
                     forward_s=span.forward[i][j] + overhead.forward_action_s,
                     backward_s=span.backward[i][j] + overhead.backward_action_s,
+                    weight_s=span.weight[i][j],
                     recompute_s=span.recompute[i][j],
                     gradient_sync_s=full,
                     exposed_sync_s=exposed,
-                    optimizer_s=size * self.optimizer_s_per_byte[rank],
+                    optimizer_s=sync.optimizer_seconds(dense, experts),
+                    forward_collective_s=span.forward_collective[i][j],
+                    backward_collective_s=span.backward_collective[i][j],
+                    recompute_collective_s=span.recompute_collective[i][j],
                 )
             )
         return costs
 
-    @cached_property
-    def _routes(self) -> dict[tuple[int, int], tuple[object, list[tuple[int, int]]]]:
-        return {}
-
     def message_seconds(self, size_bytes: float, source: int, target: int) -> float:
-        """Slowest replica's message between two pipeline coordinates, never quite free."""
+        """Slowest message between two pipeline coordinates, never quite free."""
         if source == target:
             return 0.0
         kind, pairs = self._route(source, target)
@@ -200,12 +259,20 @@ class Layout:
     def _message_cache(self) -> dict[tuple[object, float], float]:
         return {}
 
+    @cached_property
+    def _routes(self) -> dict[tuple[int, int], tuple[object, list[tuple[int, int]]]]:
+        return {}
+
     def _route(self, source: int, target: int) -> tuple[object, list[tuple[int, int]]]:
         """What message times between two coordinates depend on, and device pairs of each kind."""
         if (source, target) not in self._routes:
             cluster, communication = self.model.cluster, self.communication
+            pairs = list(zip(self.groups[source], self.groups[target], strict=True))
+            node, size = communication.shapes.per_node_devices, len(pairs)
+            if communication.shapes.regular and (size % node == 0 or node % size == 0):
+                pairs = pairs[:1]
             kinds = {}
-            for a, b in zip(self.groups[source], self.groups[target], strict=True):
+            for a, b in pairs:
                 kind = (
                     cluster.node(a) == cluster.node(b),
                     cluster.machine(a).name,
@@ -218,14 +285,14 @@ class Layout:
         return self._routes[source, target]
 
     def amount_bytes(self, amount: Amount) -> float:
-        """Stored bytes for one microbatch."""
-        return amount.at(self.microbatch_size) * self.model.compute.byte_scale
+        """Stored bytes on a rank of a tensor between blocks, for one microbatch."""
+        return amount.at(self.microbatch_size) * self.tables.edge_scale
 
     def transfers(self, cuts: Cuts) -> list[Transfer]:
         """Messages between stages for one microbatch."""
         stage_of = [s for s in range(self.stages) for _ in range(cuts[s], cuts[s + 1])]
         result = []
-        for (a, b), (forward, backward) in self.model.tables.exchanges(stage_of).items():
+        for (a, b), (forward, backward) in self.tables.exchanges(stage_of).items():
             source, target = self.rank_of(a), self.rank_of(b)
             size, back = self.amount_bytes(forward), self.amount_bytes(backward)
             result.append(
@@ -242,27 +309,29 @@ class Layout:
     def tied_syncs(self, cuts: Cuts) -> list[TiedSync]:
         """Gradient sums over the ranks that hold copies of tied parameters."""
         sizes: dict[tuple[int, ...], float] = {}
-        for _, size, blocks in self.model.tables.tied:
+        for _, elements, blocks in self.tables.tied:
             ranks = tuple(sorted({self.rank_of(stage_at(cuts, block)) for block in blocks}))
             if len(ranks) > 1:
-                sizes[ranks] = sizes.get(ranks, 0.0) + size
+                sizes[ranks] = sizes.get(ranks, 0.0) + elements
         return [
-            TiedSync(ranks=ranks, seconds=self.tied_seconds(ranks, size))
-            for ranks, size in sorted(sizes.items())
+            TiedSync(ranks=ranks, seconds=self.tied_seconds(ranks, elements))
+            for ranks, elements in sorted(sizes.items())
         ]
 
-    def tied_seconds(self, ranks: tuple[int, ...], size_bytes: float) -> float:
-        """Sum of ``size_bytes`` of gradients over pipeline coordinates; all replicas at once."""
+    def tied_seconds(self, ranks: tuple[int, ...], elements: float) -> float:
+        """Sum of gradients over pipeline coordinates; all replicas at once."""
         replicas = zip(*(self.groups[rank] for rank in ranks), strict=True)
         shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
         for devices in replicas:
             shapes.setdefault(tuple(map(self.model.cluster.node, devices)), devices)
-        some = list(shapes.values())[:8]  # equal machines: a few shapes stand for all
+            if len(shapes) == k.TIED_SHAPES:  # equal machines: a few shapes stand for all
+                break
+        size = elements * self.model.sizes.gradient
         return max(
             self.communication.group_seconds(
-                "all_reduce", size_bytes, devices, concurrency=len(self.groups[0])
+                "all_reduce", size, devices, concurrency=len(self.groups[0])
             )
-            for devices in some
+            for devices in shapes.values()
         )
 
     @cached_property
@@ -277,39 +346,10 @@ class Layout:
         """Simulated time of one optimizer step."""
         costs = self.stage_costs(cuts)
         wiring = wire(self.program, self.transfers(cuts))
-        free = run(self.program, node_seconds(costs), wiring)
+        free = run(self.program, node_seconds(costs, self.program), wiring)
         tied = [(t.ranks, t.seconds) for t in self.tied_syncs(cuts)]
-        _, ends = finish(free, costs, tied)
+        _, ends = finish(free, costs, tied, self.program.rank_of)
         return max(ends) + self.overhead_s
-
-    @cached_property
-    def memory_tables(self) -> tuple[Table, Table, Table]:
-        """Bytes per microbatch in flight, transient bytes and message bytes of any run."""
-        tables, b = self.model.tables, self.microbatch_size
-        profile, scale = self.model.profile, self.model.compute.byte_scale
-        if all(self.recompute):
-            kept = tables.boundaries[0] + tables.boundaries[1] * b
-        elif any(self.recompute):
-            kept = tables.mixed(self.recompute, b)
-        else:
-            kept = tables.saved[0] + tables.saved[1] * b
-        received = tables.received[0] + tables.received[1] * b
-        if not all(self.recompute):
-            kept = kept + received
-        transient = tables.largest(
-            [
-                k.TRANSIENT_COPIES.value * block.peak_transient_bytes.at(b) * scale
-                + (block.saved_bytes.at(b) * scale if again else 0.0)
-                for block, again in zip(profile.blocks, self.recompute, strict=True)
-            ]
-        )
-        messages = received + tables.sent[0] + tables.sent[1] * b
-        return kept, transient, messages
-
-    @cached_property
-    def state_factor(self) -> tuple[float, float]:
-        """Gradient and optimizer-state bytes per parameter byte."""
-        return 1.0, self.model.profile.optimizer.state_bytes_per_parameter_byte
 
 
 def stage_at(cuts: Cuts, block: int) -> int:

@@ -14,6 +14,7 @@ from autopar.core.estimate import Estimate, Source
 from autopar.cost import constants as k
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.tables import Table
+from autopar.cost.work import FULL
 from autopar.results import MemoryBreakdown
 
 
@@ -24,29 +25,114 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
     by what each stage keeps, are largest. A parameter that several stages of the rank read is
     counted once, one read on several ranks exists on each.
     """
-    tables = layout.model.tables
-    kept, transient, messages = layout.memory_tables
-    stages = range(rank, layout.stages, layout.mesh.pp)
+    tables = layout.tables
+    bytes_ = RunBytes(layout=layout)
+    stages = layout.stages_of(rank)
     spans = [(cuts[s], cuts[s + 1]) for s in stages]
-    parameters = sum(float(tables.parameters[i, j]) for i, j in spans)
+    dense = sum(float(tables.parameters[i, j]) for i, j in spans)
     if len(spans) > 1:
-        parameters -= _shared_between(layout, spans)
-    held = [float(kept[i, j]) for i, j in spans]
+        dense -= _shared_between(layout, spans)
+    experts = sum(float(tables.experts[i, j]) for i, j in spans)
+    held = [float(bytes_.kept[i, j]) for i, j in spans]
     activations = max(
         sum(count * size for count, size in zip(counts, held, strict=True))
         for counts in layout.live[rank]
     )
-    gradients, state = layout.state_factor
+    weight, gradient, state = bytes_.per_element
     return MemoryBreakdown(
-        parameters_bytes=parameters + buffer_bytes(layout),
-        gradients_bytes=parameters * gradients,
-        optimizer_bytes=parameters * state,
+        parameters_bytes=dense * weight
+        + experts * bytes_.expert_per_element[0]
+        + buffer_bytes(layout),
+        gradients_bytes=dense * gradient + experts * bytes_.expert_per_element[1],
+        optimizer_bytes=dense * state + experts * bytes_.expert_per_element[2],
         activations_bytes=activations + input_bytes(layout),
-        transient_bytes=max(float(transient[i, j]) for i, j in spans),
-        communication_bytes=sum(float(messages[i, j]) for i, j in spans)
-        + bucket_bytes(layout, parameters),
+        transient_bytes=max(float(bytes_.transient[i, j]) for i, j in spans),
+        communication_bytes=sum(float(bytes_.messages[i, j]) for i, j in spans)
+        + max(float(bytes_.gathered[i, j]) for i, j in spans)
+        + float(bytes_.buckets(np.asarray(dense))),
         framework_bytes=framework_bytes(layout, rank),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunBytes:
+    """Bytes of any run of blocks on one rank, as tables over block boundaries.
+
+    Attributes:
+        layout: Everything but the stage boundaries.
+    """
+
+    layout: Layout
+
+    @cached_property
+    def per_element(self) -> tuple[float, float, float]:
+        """Weight, gradient and state bytes per dense parameter element."""
+        layout = self.layout
+        shards = layout.mesh.dp_shard * layout.mesh.cp if layout.zero else 1
+        return layout.model.sizes.held(layout.zero, shards, layout.offload)
+
+    @cached_property
+    def expert_per_element(self) -> tuple[float, float, float]:
+        """The same per expert element; experts are divided by ``ep`` and not shared out."""
+        return self.layout.model.sizes.held(0, 1, self.layout.offload)
+
+    @cached_property
+    def kept(self) -> Table:
+        """Bytes per microbatch in flight."""
+        layout = self.layout
+        kept = layout.tables.kept(layout.levels, layout.microbatch_size)
+        if all(level == FULL for level in layout.levels):
+            return kept
+        return np.asarray(kept + self._received)
+
+    @cached_property
+    def _received(self) -> Table:
+        fixed, per_sample = self.layout.tables.received
+        return np.asarray(fixed + per_sample * self.layout.microbatch_size)
+
+    @cached_property
+    def transient(self) -> Table:
+        """Workspace of the largest op, and a recomputed block's activations."""
+        layout = self.layout
+        work, samples = layout.tables.work, layout.microbatch_size
+        again = np.where(
+            np.asarray(layout.levels) > 0,
+            work.at_level(0, samples) - work.kept(layout.levels, samples),
+            0.0,
+        )
+        workspace = k.TRANSIENT_COPIES.value * work.transient(samples)
+        return layout.tables.largest(
+            (workspace + np.maximum(again, 0.0)) * layout.tables.scale
+        )
+
+    @cached_property
+    def messages(self) -> Table:
+        """Buffers of what is received and sent."""
+        fixed, per_sample = self.layout.tables.sent
+        return np.asarray(self._received + fixed + per_sample * self.layout.microbatch_size)
+
+    @cached_property
+    def gathered(self) -> Table:
+        """Whole units beside their shards: weights of two (ZeRO-3), gradients of two (ZeRO-2)."""
+        layout = self.layout
+        sizes = layout.model.sizes
+        per_element = (sizes.weight if layout.zero >= 3 else 0.0) + (
+            sizes.gradient if layout.zero >= 2 else 0.0
+        )
+        units = GATHERED_UNITS * per_element * layout.tables.work.parameters
+        return layout.tables.largest(units)
+
+    def buckets(self, elements: Table) -> Table:
+        """Two gradient buckets under way when replicas reduce whole gradients."""
+        layout = self.layout
+        if layout.mesh.replicas * layout.mesh.cp < 2 or layout.zero >= 2:
+            return np.zeros_like(elements)
+        size = elements * layout.model.sizes.gradient
+        return np.minimum(size, 2.0 * layout.bucket_bytes)
+
+
+GATHERED_UNITS = 2
+"""The unit in use and the one that is fetched ahead (FSDP's implicit prefetch)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +150,17 @@ class SpanMemory:
     @cached_property
     def _parts(self) -> tuple[Table, Table]:
         """Bytes whatever is in flight, and bytes per microbatch in flight."""
-        layout = self.layout
-        kept, transient, messages = (self.take(table) for table in layout.memory_tables)
-        parameters = self.take(layout.model.tables.parameters)
-        gradients, state = layout.state_factor
-        fixed = parameters * (1 + gradients + state) + transient + messages
-        if layout.mesh.replicas > 1:
-            fixed = fixed + np.minimum(parameters, 2.0 * layout.bucket_bytes)
-        return fixed + buffer_bytes(layout) + input_bytes(layout), kept
+        layout, runs = self.layout, RunBytes(layout=self.layout)
+        dense = self.take(layout.tables.parameters)
+        fixed = (
+            dense * sum(runs.per_element)
+            + self.take(layout.tables.experts) * sum(runs.expert_per_element)
+            + self.take(runs.transient)
+            + self.take(runs.messages)
+            + self.take(runs.gathered)
+            + runs.buckets(dense)
+        )
+        return fixed + buffer_bytes(layout) + input_bytes(layout), self.take(runs.kept)
 
     def totals(self, rank: int) -> Table:
         """Peak bytes when the run is the only stage of a rank; a lower bound when it is not."""
@@ -94,11 +183,11 @@ class SpanMemory:
 
 
 def _shared_between(layout: Layout, spans: list[tuple[int, int]]) -> float:
-    """Bytes that a sum over the spans counts more than once."""
+    """Elements that a sum over the spans counts more than once."""
     again = 0.0
-    for _, size, blocks in layout.model.tables.tied:
+    for _, elements, blocks in layout.tables.tied:
         holders = sum(any(i <= b < j for b in blocks) for i, j in spans)
-        again += size * max(0, holders - 1)
+        again += elements * max(0, holders - 1)
     return again
 
 
@@ -111,13 +200,6 @@ def input_bytes(layout: Layout) -> float:
     """The replica's batch of a step, present on every rank of the replica."""
     samples = layout.microbatch_size * layout.microbatches
     return layout.model.profile.input_bytes * samples
-
-
-def bucket_bytes(layout: Layout, parameters: float) -> float:
-    """Two gradient buckets under way when there are replicas."""
-    if layout.mesh.replicas < 2:
-        return 0.0
-    return min(parameters, 2.0 * layout.bucket_bytes)
 
 
 def framework_bytes(layout: Layout, rank: int) -> float:
@@ -136,14 +218,14 @@ def assumed_framework(device: Device) -> k.Constant:
 
 def capacity_bytes(layout: Layout) -> float:
     """Memory of the smallest device used."""
-    devices = {layout.model.cluster.device(d).name: d for d in layout.placement}
-    return min(layout.model.cluster.device(d).memory_bytes for d in devices.values())
+    kinds = layout.model.kinds(layout.placement, layout.placement)
+    return min(device.memory_bytes for device, _ in kinds)
 
 
 def rank_capacity(layout: Layout, rank: int) -> float:
     """Memory of the smallest device of a pipeline coordinate."""
-    devices = {layout.model.cluster.device(d).name: d for d in layout.groups[rank]}
-    return min(layout.model.cluster.device(d).memory_bytes for d in devices.values())
+    kinds = layout.model.kinds(layout.placement, layout.groups[rank])
+    return min(device.memory_bytes for device, _ in kinds)
 
 
 def peak_estimate(total_bytes: float, source: Source) -> Estimate:

@@ -20,7 +20,7 @@ def energy_joule(layout: Layout, busy_s: Sequence[float], step_s: Estimate) -> E
         Energy of all devices used, or ``None`` when a device has no power figures.
     """
     cluster = layout.model.cluster
-    busy = [sum(busy_s[rank :: layout.mesh.pp]) for rank in range(layout.mesh.pp)]
+    busy = [sum(busy_s[s] for s in layout.stages_of(rank)) for rank in range(layout.mesh.pp)]
     value = low = high = 0.0
     for rank, group in enumerate(layout.groups):
         for device_id in group:

@@ -13,9 +13,11 @@ from autopar.cost.layout import Cuts, Layout
 from autopar.cost.model import CostModel
 from autopar.cost.power import cost_usd, energy_joule
 from autopar.cost.replay import step_and_breakdown
+from autopar.cost.work import FULL, NONE, SELECTIVE, Levels
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import CostBreakdown, PlanPrice
+from autopar.strategies import Split
 
 
 def price(
@@ -59,17 +61,17 @@ def layout_of(plan: Plan, model: CostModel) -> tuple[Layout, Cuts]:
             f"0..{model.cluster.device_count - 1}",
             hint="plan again for this cluster",
         )
-    if not plan.mesh.fits(("dp_replicate", "pp")):
-        raise InputError(
-            f"plan {plan.name} uses mesh axes that cannot be priced yet",
-            hint="use dp_replicate and pp only",
-        )
+    reason = model.strategies.why_not(split_of(plan))
+    if reason is not None:
+        raise InputError(f"plan {plan.name} cannot be priced: {reason}", hint="plan again")
+    schedule = model.schedule(plan.schedule)
     for index, stage in enumerate(plan.stages):
-        if stage.pp != index % plan.mesh.pp:
+        wanted = schedule.rank_of(index, plan.mesh.pp)
+        if stage.pp != wanted:
             raise InputError(
-                f"stage {index} is on pipeline rank {stage.pp}, schedules need "
-                f"{index % plan.mesh.pp}",
-                hint="place stage s on pipeline rank s modulo pp",
+                f"stage {index} is on pipeline rank {stage.pp}, schedule '{plan.schedule}' needs "
+                f"{wanted}",
+                hint=f"place it on pipeline rank {wanted}",
             )
     starts = {block.first_op: block.index for block in profile.blocks}
     starts[profile.blocks[-1].stop_op] = len(profile.blocks)
@@ -88,26 +90,44 @@ def layout_of(plan: Plan, model: CostModel) -> tuple[Layout, Cuts]:
         stages=len(plan.stages),
         microbatches=plan.microbatches,
         microbatch_size=plan.microbatch_size,
-        recompute=_recompute_flags(plan, profile),
+        levels=_levels(plan, profile),
+        zero=plan.zero,
+        sequence_parallel=plan.sequence_parallel,
+        offload=plan.offload,
+        sync=plan.sync,
         bucket_bytes=plan.bucket_bytes,
         clip=plan.clip_norm is not None,
     )
     return layout, tuple(starts[op] for op in edges)
 
 
-def _recompute_flags(plan: Plan, profile: GraphProfile) -> tuple[bool, ...]:
-    ranges = [pair for stage in plan.stages for pair in stage.recompute]
-    flags = [False] * len(profile.blocks)
-    for first, stop in ranges:
-        for block in profile.blocks:
-            if first <= block.first_op and block.stop_op <= stop:
-                flags[block.index] = True
-            elif block.first_op < stop and first < block.stop_op:
-                raise InputError(
-                    f"recompute range {first}..{stop} cuts block '{block.name}'",
-                    hint="recompute whole blocks",
-                )
-    return tuple(flags)
+def split_of(plan: Plan) -> Split:
+    """How a plan divides the work inside its stages."""
+    mesh = plan.mesh
+    return Split(tp=mesh.tp, sequence_parallel=plan.sequence_parallel, cp=mesh.cp, ep=mesh.ep)
+
+
+def _levels(plan: Plan, profile: GraphProfile) -> Levels:
+    """Recompute level of every block.
+
+    Raises:
+        InputError: A range cuts a block.
+    """
+    levels = [NONE] * len(profile.blocks)
+    for level, ranges in (
+        (FULL, [pair for stage in plan.stages for pair in stage.recompute]),
+        (SELECTIVE, [pair for stage in plan.stages for pair in stage.selective]),
+    ):
+        for first, stop in ranges:
+            for block in profile.blocks:
+                if first <= block.first_op and block.stop_op <= stop:
+                    levels[block.index] = level
+                elif block.first_op < stop and first < block.stop_op:
+                    raise InputError(
+                        f"recompute range {first}..{stop} cuts block '{block.name}'",
+                        hint="recompute whole blocks",
+                    )
+    return tuple(levels)
 
 
 def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:

@@ -29,11 +29,11 @@ def _replay(plan: Plan, price: PlanPrice, program: Program | None = None) -> _Re
         schedule = SCHEDULES.load(plan.schedule)
         program = compile_program(schedule, plan.mesh.pp, len(plan.stages), plan.microbatches)
     wiring = wire(program, price.transfers)
-    durations = node_seconds(price.stage_costs)
+    durations = node_seconds(price.stage_costs, program)
     starts: list[float] = []
     free = run(program, durations, wiring, starts)
     tied = [(t.ranks, t.seconds) for t in price.tied_syncs]
-    synced, ends = finish(free, price.stage_costs, tied)
+    synced, ends = finish(free, price.stage_costs, tied, program.rank_of)
     return _Replay(
         program=program,
         durations=durations,
@@ -86,6 +86,8 @@ def _action_events(
     end = start + replay.durations[node]
     if node < replay.program.stages:
         return [_event(leader, "forward", start, end, stage, microbatch)]
+    if node >= 2 * replay.program.stages:
+        return [_event(leader, "backward", start, end, stage, microbatch)]
     between = start + cost.recompute_s
     events = []
     if cost.recompute_s > 0:
@@ -109,14 +111,22 @@ def step_and_breakdown(
     """
     replay = _replay(plan, price, program)
     critical = max(range(replay.program.ranks), key=lambda rank: replay.ends[rank])
-    mine = range(critical, replay.program.stages, replay.program.ranks)
-    costs = [price.stage_costs[stage] for stage in mine]
+    costs = [
+        cost
+        for cost, rank in zip(price.stage_costs, replay.program.rank_of, strict=True)
+        if rank == critical
+    ]
     m = plan.microbatches
     communication = _communication(replay, critical)
     parts = {
-        "forward_s": m * sum(c.forward_s for c in costs),
-        "backward_s": m * sum(c.backward_s for c in costs),
-        "recompute_s": m * sum(c.recompute_s for c in costs),
+        "forward_s": m * sum(c.forward_s - c.forward_collective_s for c in costs),
+        "backward_s": m * sum(c.backward_s - c.backward_collective_s for c in costs),
+        "recompute_s": m * sum(c.recompute_s - c.recompute_collective_s for c in costs),
+        "collective_s": m
+        * sum(
+            c.forward_collective_s + c.backward_collective_s + c.recompute_collective_s
+            for c in costs
+        ),
         "pipeline_communication_s": communication,
         "gradient_sync_s": replay.synced[critical] - replay.free[critical],
         "optimizer_s": replay.ends[critical] - replay.synced[critical],

@@ -23,14 +23,23 @@ class Program:
         ranks: Pipeline ranks.
         stages: Virtual stages.
         microbatches: Microbatches per step.
+        splits: True when weight gradients are actions of their own.
+        rank_of: Pipeline rank of each stage.
         order: ``(rank, node, microbatch)``; node ``s`` is the forward of stage ``s``, node
-            ``stages + s`` its backward.
+            ``stages + s`` its backward (or its input half), node ``2 stages + s`` the weight half.
     """
 
     ranks: int
     stages: int
     microbatches: int
+    splits: bool
+    rank_of: tuple[int, ...]
     order: tuple[tuple[int, int, int], ...]
+
+    @property
+    def nodes(self) -> int:
+        """Kinds of action."""
+        return (3 if self.splits else 2) * self.stages
 
 
 def compile_program(
@@ -46,21 +55,29 @@ def compile_program(
         raise InputError(reason, hint="choose another schedule or number of microbatches")
     lists = schedule.actions(ranks, stages, microbatches)
     encoded = [
-        [(a.stage if a.kind == "forward" else stages + a.stage, a.microbatch) for a in actions]
-        for actions in lists
+        [(_KINDS[a.kind] * stages + a.stage, a.microbatch) for a in actions] for actions in lists
     ]
-    order = _merge(encoded, stages, microbatches)
-    return Program(ranks=ranks, stages=stages, microbatches=microbatches, order=order)
+    return Program(
+        ranks=ranks,
+        stages=stages,
+        microbatches=microbatches,
+        splits=schedule.splits_backward,
+        rank_of=tuple(schedule.rank_of(s, ranks) for s in range(stages)),
+        order=_merge(encoded, stages),
+    )
+
+
+_KINDS = {"forward": 0, "backward": 1, "backward_input": 1, "backward_weight": 2}
 
 
 def _merge(
-    encoded: list[list[tuple[int, int]]], stages: int, microbatches: int
+    encoded: list[list[tuple[int, int]]], stages: int
 ) -> tuple[tuple[int, int, int], ...]:
     """Round robin over the ranks, each as far as the chain of stages lets it go."""
-    done = [0] * (2 * stages)
+    done = [0] * (3 * stages)
     position = [0] * len(encoded)
     order: list[tuple[int, int, int]] = []
-    total = 2 * stages * microbatches
+    total = sum(map(len, encoded))
     while len(order) < total:
         before = len(order)
         for rank, actions in enumerate(encoded):
@@ -69,6 +86,8 @@ def _merge(
                 node, microbatch = actions[at]
                 if node < stages:
                     need = node - 1
+                elif node >= 2 * stages:
+                    need = node - stages
                 else:
                     need = node + 1 if node < 2 * stages - 1 else stages - 1
                 if need >= 0 and done[need] <= microbatch:
@@ -103,14 +122,14 @@ class Wiring:
 
 def wire(program: Program, transfers: Sequence[Transfer]) -> Wiring:
     """Lay out the messages of a step; transfers within a rank are free and already ordered."""
-    stages, ranks, microbatches = program.stages, program.ranks, program.microbatches
-    waits: list[list[int]] = [[] for _ in range(2 * stages)]
-    sends: list[list[tuple[int, float, int]]] = [[] for _ in range(2 * stages)]
+    stages, microbatches = program.stages, program.microbatches
+    waits: list[list[int]] = [[] for _ in range(program.nodes)]
+    sends: list[list[tuple[int, float, int]]] = [[] for _ in range(program.nodes)]
     links: dict[tuple[int, int], int] = {}
     sources: dict[int, int] = {}
     slot = 0
     for transfer in sorted(transfers, key=lambda t: (t.producer, t.consumer)):
-        source, target = transfer.producer % ranks, transfer.consumer % ranks
+        source, target = program.rank_of[transfer.producer], program.rank_of[transfer.consumer]
         if source == target:
             continue
         ends = (
@@ -176,15 +195,20 @@ def run(
     return free
 
 
-def node_seconds(costs: Sequence[StageCost]) -> list[float]:
-    """Durations by node: forwards, then backwards with their recompute."""
-    return [c.forward_s for c in costs] + [c.backward_s + c.recompute_s for c in costs]
+def node_seconds(costs: Sequence[StageCost], program: Program) -> list[float]:
+    """Durations by node: forwards, backwards with their recompute, weight halves if split."""
+    forward = [c.forward_s for c in costs]
+    if not program.splits:
+        return forward + [c.backward_s + c.recompute_s for c in costs]
+    inputs = [c.backward_s - c.weight_s + c.recompute_s for c in costs]
+    return forward + inputs + [c.weight_s for c in costs]
 
 
 def finish(
     free: Sequence[float],
     costs: Sequence[StageCost],
     tied: Sequence[tuple[tuple[int, ...], float]],
+    rank_of: Sequence[int],
 ) -> tuple[list[float], list[float]]:
     """Time after gradient synchronisation and after the optimizer, per pipeline rank.
 
@@ -193,16 +217,16 @@ def finish(
         costs: Per virtual stage.
         tied: ``(pipeline ranks, seconds)`` of the sums over copies of tied parameters; the ranks
             of one wait for each other.
+        rank_of: Pipeline rank of each virtual stage.
     """
-    ranks = len(free)
-    synced = [
-        t + sum(cost.exposed_sync_s for cost in costs[rank::ranks]) for rank, t in enumerate(free)
-    ]
+    synced = list(free)
+    for rank, cost in zip(rank_of, costs, strict=True):
+        synced[rank] += cost.exposed_sync_s
     for members, seconds in tied:
         together = max(synced[rank] for rank in members) + seconds
         for rank in members:
             synced[rank] = together
-    ends = [
-        t + sum(cost.optimizer_s for cost in costs[rank::ranks]) for rank, t in enumerate(synced)
-    ]
+    ends = list(synced)
+    for rank, cost in zip(rank_of, costs, strict=True):
+        ends[rank] += cost.optimizer_s
     return synced, ends

@@ -8,79 +8,66 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from autopar.graph import Amount, BlockEdge, GraphProfile
+from autopar.cost.work import Levels, StageWork
+from autopar.graph import Amount, BlockEdge
 
 Table = npt.NDArray[np.float64]
 AffineTable = tuple[Table, Table]
 
 
 class Tables:
-    """Byte tables of a profile; independent of microbatch size and placement.
+    """Byte and parameter tables of a profile whose blocks are divided in one way.
+
+    Independent of microbatch size and placement.
 
     Args:
-        profile: What is trained.
-        byte_scale: Stored bytes per profiled byte (another precision).
+        work: What each block holds on one rank.
+        activation_scale: Stored activation bytes per profiled byte (another precision).
     """
 
-    def __init__(self, profile: GraphProfile, byte_scale: float) -> None:
-        self.profile = profile
-        self.byte_scale = byte_scale
-        self.count = len(profile.blocks)
+    def __init__(self, work: StageWork, activation_scale: float) -> None:
+        self.work = work
+        self.profile = work.profile
+        self.scale = activation_scale
+        self.edge_scale = activation_scale * work.edge_share
+        self.count = len(work.profile.blocks)
 
     @cached_property
     def tied(self) -> tuple[tuple[str, float, tuple[int, ...]], ...]:
-        """``(name, bytes, blocks)`` of the parameters that several blocks read."""
+        """``(name, elements on a rank, blocks)`` of the parameters that several blocks read."""
         readers: dict[str, list[int]] = defaultdict(list)
         for block in self.profile.blocks:
             for name in block.parameters:
                 readers[name].append(block.index)
         return tuple(
-            (name, self.profile.parameters[name][1] * self.byte_scale, tuple(blocks))
+            (name, self.work.elements_of(name), tuple(blocks))
             for name, blocks in readers.items()
             if len(blocks) > 1
         )
 
     @cached_property
     def parameters(self) -> Table:
-        """Parameter bytes, a parameter tied inside the run once."""
-        table = prefix_differences(
-            [b.parameter_bytes * self.byte_scale for b in self.profile.blocks]
-        )
+        """Parameter elements on a rank, experts left out, a tied one inside the run once."""
+        table = prefix_differences(self.work.parameters)
         for _, size, blocks in self.tied:
             for first, second in itertools.pairwise(blocks):
                 table[: first + 1, second + 1 :] -= size
-        return table
+        return np.maximum(table, 0.0)
 
     @cached_property
-    def distinct_parameters(self) -> tuple[Table, npt.NDArray[np.intp]]:
-        """Different values of :attr:`parameters`, and the index of each entry's value."""
-        values, inverse = np.unique(np.maximum(self.parameters, 0.0), return_inverse=True)
-        return values, inverse.reshape(self.parameters.shape)
+    def experts(self) -> Table:
+        """Expert parameter elements on a rank."""
+        return np.maximum(prefix_differences(self.work.experts), 0.0)
 
-    @cached_property
-    def saved(self) -> AffineTable:
-        """Activation bytes kept for backward without recompute."""
-        return self._summed([block.saved_bytes for block in self.profile.blocks])
-
-    @cached_property
-    def boundaries(self) -> AffineTable:
-        """Bytes kept when every block is recomputed."""
-        return self._summed([block.boundary_bytes for block in self.profile.blocks])
-
-    def mixed(self, recompute: tuple[bool, ...], samples: int) -> Table:
-        """Bytes kept per microbatch when only some blocks are recomputed."""
-        return prefix_differences(
-            [
-                (block.boundary_bytes if again else block.saved_bytes).at(samples)
-                * self.byte_scale
-                for block, again in zip(self.profile.blocks, recompute, strict=True)
-            ]
-        )
+    def kept(self, levels: Levels, samples: float) -> Table:
+        """Bytes each run keeps per microbatch for backward, by recompute level of its blocks."""
+        return prefix_differences(self.work.kept(levels, samples) * self.scale)
 
     @cached_property
     def received(self) -> AffineTable:
@@ -113,7 +100,7 @@ class Tables:
                     backward[edge.consumer] += edge.size_bytes
         return tuple(zip(forward, backward, strict=True))
 
-    def largest(self, values: list[float]) -> Table:
+    def largest(self, values: Sequence[float] | npt.NDArray[np.float64]) -> Table:
         """Maximum of a per-block value over each run."""
         table = np.zeros((self.count + 1, self.count + 1))
         array = np.asarray(values)
@@ -159,17 +146,11 @@ class Tables:
         return np.zeros(shape), np.zeros(shape)
 
     def _add(self, tables: AffineTable, size: Amount, rows: slice, columns: slice) -> None:
-        tables[0][rows, columns] += size.fixed * self.byte_scale
-        tables[1][rows, columns] += size.per_sample * self.byte_scale
-
-    def _summed(self, amounts: list[Amount]) -> AffineTable:
-        return (
-            prefix_differences([a.fixed * self.byte_scale for a in amounts]),
-            prefix_differences([a.per_sample * self.byte_scale for a in amounts]),
-        )
+        tables[0][rows, columns] += size.fixed * self.edge_scale
+        tables[1][rows, columns] += size.per_sample * self.edge_scale
 
 
-def prefix_differences(values: list[float]) -> Table:
+def prefix_differences(values: Sequence[float] | npt.NDArray[np.float64]) -> Table:
     """``table[i, j] = sum(values[i:j])``."""
     sums = np.concatenate(([0.0], np.cumsum(np.asarray(values, dtype=np.float64))))
     return np.asarray(sums[None, :] - sums[:, None])

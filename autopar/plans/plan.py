@@ -42,6 +42,8 @@ class Stage:
         pp: Pipeline coordinate of the ranks that run it.
         recompute: Op ranges whose activations are dropped after forward and computed again
             before their backward, each as one unit.
+        selective: Op ranges of which only cheap ops (attention scores, softmax, dropout,
+            elementwise) are computed again; disjoint from ``recompute``.
         blocks: Names of the blocks in it, for people.
     """
 
@@ -49,6 +51,7 @@ class Stage:
     stop_op: int
     pp: int
     recompute: tuple[tuple[int, int], ...] = ()
+    selective: tuple[tuple[int, int], ...] = ()
     blocks: tuple[str, ...] = ()
 
 
@@ -64,8 +67,12 @@ class Plan:
         schedule: Registered schedule name (``none`` when pp is 1).
         microbatches: Microbatches per replica and step, >= 1.
         microbatch_size: Samples per microbatch, >= 1.
-        precision: Parameter and compute dtype.
-        sync: Sync mode, ``all_reduce``.
+        precision: Compute dtype; 16-bit and narrower ones keep float32 master weights.
+        zero: What the ``dp_shard`` ranks share out: 0 nothing, 1 optimizer state, 2 gradients
+            too, 3 parameters too (Rajbhandari et al. 2020); 0 if and only if dp_shard is 1.
+        sequence_parallel: Ops outside tensor parallel regions divide the sequence over tp ranks.
+        offload: Optimizer state lives in host memory.
+        sync: Sync mode and compression as :mod:`autopar.sync` writes them, ``all_reduce``.
         bucket_bytes: Gradient bucket size of the all-reduce.
         data_split: ``random``, ``contiguous`` or ``shard``: how samples go to replicas.
         clip_norm: Global gradient-norm limit, ``None`` for no clipping.
@@ -87,6 +94,9 @@ class Plan:
     microbatches: int = 1
     microbatch_size: int = 1
     precision: str = "float32"
+    zero: int = 0
+    sequence_parallel: bool = False
+    offload: bool = False
     sync: str = "all_reduce"
     bucket_bytes: int = 25 * 1024**2
     data_split: str = "random"
@@ -120,7 +130,7 @@ class Plan:
     @property
     def recomputes(self) -> bool:
         """True when any stage recomputes activations."""
-        return any(stage.recompute for stage in self.stages)
+        return any(stage.recompute or stage.selective for stage in self.stages)
 
     @property
     def name(self) -> str:
@@ -130,7 +140,7 @@ class Plan:
             f"{label}{degree}"
             for label, degree in (
                 ("dp", mesh.dp_replicate),
-                ("fsdp", mesh.dp_shard),
+                (f"zero{self.zero}x", mesh.dp_shard),
                 ("cp", mesh.cp),
                 ("tp", mesh.tp),
                 ("pp", mesh.pp),
@@ -141,9 +151,26 @@ class Plan:
         if mesh.pp > 1:
             parts.append(self.schedule + (f"x{self.chunks}" if self.chunks > 1 else ""))
         parts += [f"m{self.microbatches}", f"b{self.microbatch_size}"]
-        if self.recomputes:
-            parts.append("rc")
+        if self.sequence_parallel:
+            parts.append("sp")
+        parts += self._recompute_names()
+        if self.offload:
+            parts.append("offload")
+        if self.sync != "all_reduce":
+            parts.append(self.sync)
         return "·".join(parts if mesh.world_size > 1 else ["single", *parts])
+
+    def _recompute_names(self) -> list[str]:
+        """``rc`` and ``sel`` when they cover the whole model, else with their number of ranges."""
+        names = []
+        for label, ranges in (
+            ("rc", [pair for stage in self.stages for pair in stage.recompute]),
+            ("sel", [pair for stage in self.stages for pair in stage.selective]),
+        ):
+            covered = sum(stop - first for first, stop in ranges)
+            if ranges:
+                names.append(label if covered == self.task.op_count else f"{label}{len(ranges)}")
+        return names
 
     @cached_property
     def hash(self) -> str:
@@ -162,6 +189,7 @@ class Plan:
             {
                 **asdict(stage),
                 "recompute": [list(pair) for pair in stage.recompute],
+                "selective": [list(pair) for pair in stage.selective],
                 "blocks": list(stage.blocks),
             }
             for stage in self.stages
@@ -222,7 +250,10 @@ def _stage(row: dict[str, Any]) -> Stage:
     return Stage(
         **{
             **row,
-            "recompute": tuple((int(a), int(b)) for a, b in row.get("recompute", ())),
+            **{
+                key: tuple((int(a), int(b)) for a, b in row.get(key, ()))
+                for key in ("recompute", "selective")
+            },
             "blocks": tuple(row.get("blocks", ())),
         }
     )
@@ -258,7 +289,24 @@ def _check(plan: Plan) -> None:
             "each rank needs one device of its own",
             hint="remove 'placement' to use devices 0, 1, 2 ...",
         )
+    _check_sharding(plan)
     _check_stages(plan)
+
+
+def _check_sharding(plan: Plan) -> None:
+    if plan.zero not in (0, 1, 2, 3) or (plan.zero == 0) != (plan.mesh.dp_shard == 1):
+        raise InputError(
+            f"plan has zero={plan.zero!r} with dp_shard={plan.mesh.dp_shard}",
+            hint="use zero 1, 2 or 3 with dp_shard of 2 or more, else zero 0 with dp_shard 1",
+        )
+    if plan.sequence_parallel and plan.mesh.tp == 1:
+        raise InputError("sequence_parallel divides over tp ranks, tp is 1", hint="set tp >= 2")
+    data_ranks = plan.mesh.replicas * plan.mesh.cp
+    if data_ranks % plan.mesh.ep:
+        raise InputError(
+            f"ep={plan.mesh.ep} does not divide the {data_ranks} data ranks",
+            hint="use a divisor of dp_replicate x dp_shard x cp",
+        )
 
 
 def _check_stages(plan: Plan) -> None:
@@ -282,7 +330,7 @@ def _check_stages(plan: Plan) -> None:
             hint=f"use every pipeline rank from 0 to {pp - 1}",
         )
     for stage in plan.stages:
-        ranges = [op for pair in stage.recompute for op in pair]
+        ranges = [op for pair in sorted((*stage.recompute, *stage.selective)) for op in pair]
         inside = all(stage.first_op <= op <= stage.stop_op for op in ranges)
         if ranges != sorted(ranges) or not inside:
             raise InputError(

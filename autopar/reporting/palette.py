@@ -31,6 +31,7 @@ PARTS: dict[str, Ink] = {
     "forward_s": Ink("forward", BLUE),
     "backward_s": Ink("backward", ORANGE, "/"),
     "recompute_s": Ink("recompute", PURPLE, "x"),
+    "collective_s": Ink("collectives between ops", YELLOW, "/"),
     "pipeline_communication_s": Ink("pipeline communication", SKY, "\\"),
     "gradient_sync_s": Ink("gradient sync", GREEN, "-"),
     "bubble_s": Ink("idle (bubble)", GREY, "."),

@@ -13,6 +13,7 @@ class CostBreakdown:
         forward_s: Forward compute.
         backward_s: Backward compute, without recompute.
         recompute_s: Forward computed again.
+        collective_s: Exposed tensor, context, expert and ZeRO-3 collectives between ops.
         pipeline_communication_s: Waiting for activations or gradients that were under way.
         gradient_sync_s: Exposed gradient synchronisation.
         bubble_s: Idle for lack of work: pipeline fill and drain, waiting for other ranks.
@@ -23,6 +24,7 @@ class CostBreakdown:
     forward_s: float = 0.0
     backward_s: float = 0.0
     recompute_s: float = 0.0
+    collective_s: float = 0.0
     pipeline_communication_s: float = 0.0
     gradient_sync_s: float = 0.0
     bubble_s: float = 0.0
@@ -40,8 +42,8 @@ class CostBreakdown:
 
     @classmethod
     def from_dict(cls, data: dict[str, float]) -> CostBreakdown:
-        """Inverse of :meth:`to_dict`."""
-        return cls(**{f.name: float(data[f.name]) for f in fields(cls)})
+        """Inverse of :meth:`to_dict`; a part that an older file lacks is 0."""
+        return cls(**{f.name: float(data.get(f.name, 0.0)) for f in fields(cls)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,18 +16,26 @@ class StageCost:
     Attributes:
         forward_s: Forward.
         backward_s: Backward, recompute not included.
+        weight_s: Part of ``backward_s`` that only weight gradients need.
         recompute_s: Extra forward before the backward.
         gradient_sync_s: Full time of the stage's gradient synchronisation.
         exposed_sync_s: Part of it that does not hide behind backward.
         optimizer_s: Optimizer step over the stage's parameters.
+        forward_collective_s: Part of ``forward_s`` that is exposed communication between ops.
+        backward_collective_s: The same of ``backward_s``.
+        recompute_collective_s: The same of ``recompute_s``.
     """
 
     forward_s: float
     backward_s: float
+    weight_s: float = 0.0
     recompute_s: float = 0.0
     gradient_sync_s: float = 0.0
     exposed_sync_s: float = 0.0
     optimizer_s: float = 0.0
+    forward_collective_s: float = 0.0
+    backward_collective_s: float = 0.0
+    recompute_collective_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

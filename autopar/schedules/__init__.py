@@ -16,6 +16,26 @@ SCHEDULES: Registry[AbstractSchedule] = Registry(
             "autopar.schedules.interleaved:INTERLEAVED",
             "1F1B over several stages per rank; smaller bubble, more communication",
         ),
+        "looped_bfs": Entry(
+            "autopar.schedules.looped_bfs:LOOPED_BFS",
+            "GPipe over several stages per rank, breadth first; keeps all microbatches",
+        ),
+        "zero_bubble": Entry(
+            "autopar.schedules.zero_bubble:ZERO_BUBBLE",
+            "1F1B that leaves weight gradients for the bubble (ZB-H1)",
+        ),
+        "interleaved_zb": Entry(
+            "autopar.schedules.zero_bubble:INTERLEAVED_ZERO_BUBBLE",
+            "interleaved 1F1B that leaves weight gradients for the bubble",
+        ),
+        "zbv": Entry(
+            "autopar.schedules.zbv:ZBV_SCHEDULE",
+            "two stages per rank in a V, weight gradients fill the bubble",
+        ),
+        "dualpipev": Entry(
+            "autopar.schedules.dualpipev:DUAL_PIPE_V",
+            "two stages per rank in a V, forward and backward of both alternate",
+        ),
     },
 )
 

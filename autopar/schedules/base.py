@@ -6,7 +6,8 @@ import abc
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Kind = Literal["forward", "backward"]
+Kind = Literal["forward", "backward", "backward_input", "backward_weight"]
+"""``backward`` is both halves at once; a schedule that splits them uses the other two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +22,23 @@ class Action:
 class AbstractSchedule(abc.ABC):
     """A pipeline schedule.
 
-    Implementations are stateless and final; the virtual stage ``s`` lives on pipeline rank
-    ``s % ranks``.
+    Implementations are stateless and final.
+
+    Attributes:
+        name: Registered name.
+        interleaves: True when a rank holds several stages.
+        splits_backward: True when weight gradients are actions of their own.
+        runnable: True when the executor can run it.
     """
 
     name: ClassVar[str]
     interleaves: ClassVar[bool] = False
+    splits_backward: ClassVar[bool] = False
+    runnable: ClassVar[bool] = True
+
+    def rank_of(self, stage: int, ranks: int) -> int:
+        """Pipeline rank that holds a virtual stage."""
+        return stage % ranks
 
     @abc.abstractmethod
     def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
@@ -37,8 +49,8 @@ class AbstractSchedule(abc.ABC):
             stages: Virtual stages, a multiple of ``ranks``.
             microbatches: Microbatches per step.
 
-        Every rank runs forward and backward of each of its stages once per microbatch; running
-        the lists in order with blocking receives never deadlocks.
+        Every rank runs forward and backward (whole, or both halves) of each of its stages once
+        per microbatch; running the lists in order with blocking receives never deadlocks.
         """
 
     @abc.abstractmethod
@@ -51,26 +63,43 @@ class AbstractSchedule(abc.ABC):
         """Microbatches in flight per local stage, at the moments when they are most.
 
         For each rank: the tuples (one entry per stage of the rank) that no other moment of the
-        step exceeds in every entry. A schedule may override it with a closed form.
+        step exceeds in every entry. Where backward is split, a microbatch counts until its weight
+        gradient is done: what that needs is most of what was saved. A schedule may override it
+        with a closed form.
         """
         return tuple(
-            peaks(actions, rank, ranks, stages)
+            peaks(actions, self.stages_of(rank, ranks, stages))
             for rank, actions in enumerate(self.actions(ranks, stages, microbatches))
         )
 
+    def stages_of(self, rank: int, ranks: int, stages: int) -> tuple[int, ...]:
+        """Virtual stages of a pipeline rank, in order."""
+        return tuple(s for s in range(stages) if self.rank_of(s, ranks) == rank)
 
-def peaks(
-    actions: list[Action], rank: int, ranks: int, stages: int
-) -> tuple[tuple[int, ...], ...]:
-    """Counts in flight per local stage, at the moments that no other one exceeds throughout."""
-    counts = [0] * (stages // ranks)
+
+def peaks(actions: list[Action], stages: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Counts in flight per local stage, at the moments that no other one exceeds throughout.
+
+    Args:
+        actions: Of one rank.
+        stages: Its virtual stages.
+    """
+    local = {stage: i for i, stage in enumerate(stages)}
+    counts = [0] * len(stages)
     seen: set[tuple[int, ...]] = set()
     for action in actions:
-        counts[(action.stage - rank) // ranks] += 1 if action.kind == "forward" else -1
         if action.kind == "forward":
+            counts[local[action.stage]] += 1
             seen.add(tuple(counts))
+        elif action.kind != "backward_input":
+            counts[local[action.stage]] -= 1
     kept: list[tuple[int, ...]] = []
     for candidate in sorted(seen, reverse=True):
         if not any(all(c <= p for c, p in zip(candidate, peak, strict=True)) for peak in kept):
             kept.append(candidate)
     return tuple(kept)
+
+
+def v_rank_of(stage: int, ranks: int) -> int:
+    """Placement in a V: down the ranks with the first stages, back up with the second ones."""
+    return stage if stage < ranks else 2 * ranks - 1 - stage

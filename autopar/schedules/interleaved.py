@@ -37,7 +37,10 @@ class Interleaved(AbstractSchedule):
         rounds = max(1, microbatches // ranks)
         size, few = microbatches // rounds, min(rounds, SETTLED_ROUNDS)
         return tuple(
-            peaks(_rank_actions(rank, ranks, stages // ranks, few, size), rank, ranks, stages)
+            peaks(
+                _rank_actions(rank, ranks, stages // ranks, few, size),
+                self.stages_of(rank, ranks, stages),
+            )
             for rank in range(ranks)
         )
 

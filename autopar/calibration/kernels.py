@@ -1,0 +1,105 @@
+"""Seconds of the primitives every step consists of; all arguments broadcast as numpy arrays.
+
+One set of formulas serves the planner, op by op of a traced graph, and the validation on published
+runs, row by row.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.calibration.constants import Constants
+
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
+Array = npt.NDArray[np.float64]
+
+TILES = ((256, 128, 1.0), (128, 128, 1.08), (64, 128, 1.25), (64, 64, 1.6))
+"""Tile sides of matrix kernels and their relative cost per element."""
+BACKWARD_STREAM = 1.6
+"""Backward over forward of memory-bound ops: they read more and write more."""
+BACKWARD_FLASH = 2.5
+"""Backward over forward FLOPs of fused attention, which computes the scores again."""
+
+
+def gemm_seconds(
+    c: Constants,
+    m: Array,
+    n: Array,
+    k: Array,
+    *,
+    item_bytes: Array | float,
+    peak_flop_per_s: Array | float,
+    memory_bytes_per_s: Array | float,
+    multiprocessors: Array | float,
+) -> Array:
+    """Seconds of an ``m x k`` by ``k x n`` product.
+
+    ``2 * out * (k + k0) / rate`` joined with the time of its bytes by a norm of power 4, where
+    ``out`` mixes ``m n`` plus idle elements of the last tiles with whole waves of the cheapest
+    tile.
+
+    Args:
+        c: Constants.
+        m: Rows.
+        n: Columns.
+        k: Contraction length.
+        item_bytes: Bytes of an element.
+        peak_flop_per_s: Dense peak times the precision's efficiency relative to 16 bit.
+        memory_bytes_per_s: Bandwidth that streaming reaches.
+        multiprocessors: Of the device.
+    """
+    share = np.minimum(c.wave_share, 1.0)
+    out = (1 - share) * (m * n + c.tile_elements * multiprocessors) + share * _waves(
+        m, n, multiprocessors
+    )
+    compute = 2 * out * (k + c.contraction_start) / (peak_flop_per_s * c.gemm_efficiency)
+    memory = item_bytes * (m * n + n * k + m * k) / memory_bytes_per_s
+    penalty = np.where((np.round(n) % 64 != 0) | (np.round(k) % 64 != 0), c.misaligned, 1.0)
+    return np.asarray((compute**4 + memory**4) ** 0.25 * penalty)
+
+
+def _waves(m: Array, n: Array, multiprocessors: Array | float) -> Array:
+    """Result elements when tiles run in whole waves, for the cheapest tile."""
+    best: Array | None = None
+    for rows, columns, cost in TILES:
+        tiles = np.ceil(m / rows) * np.ceil(n / columns)
+        waves = np.ceil(tiles / multiprocessors)
+        elements = waves * multiprocessors * rows * columns * cost
+        best = elements if best is None else np.minimum(best, elements)
+    assert best is not None  # TILES is not empty
+    return best
+
+
+def flash_seconds(c: Constants, flop: Array, peak_flop_per_s: Array | float) -> Array:
+    """Forward seconds of fused causal attention; half of the score matrix is computed.
+
+    Args:
+        c: Constants.
+        flop: FLOPs over the whole score matrix.
+        peak_flop_per_s: Dense 16-bit peak.
+    """
+    return np.asarray(flop * 0.5 / (peak_flop_per_s * c.flash_efficiency))
+
+
+def stream_seconds(c: Constants, size_bytes: Number, memory_bytes_per_s: float) -> Number:
+    """Seconds of memory-bound ops that read and write ``size_bytes``."""
+    return size_bytes / (memory_bytes_per_s * c.memory_efficiency)
+
+
+def host_seconds(c: Constants, kernels: Number, tp: Number) -> Number:
+    """Host time of launching kernels; wider groups launch slower."""
+    return c.launch_s * kernels * (1 + c.launch_tp * np.log2(tp))
+
+
+def phase_seconds(c: Constants, device_s: Number, host_s: Number) -> Number:
+    """Device and host work side by side: the longer one, rounded off where they are close."""
+    return (device_s**c.phase_norm + host_s**c.phase_norm) ** (1 / c.phase_norm)
+
+
+def gather_seconds(c: Constants, compute_s: Number, collective_s: Number) -> Number:
+    """A phase beside which parameters are gathered (FSDP prefetch)."""
+    longer, shorter = np.maximum(compute_s, collective_s), np.minimum(compute_s, collective_s)
+    return longer + c.gather_exposed * shorter

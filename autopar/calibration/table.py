@@ -1,0 +1,127 @@
+"""Calibration: fitted factors of the constants, and what they were fitted on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from autopar.calibration.constants import SPECS, Constants
+from autopar.core.errors import InputError
+from autopar.core.io import check_schema, read_json, write_document
+
+SCHEMA = "autopar.calibration"
+SCHEMA_VERSION = 1
+SHIPPED = Path(__file__).with_name("shipped.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Factors by constant and by what they belong to.
+
+    Attributes:
+        factors: Constant -> key -> factor; keys are ``global``, ``architecture:NAME``,
+            ``device:NAME``, ``framework:NAME`` and ``pair:FRAMEWORK@DEVICE``.
+        fitted_on: What data they rest on: families, rows, date, scores.
+    """
+
+    factors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    fitted_on: Mapping[str, Any] = field(default_factory=dict)
+
+    def constants(self, device: str, framework: str | None = None) -> Constants:
+        """The constants of a device, as a framework reaches them.
+
+        Args:
+            device: Device class, see :func:`device_class`.
+            framework: Framework generation; ``None`` for what all have in common.
+        """
+        keys = ["global", f"architecture:{architecture(device)}", f"device:{device}"]
+        if framework is not None:
+            keys += [f"framework:{framework}", f"pair:{framework}@{device}"]
+        values = {}
+        for spec in SPECS:
+            known = self.factors.get(spec.name, {})
+            values[spec.name] = spec.default * math.prod(known.get(key, 1.0) for key in keys)
+        return Constants(values, notes=self._notes(device))
+
+    def _notes(self, device: str) -> tuple[str, ...]:
+        seen = any(f"device:{device}" in known for known in self.factors.values())
+        if seen:
+            return ()
+        return (f"no published run calibrates {device}: constants of its architecture are used",)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "factors": {k: dict(v) for k, v in self.factors.items()},
+            "fitted_on": dict(self.fitted_on),
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        write_document(path, SCHEMA, SCHEMA_VERSION, self.to_dict())
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Read a calibration file.
+
+        Raises:
+            InputError: Missing, truncated, of another schema, or a factor is not positive.
+        """
+        data = read_json(path)
+        check_schema(data, path, SCHEMA, SCHEMA_VERSION)
+        try:
+            factors = {
+                str(name): {str(key): float(value) for key, value in known.items()}
+                for name, known in data["factors"].items()
+            }
+            fitted_on = dict(data["fitted_on"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path}: bad calibration: {error}", hint="fit it again") from error
+        wrong = [n for n, known in factors.items() if any(not v > 0 for v in known.values())]
+        if wrong:
+            raise InputError(f"{path}: factor of {wrong[0]} is not positive", hint="fit it again")
+        return cls(factors=factors, fitted_on=fitted_on)
+
+    @classmethod
+    def shipped(cls) -> Calibration:
+        """The calibration that comes with autopar."""
+        return _shipped()
+
+
+@cache
+def _shipped() -> Calibration:
+    return Calibration.load(SHIPPED) if SHIPPED.exists() else Calibration()
+
+
+ARCHITECTURES = {
+    "t4": "turing",
+    "rtx": "ampere",
+    "v100": "volta",
+    "a10": "ampere",
+    "a100": "ampere",
+    "a800": "ampere",
+    "l40s": "ada",
+    "h100": "hopper",
+    "h200": "hopper",
+    "h800": "hopper",
+    "gh200": "hopper",
+    "b200": "blackwell",
+    "b300": "blackwell",
+    "gb200": "blackwell",
+    "gb300": "blackwell",
+}
+"""Device class -> architecture."""
+
+
+def device_class(name: str) -> str:
+    """``a100-80gb-sxm`` -> ``a100``: the part of a catalogue name that calibration goes by."""
+    return name.split("@")[0].split("-")[0]
+
+
+def architecture(device: str) -> str:
+    """Architecture of a device class, the class itself when unknown."""
+    return ARCHITECTURES.get(device, device)

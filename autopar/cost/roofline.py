@@ -1,0 +1,169 @@
+"""Device and host seconds of blocks from their ops, by the calibrated primitives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autopar.calibration import Constants
+from autopar.calibration.kernels import (
+    BACKWARD_FLASH,
+    flash_seconds,
+    gemm_seconds,
+    host_seconds,
+    phase_seconds,
+)
+from autopar.cluster import Device
+from autopar.cost import constants as k
+from autopar.cost.states import ITEM_BYTES
+from autopar.cost.work import StageWork, Vector
+from autopar.strategies import BlockWork, Matmul
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phases:
+    """Seconds of compute of every block for one microbatch.
+
+    Attributes:
+        forward_device: Device seconds forward.
+        backward_device: Device seconds backward.
+        forward_host: Host seconds of launching them.
+        backward_host: The same backward.
+        weight_share: Part of backward that only weight gradients need.
+        selective_share: Part of forward that selective recompute does again.
+        constants: Join device and host time.
+    """
+
+    forward_device: Vector
+    backward_device: Vector
+    forward_host: Vector
+    backward_host: Vector
+    weight_share: Vector
+    selective_share: Vector
+    constants: Constants
+
+    def forward(self, collective_s: Vector) -> Vector:
+        """Forward with collectives between its ops."""
+        return phase_seconds(
+            self.constants, self.forward_device + collective_s, self.forward_host
+        )
+
+    def backward(self, collective_s: Vector) -> Vector:
+        """Backward with collectives between its ops."""
+        return phase_seconds(
+            self.constants, self.backward_device + collective_s, self.backward_host
+        )
+
+
+class Roofline:
+    """Prices blocks on one kind of device.
+
+    Args:
+        device: Peaks, bandwidth.
+        precision: Compute dtype, one the device has a peak for.
+        constants: Of the device.
+        activation_scale: Stored activation bytes per profiled byte.
+    """
+
+    def __init__(
+        self, device: Device, precision: str, constants: Constants, activation_scale: float
+    ) -> None:
+        self.device = device
+        self.constants = constants
+        self.scale = activation_scale
+        self.item_bytes = float(ITEM_BYTES[precision])
+        peak = device.peak_flop_per_s[precision]
+        self.peak = peak * (constants.fp8_efficiency if precision == "float8" else 1.0)
+        self.attention_peak = device.peak_flop_per_s.get(
+            "bfloat16" if precision == "float8" else precision, peak
+        )
+        self.bytes_per_s = device.memory_bytes_per_s * constants.memory_efficiency
+        on_host = device.kind == "cpu"
+        self.launch_s = device.launch_s if on_host else constants.launch_s
+        self.multiprocessors = float(device.multiprocessors or 1)
+
+    def phases(self, work: StageWork, samples: float) -> Phases:
+        """Seconds of every block; equal ones are priced once."""
+        position: dict[int, int] = {}
+        unique: list[BlockWork] = []
+        index = []
+        for block in work.works:
+            if id(block) not in position:
+                position[id(block)] = len(unique)
+                unique.append(block)
+            index.append(position[id(block)])
+        rows = self._rows(unique, samples, work.split.tp)
+        every = np.asarray(index)
+        return Phases(
+            **{name: values[every] for name, values in rows.items()}, constants=self.constants
+        )
+
+    def _rows(self, blocks: list[BlockWork], samples: float, tp: int) -> dict[str, Vector]:
+        c, size = self.constants, len(blocks)
+        owner, forward, data, weight = self._products(blocks, samples)
+        matmul_f = np.bincount(owner, forward, size)
+        matmul_w = np.bincount(owner, weight, size)
+        matmul_b = np.bincount(owner, data, size) + matmul_w
+        flash = np.array(
+            [
+                sum(
+                    float(flash_seconds(c, np.float64(a.flop.at(samples)), self.attention_peak))
+                    for a in block.attention
+                )
+                for block in blocks
+            ]
+        )
+        stream = c.stream_bytes * self.scale / self.bytes_per_s
+        stream_f = np.array([b.forward_bytes.at(samples) for b in blocks]) * stream
+        stream_b = np.array([b.backward_bytes.at(samples) for b in blocks]) * stream
+        again = np.array([b.selective_bytes.at(samples) for b in blocks]) * stream
+        forward_device = matmul_f + flash + stream_f
+        backward_device = matmul_b + BACKWARD_FLASH * flash + stream_b
+        kernels = np.array([b.kernels for b in blocks], dtype=float)
+        launches = host_seconds(c, kernels, np.float64(tp)) * (self.launch_s / c.launch_s)
+        return {
+            "forward_device": forward_device,
+            "backward_device": backward_device,
+            "forward_host": launches,
+            "backward_host": launches * k.BACKWARD_KERNELS.value,
+            "weight_share": _ratio(matmul_w, backward_device),
+            "selective_share": _ratio(again, forward_device),
+        }
+
+    def _products(
+        self, blocks: list[BlockWork], samples: float
+    ) -> tuple[Vector, Vector, Vector, Vector]:
+        """Block, forward, input-gradient and weight-gradient seconds of every product."""
+        pairs: list[tuple[int, Matmul]] = [
+            (i, matmul) for i, block in enumerate(blocks) for matmul in block.matmuls
+        ]
+        owner = np.array([i for i, _ in pairs], dtype=np.intp)
+        if not pairs:
+            nothing = np.zeros(0)
+            return owner, nothing, nothing, nothing
+        m = np.array([p.m.at(samples) for _, p in pairs])
+        n = np.array([p.n for _, p in pairs])
+        kk = np.array([p.k for _, p in pairs])
+        batch = np.array([p.batch.at(samples) for _, p in pairs])
+        three = self._gemm(
+            np.concatenate([m, m, n]), np.concatenate([n, kk, kk]), np.concatenate([kk, n, m])
+        ).reshape(3, -1)
+        forward, data, weight = three * batch
+        return owner, forward, data, weight
+
+    def _gemm(self, m: Vector, n: Vector, k_: Vector) -> Vector:
+        return gemm_seconds(
+            self.constants,
+            m,
+            n,
+            k_,
+            item_bytes=self.item_bytes,
+            peak_flop_per_s=self.peak,
+            memory_bytes_per_s=self.bytes_per_s,
+            multiprocessors=self.multiprocessors,
+        )
+
+
+def _ratio(part: Vector, whole: Vector) -> Vector:
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)

@@ -1,0 +1,72 @@
+"""Bytes that a parameter costs: weight, gradient, optimizer state, and what sharding leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopar.core.errors import InputError
+
+ITEM_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "tf32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "float8": 2,
+}
+"""Bytes of a weight or activation element; float8 products read 16-bit tensors."""
+
+MASTER_BYTES = 4
+"""Narrow formats accumulate gradients and update weights in float32 (Micikevicius et al. 2018)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterBytes:
+    """Bytes per parameter element.
+
+    With a 16-bit or narrower precision a rank keeps a float32 gradient and a float32 master copy
+    beside the weight, as Megatron-LM and FSDP with mixed precision do.
+
+    Attributes:
+        weight: The copy that forward and backward read.
+        gradient: The accumulated gradient, also what synchronisation sends.
+        state: Optimizer state and master copy.
+    """
+
+    weight: float
+    gradient: float
+    state: float
+
+    @classmethod
+    def of(cls, precision: str, state_ratio: float) -> ParameterBytes:
+        """Bytes in a precision.
+
+        Args:
+            precision: A key of :data:`ITEM_BYTES`.
+            state_ratio: Optimizer state bytes over weight bytes when all is in one format.
+
+        Raises:
+            InputError: Unknown precision.
+        """
+        if precision not in ITEM_BYTES:
+            raise InputError(
+                f"unknown precision '{precision}'", hint="known: " + ", ".join(sorted(ITEM_BYTES))
+            )
+        item = ITEM_BYTES[precision]
+        if item >= MASTER_BYTES:
+            return cls(weight=item, gradient=item, state=item * state_ratio)
+        state = MASTER_BYTES * (1 + state_ratio)
+        return cls(weight=item, gradient=MASTER_BYTES, state=state)
+
+    def held(self, zero: int, ranks: int, offload: bool) -> tuple[float, float, float]:
+        """Weight, gradient and state bytes on one rank (Rajbhandari et al. 2020, figure 1).
+
+        Args:
+            zero: 1 shares out states, 2 gradients too, 3 weights too.
+            ranks: Ranks that share.
+            offload: States live in host memory.
+        """
+        weight = self.weight / (ranks if zero >= 3 else 1)
+        gradient = self.gradient / (ranks if zero >= 2 else 1)
+        state = self.state / (ranks if zero >= 1 else 1)
+        return weight, gradient, 0.0 if offload else state

@@ -1,0 +1,132 @@
+"""Seconds of a stage's gradient synchronisation and optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from autopar.cost.collectives import CommunicationModel
+from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
+from autopar.cost.ranks import Shapes
+from autopar.cost.states import ParameterBytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageSync:
+    """What the ranks of one pipeline coordinate do after their last backward.
+
+    ==== ==================================================================================
+    zero after the last backward
+    ==== ==================================================================================
+    0    all-reduce gradients over all ranks with the same parameters
+    1    reduce-scatter gradients, all-reduce the shards over replicas, all-gather weights
+    2    all-reduce the shards over replicas, all-gather weights (scattered in each backward)
+    3    all-reduce the shards over replicas (gathers and scatters are in forward and backward)
+    ==== ==================================================================================
+
+    Attributes:
+        communication: Seconds of collectives.
+        sizes: Bytes per parameter element.
+        zero: What is shared out.
+        shards: Ranks that share.
+        data: Groups of ranks with the same parameters.
+        shard: Groups that share, empty when none does.
+        replicate: Groups of replicas of a shard, empty when nothing is shared.
+        expert_data: Groups of ranks with the same experts.
+        concurrency: Groups that synchronise at the same time.
+        bucket_bytes: Gradient bucket size.
+        optimizer_s: Optimizer seconds per element that a rank updates.
+        mode: Sync mode and compression.
+    """
+
+    communication: CommunicationModel
+    sizes: ParameterBytes
+    zero: int
+    shards: int
+    data: Shapes
+    shard: Shapes
+    replicate: Shapes
+    expert_data: Shapes
+    concurrency: int
+    bucket_bytes: float
+    optimizer_s: float
+    mode: str = "all_reduce"
+
+    def seconds(self, dense: float, experts: float = 0.0) -> float:
+        """All of it, one after the other, nothing overlapped.
+
+        Args:
+            dense: Parameter elements on a rank, experts left out.
+            experts: Expert parameter elements on a rank.
+        """
+        key = (dense, experts)
+        if key not in self._known:
+            buckets = bucketed_seconds(
+                dense * self.sizes.gradient, self.bucket_bytes, self._bucket
+            )
+            self._known[key] = buckets + self._gather(dense) + self._experts(experts)
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[tuple[float, float], float]:
+        return {}
+
+    def overlapped(
+        self,
+        backward_s: Sequence[float],
+        ready: Sequence[float],
+        experts: float,
+        slowdown: float,
+    ) -> tuple[float, float]:
+        """Full and exposed seconds when buckets start as soon as backward fills them.
+
+        Args:
+            backward_s: Backward seconds of the blocks, in the order backward runs them.
+            ready: Elements whose gradients become complete in each.
+            experts: Expert parameter elements on a rank.
+            slowdown: Extra backward time per second of communication beside it.
+        """
+        tail = self._gather(sum(ready)) + self._experts(experts)
+        if self._bucket(self.bucket_bytes) == 0.0:
+            return tail, tail
+        sizes = [elements * self.sizes.gradient for elements in ready]
+        full, exposed = overlapped_seconds(
+            backward_s, sizes, self.bucket_bytes, self._bucket, slowdown
+        )
+        return full + tail, exposed + tail
+
+    def optimizer_seconds(self, dense: float, experts: float = 0.0) -> float:
+        """Optimizer step over what the rank updates."""
+        shards = self.shards if self.zero >= 1 else 1
+        return (dense / shards + experts) * self.optimizer_s
+
+    def per_element(self, dense: float) -> float:
+        """Least seconds of synchronisation and optimizer per dense element, for bounds."""
+        return (self.seconds(dense) + self.optimizer_seconds(dense)) / dense if dense else 0.0
+
+    def _bucket(self, size_bytes: float) -> float:
+        if self.zero == 0:
+            return self._slowest("all_reduce", size_bytes, self.data)
+        own = size_bytes / self.shards
+        seconds = self._slowest("all_reduce", own, self.replicate)
+        if self.zero == 1:
+            seconds += self._slowest("reduce_scatter", size_bytes, self.shard)
+        return seconds
+
+    def _gather(self, dense: float) -> float:
+        if self.zero not in (1, 2):
+            return 0.0
+        return self._slowest("all_gather", dense * self.sizes.weight, self.shard)
+
+    def _experts(self, experts: float) -> float:
+        return self._slowest("all_reduce", experts * self.sizes.gradient, self.expert_data)
+
+    def _slowest(self, kind: str, size_bytes: float, shapes: Shapes) -> float:
+        return max(
+            (
+                self.communication.seconds(kind, size_bytes, group, self.concurrency)
+                for group in shapes
+            ),
+            default=0.0,
+        )

@@ -1,0 +1,103 @@
+"""What each block computes, holds and sends on one rank once it is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.graph import Amount, GraphProfile
+from autopar.strategies import BlockWork, Split, Strategies
+
+Vector = npt.NDArray[np.float64]
+NONE, SELECTIVE, FULL = 0, 1, 2
+"""Recompute levels of a block."""
+Levels = tuple[int, ...]
+"""Recompute level of every block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageWork:
+    """The blocks of a profile under one :class:`Split`, as arrays over the blocks.
+
+    Attributes:
+        strategies: Divides the blocks of the profile.
+        split: How work inside a stage is divided.
+    """
+
+    strategies: Strategies
+    split: Split
+
+    @property
+    def profile(self) -> GraphProfile:
+        """What is trained."""
+        return self.strategies.profile
+
+    @cached_property
+    def works(self) -> tuple[BlockWork, ...]:
+        """One entry per block; equal signatures share theirs."""
+        return self.strategies.works(self.split)
+
+    @cached_property
+    def item_bytes(self) -> float:
+        """Bytes of a parameter element in the profile."""
+        counts = sum(count for count, _ in self.profile.parameters.values())
+        return sum(size for _, size in self.profile.parameters.values()) / counts if counts else 4
+
+    @property
+    def edge_share(self) -> float:
+        """Part of a tensor between blocks that a rank holds."""
+        sequence = self.split.tp if self.split.sequence_parallel else 1
+        return 1.0 / (self.split.cp * sequence)
+
+    @cached_property
+    def parameters(self) -> Vector:
+        """Parameter elements on a rank per block, experts left out."""
+        return np.array([w.parameter_bytes for w in self.works]) / self.item_bytes
+
+    @cached_property
+    def experts(self) -> Vector:
+        """Expert parameter elements on a rank per block."""
+        return np.array([w.expert_parameter_bytes for w in self.works]) / self.item_bytes
+
+    def elements_of(self, parameter: str) -> float:
+        """Elements of a parameter on a rank."""
+        return self.strategies.elements(self.split, parameter)
+
+    @cached_property
+    def _kept(self) -> tuple[Vector, Vector]:
+        """Fixed and per-sample bytes kept, ``[level, block]``."""
+        rows = (
+            [w.saved_bytes for w in self.works],
+            [w.selective_saved_bytes for w in self.works],
+            [w.boundary_bytes for w in self.works],
+        )
+        fixed = np.array([[a.fixed for a in row] for row in rows])
+        return fixed, np.array([[a.per_sample for a in row] for row in rows])
+
+    def kept(self, levels: Levels, samples: float) -> Vector:
+        """Bytes that each block keeps per microbatch, as profiled."""
+        fixed, per_sample = self._kept
+        rows, columns = np.asarray(levels), np.arange(len(levels))
+        return np.asarray(fixed[rows, columns] + per_sample[rows, columns] * samples)
+
+    def at_level(self, level: int, samples: float) -> Vector:
+        """:meth:`kept` when every block has one level."""
+        fixed, per_sample = self._kept
+        return np.asarray(fixed[level] + per_sample[level] * samples)
+
+    @cached_property
+    def _transient(self) -> tuple[Vector, Vector]:
+        return _affine([w.peak_transient_bytes for w in self.works])
+
+    def transient(self, samples: float) -> Vector:
+        """Largest op output of each block, as profiled."""
+        fixed, per_sample = self._transient
+        return np.asarray(fixed + per_sample * samples)
+
+
+def _affine(amounts: Sequence[Amount]) -> tuple[Vector, Vector]:
+    return np.array([a.fixed for a in amounts]), np.array([a.per_sample for a in amounts])

@@ -1,0 +1,340 @@
+"""What one block computes, keeps, holds and sends on one rank, for any split."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from autopar.graph import Amount, Block, GraphProfile, Op
+from autopar.strategies.context import ContextSplit
+from autopar.strategies.expert import ExpertSplit
+from autopar.strategies.matmul import Attention, Matmul, Products
+from autopar.strategies.split import Split
+from autopar.strategies.tensor import Collective, TensorSplit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWork:
+    """One block on one rank, for one microbatch; bytes as profiled.
+
+    Attributes:
+        matmuls: Matrix products, divided.
+        attention: Fused attention calls with the FLOPs of this rank.
+        forward_bytes: Bytes that ops other than products read and write.
+        backward_bytes: The same of their gradients.
+        forward_flop_share: Part of the block's FLOPs that the rank does.
+        kernels: Forward kernel launches.
+        parameter_bytes: Bytes of the parameters it holds, experts left out.
+        expert_parameter_bytes: Bytes of the experts it holds.
+        saved_bytes: Activations kept for backward.
+        selective_saved_bytes: The same when only outputs of products are kept.
+        selective_bytes: Bytes read and written to compute the rest again.
+        boundary_bytes: What enters the block, kept when all of it is recomputed.
+        peak_transient_bytes: Largest op output.
+        collectives: Communication between its ops, sizes of the tensor all ranks of the group
+            hold together.
+    """
+
+    matmuls: tuple[Matmul, ...]
+    attention: tuple[Attention, ...]
+    forward_bytes: Amount
+    backward_bytes: Amount
+    forward_flop_share: float
+    kernels: int
+    parameter_bytes: float
+    expert_parameter_bytes: float
+    saved_bytes: Amount
+    selective_saved_bytes: Amount
+    selective_bytes: Amount
+    boundary_bytes: Amount
+    peak_transient_bytes: Amount
+    collectives: tuple[Collective, ...]
+
+
+class Strategies:
+    """Everything about dividing the ops of one profile.
+
+    Args:
+        profile: The traced graph.
+    """
+
+    def __init__(self, profile: GraphProfile) -> None:
+        self.profile = profile
+        self.products = Products(profile)
+        self._works: dict[Split, tuple[BlockWork, ...]] = {}
+
+    @cached_property
+    def tensor(self) -> TensorSplit:
+        """Tensor parallelism."""
+        return TensorSplit(self.products)
+
+    @cached_property
+    def context(self) -> ContextSplit:
+        """Context parallelism."""
+        return ContextSplit(self.products)
+
+    @cached_property
+    def expert(self) -> ExpertSplit:
+        """Expert parallelism."""
+        return ExpertSplit(self.products)
+
+    def why_not(self, split: Split) -> str | None:
+        """Why the model cannot be divided so, or ``None``."""
+        reason = None
+        if split.tp > 1:
+            reason = self.tensor.why_not(split.tp)
+        if reason is None and split.sequence_parallel:
+            reason = self._why_not_sequence(split.tp)
+        if reason is None and split.cp > 1:
+            reason = self.context.why_not(split.cp)
+        if reason is None and split.ep > 1:
+            reason = self.expert.why_not(split.ep)
+        return reason
+
+    def _why_not_sequence(self, tp: int) -> str | None:
+        if tp == 1:
+            return "sequence parallelism needs tp of 2 or more"
+        if not self.context.length:
+            return "the model has no sequence to divide"
+        if self.context.length % tp:
+            return f"tp={tp} does not divide sequences of {self.context.length}"
+        return None
+
+    def elements(self, split: Split, parameter: str) -> float:
+        """Elements of a parameter on one rank."""
+        count = float(self.profile.parameters[parameter][0])
+        if split.ep > 1 and parameter in self.expert.parameters:
+            count /= split.ep
+        if split.tp > 1 and parameter in self.tensor.parameters:
+            count /= split.tp
+        return count
+
+    def works(self, split: Split) -> tuple[BlockWork, ...]:
+        """One entry per block; blocks of equal signature share theirs."""
+        if split not in self._works:
+            known: dict[str, BlockWork] = {}
+            for block in self.profile.blocks:
+                if block.signature not in known:
+                    known[block.signature] = _Division(self, split, block).work()
+            self._works[split] = tuple(known[b.signature] for b in self.profile.blocks)
+        return self._works[split]
+
+    @cached_property
+    def collectives(self) -> dict[tuple[str, bool], dict[int, list[Collective]]]:
+        """``(axis, sequence parallel)`` -> op -> collectives."""
+        found: dict[tuple[str, bool], dict[int, list[Collective]]] = {}
+        for key, items in (
+            (("tp", False), self.tensor.collectives(sequence_parallel=False)),
+            (("tp", True), self.tensor.collectives(sequence_parallel=True)),
+            (("cp", False), self.context.collectives()),
+            (("ep", False), self.expert.collectives()),
+        ):
+            by_op: dict[int, list[Collective]] = defaultdict(list)
+            for item in items:
+                by_op[item.op].append(item)
+            found[key] = by_op
+        return found
+
+
+class _Division:
+    """Divides the ops of one block."""
+
+    def __init__(self, strategies: Strategies, split: Split, block: Block) -> None:
+        self.s = strategies
+        self.split = split
+        self.block = block
+        self.ops = strategies.profile.ops[block.first_op : block.stop_op]
+
+    def work(self) -> BlockWork:
+        """The block on one rank."""
+        if self.split == Split():
+            return self._whole()
+        matmuls, attention = self._products()
+        parts = [self._share(op) for op in self.ops]
+        streams = [
+            (op, share)
+            for op, share in zip(self.ops, parts, strict=True)
+            if op.forward_flop == Amount()
+        ]
+        dense, experts = self._parameters()
+        whole = self._whole_share()
+        work = self._whole()
+        return replace(
+            work,
+            matmuls=matmuls,
+            attention=attention,
+            forward_bytes=_sum((op.forward_bytes, share) for op, share in streams),
+            backward_bytes=_sum((op.backward_bytes, share) for op, share in streams),
+            forward_flop_share=self._flop_share(),
+            parameter_bytes=dense,
+            expert_parameter_bytes=experts,
+            saved_bytes=_sum(
+                (op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True)
+            ),
+            selective_saved_bytes=self._selective(parts),
+            selective_bytes=_sum((op.forward_bytes, share) for op, share in streams),
+            boundary_bytes=_scaled(self.block.boundary_bytes, whole),
+            peak_transient_bytes=self._largest(parts),
+            collectives=tuple(self._collectives()),
+        )
+
+    def _whole(self) -> BlockWork:
+        block = self.block
+        ones = [1.0] * len(self.ops)
+        streams = [op for op in self.ops if op.forward_flop == Amount()]
+        experts = sum(
+            self.s.profile.parameters[name][1]
+            for name in block.parameters
+            if name in self.s.expert.parameters
+        )
+        pairs = [(self.s.products.matmul(op), self.s.products.attention(op)) for op in self.ops]
+        return BlockWork(
+            matmuls=tuple(matmul for matmul, _ in pairs if matmul is not None),
+            attention=tuple(call for _, call in pairs if call is not None),
+            forward_bytes=Amount.total([op.forward_bytes for op in streams]),
+            backward_bytes=Amount.total([op.backward_bytes for op in streams]),
+            forward_flop_share=1.0,
+            kernels=block.kernels,
+            parameter_bytes=block.parameter_bytes - experts,
+            expert_parameter_bytes=float(experts),
+            saved_bytes=block.saved_bytes,
+            selective_saved_bytes=self._selective(ones),
+            selective_bytes=Amount.total([op.forward_bytes for op in streams]),
+            boundary_bytes=block.boundary_bytes,
+            peak_transient_bytes=block.peak_transient_bytes,
+            collectives=(),
+        )
+
+    def _whole_share(self) -> float:
+        """Part of a tensor outside tensor parallel regions."""
+        sequence = self.split.tp if self.split.sequence_parallel else 1
+        return 1.0 / (self.split.cp * sequence)
+
+    def _share(self, op: Op) -> float:
+        """Part of an op's output that a rank holds."""
+        if self.split.tp > 1 and op.index in self.s.tensor.divided:
+            return 1.0 / (self.split.tp * self.split.cp)
+        return self._whole_share()
+
+    def _flop_share(self) -> float:
+        total = self.block.forward_flop.at(self.s.profile.batch)
+        if total <= 0:
+            return self._whole_share()
+        mine = 0.0
+        for op in self.ops:
+            share = self._share(op)
+            if self.split.tp > 1 and op.index in self.s.tensor.rows:
+                share = 1.0 / (self.split.tp * self.split.cp)
+            mine += op.forward_flop.at(self.s.profile.batch) * share
+        return mine / total
+
+    def _products(self) -> tuple[tuple[Matmul, ...], tuple[Attention, ...]]:
+        matmuls, calls = [], []
+        for op in self.ops:
+            matmul, call = self.s.products.matmul(op), self.s.products.attention(op)
+            if matmul is not None:
+                matmuls.append(self._matmul(op, matmul))
+            if call is not None:
+                share = self._share(op)
+                tp = self.split.tp if op.index in self.s.tensor.divided else 1
+                calls.append(
+                    replace(call, flop=_scaled(call.flop, share), heads=max(1, call.heads // tp))
+                )
+        return tuple(matmuls), tuple(calls)
+
+    def _matmul(self, op: Op, matmul: Matmul) -> Matmul:
+        split, tensor = self.split, self.s.tensor
+        m, n, k, batch = matmul.m, matmul.n, matmul.k, matmul.batch
+        rows = 1.0 / split.cp
+        if split.tp > 1 and op.index in tensor.rows:
+            k /= split.tp
+        elif split.tp > 1 and op.index in tensor.divided:
+            if matmul.weight:
+                n /= split.tp
+            else:
+                batch = _scaled(batch, 1.0 / split.tp)
+        elif split.sequence_parallel:
+            rows /= split.tp
+        if split.ep > 1 and set(op.parameters) & self.s.expert.parameters:
+            rows *= split.ep
+            batch = Amount(batch.fixed / split.ep, batch.per_sample / split.ep)
+        per_sample = m.per_sample if m.per_sample else m.fixed
+        m = Amount(0.0, per_sample * rows) if m.per_sample else Amount(m.fixed * rows, 0.0)
+        return replace(matmul, m=m, n=n, k=k, batch=batch)
+
+    def _parameters(self) -> tuple[float, float]:
+        dense = experts = 0.0
+        for name in self.block.parameters:
+            count, size = self.s.profile.parameters[name]
+            mine = self.s.elements(self.split, name) * size / max(1, count)
+            if name in self.s.expert.parameters:
+                experts += mine
+            else:
+                dense += mine
+        return dense, experts
+
+    def _selective(self, parts: list[float]) -> Amount:
+        """Outputs of products and attention, and what enters the block."""
+        kept = [
+            (_larger(op.saved_bytes, op.output_bytes), share)
+            for op, share in zip(self.ops, parts, strict=True)
+            if op.forward_flop != Amount()
+        ]
+        outputs = _sum(kept) + _scaled(self.block.boundary_bytes, self._whole_share())
+        everything = _sum(
+            (op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True)
+        )
+        return _smaller(outputs, everything)
+
+    def _largest(self, parts: list[float]) -> Amount:
+        batch = self.s.profile.batch
+        sizes = [
+            _scaled(op.output_bytes, share) for op, share in zip(self.ops, parts, strict=True)
+        ]
+        return max(sizes, key=lambda size: size.at(batch), default=Amount())
+
+    def _collectives(self) -> list[Collective]:
+        split, found = self.split, []
+        for axis, sequence, active in (
+            ("tp", split.sequence_parallel, split.tp > 1),
+            ("cp", False, split.cp > 1),
+            ("ep", False, split.ep > 1),
+        ):
+            if not active:
+                continue
+            by_op = self.s.collectives[axis, sequence]
+            for op in self.ops:
+                for item in by_op.get(op.index, ()):
+                    share = self._collective_share(op, axis)
+                    found.append(replace(item, size_bytes=_scaled(item.size_bytes, share)))
+        return found
+
+    def _collective_share(self, op: Op, axis: str) -> float:
+        """Part of the whole tensor that the group of the collective holds together."""
+        if axis == "cp":
+            return 1.0 / self.split.tp if op.index in self.s.tensor.divided else 1.0
+        sequence = self.split.tp if axis == "ep" and self.split.sequence_parallel else 1
+        return 1.0 / (self.split.cp * sequence)
+
+
+def _scaled(amount: Amount, share: float) -> Amount:
+    """Per-sample part divided; what does not depend on samples is there on each rank."""
+    return Amount(amount.fixed, amount.per_sample * share) if share != 1.0 else amount
+
+
+def _sum(parts: Iterable[tuple[Amount, float]]) -> Amount:
+    fixed = per_sample = 0.0
+    for amount, share in parts:
+        fixed += amount.fixed
+        per_sample += amount.per_sample * share
+    return Amount(fixed, per_sample)
+
+
+def _larger(a: Amount, b: Amount) -> Amount:
+    return Amount(max(a.fixed, b.fixed), max(a.per_sample, b.per_sample))
+
+
+def _smaller(a: Amount, b: Amount) -> Amount:
+    return Amount(min(a.fixed, b.fixed), min(a.per_sample, b.per_sample))
