@@ -34,7 +34,10 @@ class DualPipeV(AbstractSchedule):
         if stages != 2 * ranks:
             return f"dualpipev runs 2 stages per rank, not {stages} stages on {ranks} ranks"
         if microbatches < 2 * ranks:
-            return f"dualpipev needs at least {2 * ranks} microbatches, not {microbatches}"
+            return (
+                f"dualpipev on {ranks} ranks needs at least {2 * ranks} microbatches, "
+                f"not {microbatches}"
+            )
         return None
 
 

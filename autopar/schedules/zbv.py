@@ -32,7 +32,10 @@ class ZBV(AbstractSchedule):
         if stages != 2 * ranks:
             return f"zbv runs 2 stages per pipeline rank, not {stages} stages on {ranks} ranks"
         if microbatches < 2 * ranks - 1:
-            return f"zbv needs at least {2 * ranks - 1} microbatches, not {microbatches}"
+            return (
+                f"zbv on {ranks} ranks needs at least {2 * ranks - 1} microbatches, "
+                f"not {microbatches}"
+            )
         return None
 
 
