@@ -36,7 +36,8 @@ def command(
             for name, rows in data.items():
                 console.print(f"[bold]{name}[/bold]")
                 for row in rows:
-                    console.print(f"  {row['name']:22} {row['summary']}", markup=False)
+                    note = "" if row.get("runnable", True) else " [planned only, not yet run]"
+                    console.print(f"  {row['name']:22} {row['summary']}{note}", markup=False)
 
         talk.finish(data, show)
 
@@ -72,7 +73,14 @@ def _zoo() -> list[dict[str, Any]]:
 def _schedules() -> list[dict[str, Any]]:
     from autopar.schedules import SCHEDULES
 
-    return [{"name": name, "summary": SCHEDULES.summary(name)} for name in SCHEDULES]
+    return [
+        {
+            "name": name,
+            "runnable": SCHEDULES.load(name).runnable,
+            "summary": SCHEDULES.summary(name),
+        }
+        for name in SCHEDULES
+    ]
 
 
 _LISTS = {Kind.MACHINES: _machines, Kind.ZOO: _zoo, Kind.SCHEDULES: _schedules}

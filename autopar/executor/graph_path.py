@@ -186,14 +186,19 @@ def action_rows(plan: Plan) -> list[list[Action]]:
     """The schedule's actions by pipeline coordinate of the plan.
 
     Raises:
-        InputError: The schedule cannot run with the plan's numbers, or the plan spreads the
-            stages that the schedule puts on one rank over several.
+        InputError: The schedule cannot run with the plan's numbers or in this executor, or the
+            plan spreads the stages that the schedule puts on one rank over several.
     """
     schedule = SCHEDULES.load(plan.schedule)
     pp, stages = plan.mesh.pp, len(plan.stages)
     problem = schedule.check(pp, stages, plan.microbatches)
     if problem:
         raise InputError(f"plan {plan.name}: {problem}", hint="plan again")
+    if not schedule.runnable:
+        raise InputError(
+            f"plan {plan.name}: schedule '{plan.schedule}' can be planned, not yet run",
+            hint="`autopar catalog schedules` names the schedules that run",
+        )
     rows: list[list[Action]] = [[] for _ in range(pp)]
     for row in schedule.actions(pp, stages, plan.microbatches):
         homes = {plan.stages[action.stage].pp for action in row}

@@ -32,6 +32,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "pp2 1f1b": {"pp": 2},
     "pp2 gpipe clip": {"pp": 2, "schedule": "gpipe", "clip_norm": 0.05},
     "pp2 interleaved": {"pp": 2, "stages": 4, "schedule": "interleaved"},
+    "pp2 looped_bfs": {"pp": 2, "stages": 4, "schedule": "looped_bfs", "microbatches": 3},
     "dp2 pp2 clip": {"dp": 2, "pp": 2, "bucket_bytes": 256, "clip_norm": 0.05},
 }
 
