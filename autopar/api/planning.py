@@ -83,6 +83,7 @@ def plan_search(
         InfeasibleError: Nothing fits; the hint names the smallest relaxation that works.
     """
     from autopar.search import search
+    from autopar.search.reasons import Explainer
 
     options = search_options(
         global_batch=global_batch,
@@ -98,6 +99,8 @@ def plan_search(
     where = resolve_cluster(cluster, progress=progress)
     what, path = resolve_profile(profile, where, progress=progress)
     result = search(what, where, options)
+    why = Explainer(result=result, profile=what, cluster=where, options=options)
+    result = replace(result, reasons=why)
     if path is not None:
         result = replace(result, profile={**result.profile, "path": str(path.absolute())})
     if out is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -16,6 +17,7 @@ from autopar.results import RankedPlan, Rejection, SearchResult
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from autopar.api.planning import Planned
 
@@ -84,6 +86,8 @@ def command(
         )
         answers = _answers(planned, why_not, what_if)
         result = planned.result
+        if explain and result.reasons is not None:
+            result = replace(result, explanation=result.reasons())
         if answers:
             result = replace(result, explanation=(*result.explanation, *answers))
         if out is not None:
@@ -132,9 +136,20 @@ def _show(
     )
     for paragraph in result.explanation if explain else answers:
         console.print()
-        console.print(paragraph, markup=False)
+        console.print(_opened(paragraph))
     if out is not None:
         console.print(f"written {out}", markup=False)
+
+
+def _opened(paragraph: str) -> Text:
+    """A paragraph with the words that open it, up to the first full stop, set in bold."""
+    from rich.text import Text
+
+    text = Text(paragraph)
+    opening = re.match(r".{1,80}?[.?](?= )", paragraph)
+    if opening is not None:
+        text.stylize("bold", 0, opening.end())
+    return text
 
 
 def _verdict(result: SearchResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,8 @@ class SearchResult:
         study_name: Name of the Optuna study.
         provenance: Versions, host, command.
         study: The Optuna study itself; not stored in the file.
+        reasons: Says more than ``explanation`` when called, at the price of more pricing; not
+            stored in the file.
     """
 
     best: RankedPlan
@@ -117,10 +120,11 @@ class SearchResult:
     study_name: str = ""
     provenance: dict[str, Any] = field(default_factory=dict, compare=False)
     study: optuna.Study | None = field(default=None, compare=False, repr=False)
+    reasons: Callable[[], tuple[str, ...]] | None = field(default=None, compare=False, repr=False)
 
     def explain(self) -> str:
-        """The reasons, as text."""
-        return "\n".join(self.explanation)
+        """Why this plan, as text: in full where profile and cluster are at hand."""
+        return "\n".join(self.reasons() if self.reasons is not None else self.explanation)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per ranked plan: name, step time, memory, throughput, breakdown."""

@@ -1,24 +1,24 @@
-"""Why this plan: against baselines and the runner-up, part by part, with the margin of error."""
+"""Why this plan, from its price alone: what every search result says without further pricing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from autopar.core.units import format_bytes, format_seconds
-from autopar.results import Certificate, RankedPlan, Rejection
+from autopar.results import Certificate, PlanPrice, RankedPlan, Rejection
 from autopar.search.goal import value_of
 from autopar.search.options import SearchOptions
+from autopar.search.parts import (
+    difference_words,
+    differences,
+    memory_words,
+    time_words,
+    useful_share,
+)
+from autopar.search.spec import AXES
 
-_PARTS = {
-    "forward_s": "forward",
-    "backward_s": "backward",
-    "recompute_s": "recompute",
-    "pipeline_communication_s": "pipeline communication",
-    "gradient_sync_s": "gradient synchronisation",
-    "bubble_s": "bubble",
-    "optimizer_s": "optimizer",
-    "other_s": "other",
-}
+FULL = 0.9
+"""From this share on, margin included, memory is said to be full."""
 
 
 def explain(
@@ -27,90 +27,150 @@ def explain(
     certificate: Certificate,
     options: SearchOptions,
 ) -> tuple[str, ...]:
-    """Paragraphs for people."""
+    """Paragraphs for people, each opened by what it is about.
+
+    :func:`autopar.search.reasons.reasons` says more, at the price of pricing more.
+    """
     best = top[0]
-    lines = [_verdict(best, options), _proof(certificate), _binding(best)]
-    for name, item in baselines.items():
-        if isinstance(item, Rejection):
-            lines.append(f"{name} is not possible: {item.detail}.")
-        elif item.plan.hash == best.plan.hash:
-            lines.append(f"{name} is the chosen plan.")
-        else:
-            lines.append(f"Against {name} ({item.name}): {compare(best, item, options)}")
+    lines = [
+        verdict(best, certificate, options.objective),
+        layout_words(best),
+        f"Time. {time_words(best.price.breakdown)}. {useful_words(best.price)}",
+        memory_paragraph(best.price, options.max_memory_bytes),
+        *baseline_paragraphs(best, baselines, options.objective),
+    ]
     if len(top) > 1:
-        lines.append(f"Against the runner-up {top[1].name}: {compare(best, top[1], options)}")
+        lines.append(
+            f"Against the runner-up, {top[1].name}. {compare(best, top[1], options.objective)}"
+        )
+    lines.append(proof(certificate))
     return tuple(lines)
 
 
-def _verdict(best: RankedPlan, options: SearchOptions) -> str:
+def verdict(best: RankedPlan, certificate: Certificate, objective: str) -> str:
+    """The plan and its figures in one sentence, and how sure it is the best."""
     price = best.price
-    return (
-        f"{best.name}: {format_seconds(price.step_time_s.value)} per step "
-        f"({format_seconds(price.step_time_s.low)} to {format_seconds(price.step_time_s.high)}, "
-        f"{price.step_time_s.source}), {price.samples_per_s:.4g} samples/s, peak memory "
-        f"{format_bytes(price.peak_memory_bytes.value)}; best for {options.objective}."
+    step = price.step_time_s
+    facts = [
+        f"{format_seconds(step.value)} per step ({format_seconds(step.low)} to "
+        f"{format_seconds(step.high)}, {step.source})",
+        f"{price.samples_per_s:.4g} samples/s",
+    ]
+    if price.mfu is not None:
+        facts.append(f"MFU {price.mfu:.0%}")
+    facts.append(
+        f"{format_bytes(price.peak_memory_bytes.value)} of "
+        f"{format_bytes(price.capacity_bytes)} on the fullest rank"
     )
-
-
-def _proof(certificate: Certificate) -> str:
-    rejected = sum(certificate.rejected.values())
+    if price.energy_joule is not None:
+        facts.append(_energy(price.energy_joule.value))
+    if price.cost_usd is not None:
+        facts.append(f"{price.cost_usd.value:.3g} USD")
     claim = (
-        "proved best in this space"
-        if certificate.gap == 0
-        else f"at most {certificate.gap:.2%} from the best in this space"
+        "proved best" if certificate.gap == 0 else f"at most {certificate.gap:.2%} from the best"
     )
     return (
-        f"Of {certificate.space} points {rejected} were rejected, {certificate.bounded} ruled out "
-        f"by a bound and {certificate.priced} priced in full: {claim}."
+        f"Verdict. {best.name}: {', '.join(facts)} a step; {claim} for {objective} in the space "
+        f"of {certificate.space:,} points."
     )
 
 
-def _binding(best: RankedPlan) -> str:
-    """The resource that limits the plan."""
-    price = best.price
-    used = price.peak_memory_bytes.high / price.capacity_bytes if price.capacity_bytes else 0.0
-    parts = price.breakdown.to_dict()
-    total = parts.pop("total_s") or 1.0
-    largest = max(parts, key=lambda key: parts[key])
-    waits = {k: v for k, v in parts.items() if k not in ("forward_s", "backward_s")}
-    worst = max(waits, key=lambda key: waits[key])
+def layout_words(best: RankedPlan) -> str:
+    """What the plan's name means."""
+    plan = best.plan
+    degrees = {axis: n for axis, n in plan.mesh.to_dict().items() if n > 1}
+    product = [f"{n} {AXES[axis].summary}" for axis, n in degrees.items() if axis != "ep"]
+    text = f"{' x '.join(product) or 'one rank'} = {plan.world_size} devices"
+    if "ep" in degrees:
+        text += f", experts over {degrees['ep']} of them"
+    text += (
+        f"; {plan.microbatches} microbatches of {plan.microbatch_size} samples per replica, "
+        f"global batch {plan.global_batch}"
+    )
+    if len(plan.stages) > 1:
+        lengths = [len(stage.blocks) for stage in plan.stages]
+        shortest, longest = min(lengths), max(lengths)
+        each = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+        text += f"; {len(plan.stages)} stages of {each} blocks, schedule {plan.schedule}"
+    return f"Plan. {text}."
+
+
+def useful_words(price: PlanPrice) -> str:
+    """How much of the step is the training itself."""
+    share = useful_share(price.breakdown)
+    ideal = price.step_time_s.value * share
+    return (
+        f"Forward and backward compute are {share:.0%} of the step; were all else free, it would "
+        f"take {format_seconds(ideal)}."
+    )
+
+
+def memory_paragraph(price: PlanPrice, limit_bytes: float | None = None) -> str:
+    """What fills the fullest rank, and whether memory binds."""
+    room = min(price.capacity_bytes, limit_bytes or price.capacity_bytes)
+    high = price.peak_memory_bytes.high
+    used = high / room if room else 0.0
     text = (
-        f"{parts[largest] / total:.0%} of the step is {_PARTS[largest]}; the largest cost beside "
-        f"computing is {_PARTS[worst]} with {parts[worst] / total:.1%}; memory is filled to "
-        f"{used:.0%}"
+        f"Memory. {memory_words(price.worst_memory)}; with the allocator's margin "
+        f"{format_bytes(high)}, {used:.0%} of {format_bytes(room)}"
     )
-    return text + (", which is what binds." if used > 0.9 else ".")
+    return text + (", which is what binds." if used > FULL else ".")
 
 
-def compare(best: RankedPlan, other: RankedPlan, options: SearchOptions) -> str:
-    """How much another plan loses and in which parts; says when the margin is within the error."""
-    mine, theirs = (
-        value_of(best.price, options.objective),
-        value_of(other.price, options.objective),
-    )
+def baseline_paragraphs(
+    best: RankedPlan, baselines: Mapping[str, RankedPlan | Rejection], objective: str
+) -> list[str]:
+    """What people try first, against the chosen plan."""
+    lines = []
+    for name, item in baselines.items():
+        if isinstance(item, Rejection):
+            lines.append(f"Against {name}. Not possible: {item.detail}.")
+        elif item.plan.hash == best.plan.hash:
+            lines.append(f"Against {name}. It is the chosen plan.")
+        else:
+            lines.append(f"Against {name}, {item.name}. {compare(best, item, objective)}")
+    return lines
+
+
+def compare(best: RankedPlan, other: RankedPlan, objective: str) -> str:
+    """How much more another plan needs, and in which parts of the step."""
+    mine, theirs = value_of(best.price, objective), value_of(other.price, objective)
     margin = theirs / mine - 1 if mine else 0.0
+    text = f"It needs {margin:+.1%} {_unit(objective)}"
+    if other.plan.world_size != best.plan.world_size:
+        text += f" on {other.plan.world_size} instead of {best.plan.world_size} devices"
+    delta = other.price.step_time_s.value - best.price.step_time_s.value
     gains = differences(best, other)
-    named = ", ".join(
-        f"{_PARTS[key]} {'+' if delta > 0 else '-'}{format_seconds(abs(delta))}"
-        for key, delta in gains[:3]
-    )
-    text = f"it needs {margin:+.1%} {_unit(options.objective)}"
-    if named:
-        text += f" (its {named})"
-    step = best.price.step_time_s
-    spread = (step.high - step.value) / step.value if step.value else 0.0
-    if options.objective in ("time", "time-to-target") and margin < spread:
-        text += f"; too close to call within the +-{spread:.0%} range"
+    if gains:
+        longer = "longer" if delta >= 0 else "shorter"
+        text += f", {format_seconds(abs(delta))} {longer} a step: {difference_words(gains)}"
+    if objective in ("time", "time-to-target") and (
+        other.price.step_time_s.low <= best.price.step_time_s.high
+    ):
+        text += "; their ranges overlap"
     return text + "."
 
 
-def differences(best: RankedPlan, other: RankedPlan) -> list[tuple[str, float]]:
-    """Parts of the step that differ by more than 0.1 %, largest first."""
-    total = best.price.step_time_s.value
-    mine, theirs = best.price.breakdown.to_dict(), other.price.breakdown.to_dict()
-    deltas = [(key, theirs[key] - mine[key]) for key in _PARTS]
-    kept = [(key, delta) for key, delta in deltas if abs(delta) > 1e-3 * total]
-    return sorted(kept, key=lambda item: -abs(item[1]))
+def proof(certificate: Certificate) -> str:
+    """What happened to every point of the space."""
+    rejected = ", ".join(
+        f"{count:,} {reason}"
+        for reason, count in sorted(certificate.rejected.items(), key=lambda item: -item[1])
+    )
+    text = f"Rejected. Of {certificate.space:,} points "
+    if rejected:
+        text += f"{sum(certificate.rejected.values()):,} are not possible ({rejected}), "
+    text += (
+        f"{certificate.bounded:,} cannot beat the best by a lower bound, "
+        f"{certificate.priced:,} were priced in full"
+    )
+    if certificate.gap == 0:
+        return text + ": proved best in this space."
+    return text + f": at most {certificate.gap:.2%} may be left to gain."
+
+
+def _energy(joule: float) -> str:
+    return f"{joule / 3.6e6:.3g} kWh" if joule >= 3.6e5 else f"{joule / 1e3:.3g} kJ"
 
 
 def _unit(objective: str) -> str:
