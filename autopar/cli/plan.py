@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -145,11 +144,10 @@ def _opened(paragraph: str) -> Text:
     """A paragraph with the words that open it, up to the first full stop, set in bold."""
     from rich.text import Text
 
-    text = Text(paragraph)
-    opening = re.match(r".{1,80}?[.?](?= )", paragraph)
-    if opening is not None:
-        text.stylize("bold", 0, opening.end())
-    return text
+    from autopar.reporting.text import split_opening
+
+    opening, rest = split_opening(paragraph)
+    return Text.assemble((opening, "bold"), rest)
 
 
 def _verdict(result: SearchResult) -> str:

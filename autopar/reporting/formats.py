@@ -9,7 +9,7 @@ import re
 
 from autopar.reporting.model import Chart, Page, Prose
 from autopar.reporting.table import Table
-from autopar.reporting.text import visible
+from autopar.reporting.text import split_opening, visible
 
 SCHEMA = "autopar.report"
 SCHEMA_VERSION = 1
@@ -70,7 +70,9 @@ def render_markdown(page: Page) -> str:
             lines += [_md(section.lead), ""]
         for part in section.parts:
             if isinstance(part, Prose):
-                lines += [line for text in part.paragraphs for line in (_md(text), "")]
+                lines += [
+                    line for text in part.paragraphs for line in (_paragraph(text, part), "")
+                ]
                 continue
             if isinstance(part, Chart):
                 lines += [f"### {_md(part.title)}", ""]
@@ -79,6 +81,11 @@ def render_markdown(page: Page) -> str:
                 lines += _md_table(table)
             seen.add(table.id)
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _paragraph(text: str, part: Prose) -> str:
+    opening, rest = split_opening(text) if part.opened else ("", text)
+    return f"**{_md(opening)}**{_md(rest)}" if opening else _md(text)
 
 
 def _md_table(table: Table) -> list[str]:

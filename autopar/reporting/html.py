@@ -15,7 +15,7 @@ from markupsafe import Markup
 from autopar.core.version import __version__
 from autopar.reporting.model import Chart, Page, Prose
 from autopar.reporting.table import Table
-from autopar.reporting.text import visible
+from autopar.reporting.text import split_opening, visible
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_DOWNLOAD_CHARACTERS = 2_000_000
@@ -63,6 +63,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["units"] = keep_units
+    environment.filters["opening"] = split_opening
     environment.tests["chart"] = lambda part: isinstance(part, Chart)
     environment.tests["table"] = lambda part: isinstance(part, Table)
     environment.tests["prose"] = lambda part: isinstance(part, Prose)

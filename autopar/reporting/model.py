@@ -49,10 +49,17 @@ class Chart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prose:
-    """Paragraphs."""
+    """Paragraphs.
+
+    Attributes:
+        paragraphs: The texts.
+        preformatted: Keep the spacing of the text.
+        opened: Each paragraph opens with what it is about, which is set in bold.
+    """
 
     paragraphs: tuple[str, ...]
     preformatted: bool = False
+    opened: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

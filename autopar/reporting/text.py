@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from datetime import UTC, datetime
 
@@ -22,6 +23,16 @@ def clean(text: object, limit: int = MAX_NAME) -> str:
     """A foreign string as one visible line, cut at ``limit``."""
     kept = visible(str(text)).replace("\n", " ")
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def split_opening(text: str) -> tuple[str, str]:
+    """A paragraph's opening words, up to the first full stop or question mark, and the rest.
+
+    ``"Memory. 6 GiB of 8 GiB."`` -> ``("Memory.", " 6 GiB of 8 GiB.")``; no opening when the
+    first sentence is long.
+    """
+    found = re.match(r".{1,80}?[.?](?= )", text)
+    return (text[: found.end()], text[found.end() :]) if found is not None else ("", text)
 
 
 def plot_text(text: object, limit: int = 60) -> str:

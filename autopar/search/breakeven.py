@@ -15,6 +15,7 @@ from autopar.results import PlanPrice, RankedPlan, SearchResult
 from autopar.search.change import scaled_cluster
 from autopar.search.driver import find
 from autopar.search.goal import value_of
+from autopar.search.infeasible import least_memory
 from autopar.search.options import SearchOptions
 from autopar.search.parts import strategy_name
 from autopar.search.quantities import QUANTITIES
@@ -23,10 +24,14 @@ LIMIT = 16.0
 """Scales from 1/16 to 16 are looked at."""
 TOLERANCE = 0.02
 """Relative width to which a flip is located."""
+MEMORY_TOLERANCE = 0.05
+"""The same for memory, where every step is a search."""
+SEARCHED_SPACE = 4_000
+"""Spaces up to this many points are searched again; in larger ones known plans are compared."""
 TIE = 1e-9
 """Relative differences below this are no difference."""
-ROUNDS = 8
-"""Searches that may correct a flip before it is reported unconfirmed."""
+ROUNDS = 4
+"""Pairs of searches that may correct a flip before it is reported unconfirmed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +85,10 @@ def break_even(
     """The nearest flips of the chosen strategy when one quantity falls or rises.
 
     A full search at ``1 / limit`` and ``limit`` says whether the choice flips at all; the place
-    is found by bisection over the known plans, priced again at each scale, and confirmed by a
-    full search just before it. A search that finds a plan not yet known there adds it, and the
-    bisection starts again nearer to the cluster as it is.
+    is found by bisection over the known plans, priced again at each scale, and confirmed by
+    full searches at it and just before it. A search that finds a plan not yet known adds it, and
+    the bisection starts again. Memory decides which plans are possible, not how long they take,
+    so there the bisection searches at every step.
 
     Args:
         result: The search in question.
@@ -117,13 +123,28 @@ def flip_until(
     quantity: str,
     edge: float,
     options: SearchOptions | None = None,
+    *,
+    known: Iterable[Plan] = (),
+    searches: bool = True,
 ) -> BreakEven | None:
     """The nearest flip on the way from the cluster as it is to ``edge`` times a quantity.
+
+    Args:
+        result: The search in question.
+        profile: What is trained.
+        cluster: Where.
+        quantity: Name in :data:`autopar.search.quantities.QUANTITIES`.
+        edge: Factor at which to stop looking.
+        options: Of the search in question.
+        known: Plans to compare beside those of the result.
+        searches: As in :func:`break_even`.
 
     Raises:
         InputError: Unknown quantity, or the cluster cannot take the change.
     """
-    return _hunt(result, profile, cluster, quantity, options).flip(edge)
+    hunt = _hunt(result, profile, cluster, quantity, options)
+    hunt.learn(known)
+    return hunt.flip(edge) if searches else hunt.known_flip(edge)
 
 
 def _hunt(
@@ -155,6 +176,7 @@ class _Hunt:
     options: SearchOptions
     known: dict[str, Plan] = field(default_factory=dict)
     models: dict[float, CostModel] = field(default_factory=dict)
+    prices: dict[tuple[str, float], PlanPrice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         baselines = (b for b in self.result.baselines.values() if isinstance(b, RankedPlan))
@@ -185,10 +207,21 @@ class _Hunt:
 
     def price(self, plan: Plan, scale: float) -> PlanPrice:
         """A known plan at a scale."""
-        if scale not in self.models:
-            changed = scaled_cluster(self.cluster, self.quantity, scale)
-            self.models[scale] = CostModel(self.profile, changed, plan.precision)
-        return price(plan, self.profile, self.models[scale].cluster, self.models[scale])
+        if self.quantity == "memory":  # decides what fits, not how long it takes
+            cost = self.price_on(plan, 1.0)
+            return replace(cost, capacity_bytes=cost.capacity_bytes * scale)
+        return self.price_on(plan, scale)
+
+    def price_on(self, plan: Plan, scale: float) -> PlanPrice:
+        """A known plan on the changed cluster."""
+        key = (plan.hash, scale)
+        if key not in self.prices:
+            if scale not in self.models:
+                changed = scaled_cluster(self.cluster, self.quantity, scale)
+                self.models[scale] = CostModel(self.profile, changed, plan.precision)
+            model = self.models[scale]
+            self.prices[key] = price(plan, self.profile, model.cluster, model)
+        return self.prices[key]
 
     def rival(self, scale: float) -> Plan | None:
         """The known plan of another strategy that beats the chosen strategy at a scale."""
@@ -201,9 +234,11 @@ class _Hunt:
 
     def flip(self, edge: float) -> BreakEven | None:
         """The flip nearest to scale 1 between 1 and ``edge``."""
+        if self.quantity == "memory":
+            return self.memory_flip(edge)
         winner = self.search(edge)
         if winner is None:
-            return self.exhausted(edge)
+            return self.report(edge, confirmed=False)
         self.learn([winner.plan])
         far = edge
         for _ in range(ROUNDS):
@@ -221,6 +256,36 @@ class _Hunt:
                 return self.report(scale, confirmed=sure)
         return self.report(far, confirmed=False)
 
+    def memory_flip(self, edge: float) -> BreakEven | None:
+        """The flip by memory: it decides what fits, so every step of the bisection searches."""
+        far = max(edge, self.least_scale()) if edge < 1 else edge
+        found: dict[float, RankedPlan | None] = {far: self.search(far)}
+        winner = found[far]
+        if winner is not None and self.own(winner.plan):
+            # the chosen strategy needs least of all: below this nothing fits
+            return self._even(far, None, confirmed=True) if edge < far < 1 else None
+        if winner is not None and far > 1:  # more than this it does not need
+            need = winner.price.peak_memory_bytes.high / winner.price.capacity_bytes
+            found[far * need] = winner
+            far = max(far * need, 1.0)
+
+        def flips(scale: float) -> bool:
+            found[scale] = self.search(scale)
+            plan = found[scale]
+            return plan is None or not self.own(plan.plan)
+
+        scale = bisect(flips, 1.0, far, MEMORY_TOLERANCE)
+        return self._even(scale, found.get(scale, winner), confirmed=True)
+
+    def least_scale(self) -> float:
+        """The memory, as a share of what there is, with which the smallest plan just fits."""
+        model = CostModel(self.profile, self.cluster, self.options.precision)
+        smallest = least_memory(model, self.options)
+        if smallest is None:
+            return 1.0
+        need = smallest.price.peak_memory_bytes.high / smallest.price.capacity_bytes
+        return min(1.0, need * (1 + TOLERANCE))
+
     def known_flip(self, edge: float) -> BreakEven | None:
         """The flip nearest to scale 1 among the known plans."""
         if self.rival(edge) is None:
@@ -236,32 +301,21 @@ class _Hunt:
         """True for plans that are not priced at every scale yet."""
         return plan.hash not in self.known
 
-    def exhausted(self, edge: float) -> BreakEven | None:
-        """Where nothing fits at the edge: the flip before that, else the end of what fits."""
-        end = bisect(lambda s: self.search(s) is None, 1.0, edge)
-        survivor = self.search(nearer(end))
-        if survivor is not None and not self.own(survivor.plan):
-            return self.flip(nearer(end))
-        return BreakEven(
-            quantity=self.quantity,
-            scale=end,
-            now=self.now,
-            at=self.now * end,
-            winner=None,
-            confirmed=True,
-        )
-
     def report(self, scale: float, *, confirmed: bool) -> BreakEven | None:
-        """The flip at a scale, with what wins there."""
+        """The flip at a scale, with the known plan that wins there."""
         plan = self.rival(scale)
         if plan is None:
             return None
+        ranked = RankedPlan(plan=plan, price=self.price(plan, scale))
+        return self._even(scale, ranked, confirmed=confirmed)
+
+    def _even(self, scale: float, winner: RankedPlan | None, *, confirmed: bool) -> BreakEven:
         return BreakEven(
             quantity=self.quantity,
             scale=scale,
             now=self.now,
             at=self.now * scale,
-            winner=RankedPlan(plan=plan, price=self.price(plan, scale)),
+            winner=winner,
             confirmed=confirmed,
         )
 
@@ -276,14 +330,7 @@ class _Hunt:
             except InputError:  # not whole nodes, or a mixed cluster
                 return None
             if best is None or axes_used(best.plan) != kind:
-                return BreakEven(
-                    quantity=self.quantity,
-                    scale=scale,
-                    now=self.now,
-                    at=self.now * scale,
-                    winner=best,
-                    confirmed=True,
-                )
+                return self._even(scale, best, confirmed=True)
             factor *= 2
         return None
 
@@ -299,13 +346,15 @@ def nearer(scale: float) -> float:
     return math.exp(math.copysign(max(0.0, abs(distance) - TOLERANCE), distance))
 
 
-def bisect(holds: Callable[[float], bool], near: float, far: float) -> float:
+def bisect(
+    holds: Callable[[float], bool], near: float, far: float, tolerance: float = TOLERANCE
+) -> float:
     """The scale nearest to ``near`` at which a condition holds that holds at ``far``.
 
-    Bisection on the logarithm, to :data:`TOLERANCE`; exact if the condition, once true, stays so.
+    Bisection on the logarithm, to a relative tolerance; right if the condition, once true, stays so.
     """
-    low, high = math.log(near), math.log(far)
-    while abs(high - low) > TOLERANCE / 2:
-        middle = (low + high) / 2
-        low, high = (low, middle) if holds(math.exp(middle)) else (middle, high)
-    return math.exp(high)
+    good = far
+    while abs(math.log(good / near)) > tolerance:
+        middle = math.sqrt(near * good)
+        near, good = (near, middle) if holds(middle) else (middle, good)
+    return good

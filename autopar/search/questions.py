@@ -12,7 +12,7 @@ from autopar.core.units import format_bytes, format_seconds
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
 from autopar.results import PlanPrice, RankedPlan, SearchResult
-from autopar.search.breakeven import LIMIT, BreakEven, flip_until
+from autopar.search.breakeven import LIMIT, SEARCHED_SPACE, BreakEven, flip_until
 from autopar.search.change import changed_cluster, parse_changes
 from autopar.search.driver import find
 from autopar.search.explain import compare
@@ -260,7 +260,7 @@ def what_if_answer(
     if not same and isinstance(kept, PlanPrice):
         old = RankedPlan(plan=before.plan, price=kept)
         text += f" Against the new choice: {_lower_first(compare(after, old, options.objective))}"
-    flip = _break_even(spec, result, profile, cluster, options)
+    flip = _break_even(spec, result, profile, cluster, options, after)
     if flip is not None:
         text += f" Break-even: {flip.text}."
     verdict = "same" if same else "flips"
@@ -319,6 +319,7 @@ def _break_even(
     profile: GraphProfile,
     cluster: Cluster,
     options: SearchOptions,
+    after: RankedPlan,
 ) -> BreakEven | None:
     """Where the strategy flips: on the way to the change, else beyond it; for one quantity."""
     changes = parse_changes(spec)
@@ -331,7 +332,16 @@ def _break_even(
         return None
     edge = min(scale, 1 / LIMIT) if scale < 1 else max(scale, LIMIT)
     for far in dict.fromkeys((scale, edge)):
-        flip = flip_until(result, profile, cluster, quantity.name, far, options)
+        flip = flip_until(
+            result,
+            profile,
+            cluster,
+            quantity.name,
+            far,
+            options,
+            known=[after.plan],
+            searches=result.certificate.space <= SEARCHED_SPACE,
+        )
         if flip is not None:
             return flip
     return None

@@ -10,7 +10,7 @@ from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan, SearchResult
-from autopar.search.breakeven import break_even
+from autopar.search.breakeven import SEARCHED_SPACE, break_even
 from autopar.search.explain import (
     FULL,
     baseline_paragraphs,
@@ -28,8 +28,6 @@ from autopar.search.sensitivity import RESOURCES, STEP, Repricer
 
 FLIPS = ("inter_node_bandwidth", "memory", "devices")
 """Quantities whose break-even is looked for."""
-SEARCHED_SPACE = 4_000
-"""Spaces up to this many points are searched again for break-even values."""
 NEGLIGIBLE = 0.005
 """A tenth more of a resource that saves less than this share of the step does not limit it."""
 
@@ -134,6 +132,8 @@ def _runners_up(result: SearchResult, pairs: Sequence[Pair]) -> list[str]:
     odds = {pair.other.plan.hash: pair.odds for pair in pairs}
     lines = []
     for place, item in enumerate(result.top[1:], start=2):
+        if item.plan.hash == result.best.plan.hash:  # another point, the same plan
+            continue
         text = f"Against number {place}, {item.name}. "
         text += compare(result.best, item, result.objective)
         if item.plan.hash in odds:

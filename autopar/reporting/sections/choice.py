@@ -77,7 +77,7 @@ def why_section(search: SearchResult) -> Section:
             else f"{len(found)} plans are in the table, {len(shown)} are drawn.",
         ),
     )
-    prose = (Prose(paragraphs=search.explanation),) if search.explanation else ()
+    prose = (Prose(paragraphs=search.explanation, opened=True),) if search.explanation else ()
     return Section(
         id="why",
         title="Why this plan",
