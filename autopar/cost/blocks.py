@@ -141,7 +141,8 @@ class _Inside:
                     size = item.size_bytes.at(samples) * scale
                     groups = shapes[item.axis]
                     seconds[item.phase] += max(
-                        communication.seconds(item.kind, size, group) for group in groups
+                        (communication.seconds(item.kind, size, group) for group in groups),
+                        default=0.0,
                     )
                 known[id(block)] = (seconds["forward"], seconds["backward"])
             pairs.append(known[id(block)])

@@ -82,13 +82,12 @@ class Bounds:
     @cached_property
     def block_seconds(self) -> tuple[Vector, Vector]:
         """Forward and backward (with recompute) seconds per block on the fastest ranks."""
-        n = self.layout.tables.count
         kinds = {id(span): span for span in self.layout.spans}.values()
-        forward = [[s.forward[b][b + 1] for b in range(n)] for s in kinds]
-        backward = [
-            [s.backward[b][b + 1] + s.recompute[b][b + 1] for b in range(n)] for s in kinds
-        ]
-        return np.min(forward, axis=0), np.min(backward, axis=0)
+        pairs = [span.per_block for span in kinds]
+        return (
+            np.min([forward for forward, _ in pairs], axis=0),
+            np.min([backward for _, backward in pairs], axis=0),
+        )
 
     @cached_property
     def fill(self) -> tuple[Vector, Vector]:
@@ -147,7 +146,7 @@ class Bounds:
             dense, experts = (self.band.take(t) for t in (layout.tables.parameters, self._experts))
             tail = sync.optimizer_seconds(1.0) * dense + sync.optimizer_seconds(0.0, 1.0) * experts
             if layout.mesh.pp > 1:
-                tail = tail + _by_value(dense, lambda elements: sync.seconds(elements))
+                tail = tail + _by_value(dense, sync.seconds)
                 if experts.any():
                     tail = tail + _by_value(experts, lambda elements: sync.seconds(0.0, elements))
             self._tails[key] = tail
@@ -169,9 +168,7 @@ class Bounds:
             return 0.0
         tied = layout.tables.tied
         ranks = tuple(sorted({layout.rank_of(0), layout.rank_of(last)}))
-        if len(ranks) < 2 or any(
-            blocks != (0, layout.tables.count - 1) for _, _, blocks in tied
-        ):
+        if len(ranks) < 2 or any(blocks != (0, layout.tables.count - 1) for _, _, blocks in tied):
             return 0.0
         return layout.tied_seconds(ranks, sum(size for _, size, _ in tied)) if tied else 0.0
 
@@ -180,64 +177,38 @@ class Bounds:
         """By span identity: forward and backward (with recompute) seconds of every run."""
         take = self.band.take
         return {
-            id(span): (
-                take(np.asarray(span.forward)),
-                take(np.asarray(span.backward)) + take(np.asarray(span.recompute)),
-            )
+            id(span): (take(span.tables[0]), take(span.tables[1]))
             for span in {id(s): s for s in self.layout.spans}.values()
         }
 
     def stage_table(self, stage: int) -> Table:
         """Least step time of any plan whose stage ``stage`` is a run of the band."""
-        layout = self.layout
-        forward, backward = self._span_bands[id(layout.spans[layout.rank_of(stage)])]
-        if layout.stages == layout.mesh.pp:
-            table = np.maximum.reduce(self._paths(stage, forward, backward))
-        else:
-            rank = layout.rank_of(stage)
-            others = sum(self._least_work[s] for s in layout.stages_of(rank) if s != stage)
-            table = layout.microbatches * (forward + backward + others) + self._least_fill[rank]
-        return np.where(self.band.inside, table + layout.overhead_s, np.inf)
+        forward, backward = self._span_bands[id(self.layout.spans[self.layout.rank_of(stage)])]
+        table = np.maximum.reduce(self._paths(stage, forward, backward))
+        return np.where(self.band.inside, table + self.layout.overhead_s, np.inf)
 
-    @cached_property
-    def _least_work(self) -> Vector:
-        """Per stage, forward and backward of the smallest block it may be.
+    def chunked(self, cuts: Cuts) -> float:
+        """Least step time of boundaries that give each rank several stages.
 
-        Stage ``s`` has a block for each stage before and after it, so it holds one of the blocks
-        ``s`` to ``n - stages + s``.
-        """
-        return self._smallest(self.block_seconds[0] + self.block_seconds[1])
-
-    def _smallest(self, seconds: Vector) -> Vector:
-        slack = len(seconds) - self.layout.stages
-        return np.array([seconds[s : s + slack + 1].min() for s in range(self.layout.stages)])
-
-    @cached_property
-    def _least_fill(self) -> Vector:
-        """Per pipeline rank, time before its first and after its last action of a step.
-
-        The first microbatch comes down the stages before the rank's first one. The last one goes
-        up again, unless weight gradients may be left for the end.
+        A rank's first forward waits for the stages before it, then the rank does all its work;
+        then, unless weight gradients may be left for the end, backward goes up those stages again.
         """
         layout = self.layout
-        pp = layout.mesh.pp
-        if not self.chained:
-            return np.zeros(pp)
-        hop_f, hop_b = self.least_hops
+        costs = layout.stage_costs(cuts)
         splits = layout.model.schedule(layout.schedule).splits_backward
-        work = self._smallest(self.block_seconds[0]) if splits else self._least_work
-        before = np.concatenate(([0.0], np.cumsum(work)))
-        firsts = [min(layout.stages_of(rank)) for rank in range(pp)]
-        fill = before[firsts] + hop_f[firsts]
-        return np.asarray(fill if splits else fill + hop_b[firsts])
-
-    def floor(self) -> float:
-        """Least step time of several stages per rank: the mean over ranks of fill and work."""
-        layout = self.layout
-        if layout.stages == layout.mesh.pp:
-            return 0.0
-        work = float(self.block_seconds[0].sum() + self.block_seconds[1].sum()) / layout.mesh.pp
-        return layout.microbatches * work + float(self._least_fill.mean()) + layout.overhead_s
+        forward = np.array([c.forward_s for c in costs])
+        work = forward + np.array([c.backward_s + c.recompute_s for c in costs])
+        tail = np.array([c.exposed_sync_s + c.optimizer_s for c in costs])
+        before_f = np.concatenate(([0.0], np.cumsum(forward)))
+        before = before_f if splits else np.concatenate(([0.0], np.cumsum(work)))
+        least = 0.0
+        for rank in range(layout.mesh.pp):
+            mine = layout.stages_of(rank)
+            own, first = layout.microbatches * work[mine].sum(), min(mine)
+            fill = before_f[first] if self.chained else 0.0
+            back = before[first] if self.chained else 0.0
+            least = max(least, fill + own + tail[mine].sum(), back + own)
+        return float(least + layout.overhead_s)
 
     def _paths(self, stage: int, forward: Table, backward: Table) -> list[Table]:
         """Weights of the paths through a stage, one stage per rank."""
@@ -298,7 +269,11 @@ class Bounds:
 
     def _span(self, stage: int, start: int, stop: int) -> tuple[float, float]:
         span = self.layout.spans[self.layout.rank_of(stage)]
-        return span.forward[start][stop], span.backward[start][stop] + span.recompute[start][stop]
+        again = span.recompute[stop] - span.recompute[start]
+        return (
+            span.forward[stop] - span.forward[start],
+            span.backward[stop] - span.backward[start] + again,
+        )
 
     def _gpipe_prefix(self, cuts: Cuts) -> float:
         spans = [self._span(s, cuts[s], cuts[s + 1]) for s in range(len(cuts) - 1)]

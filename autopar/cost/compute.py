@@ -76,6 +76,14 @@ class ComputeModel:
             self._constants[device.name] = self.calibration.constants(device_class(device.name))
         return self._constants[device.name]
 
+    def assumed(self, device: Device) -> list[str]:
+        """Lines about where the constants of a device come from."""
+        fitted_on = self.calibration.fitted_on
+        rows = fitted_on.get("rows")
+        origin = f"fitted on {rows} published runs" if rows else "global values, nothing fitted"
+        constants = self.constants(device)
+        return [f"compute constants of {device.name}: {origin}", *constants.notes]
+
     def slowdown(self, device: Device, busy: int) -> float:
         """Time under ``busy`` ranks on the host over the time when the profile was measured."""
         measurement = self.profile.measurement

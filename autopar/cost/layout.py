@@ -64,9 +64,7 @@ class Layout:
     def split(self) -> Split:
         """How work inside a stage is divided."""
         mesh = self.mesh
-        return Split(
-            tp=mesh.tp, sequence_parallel=self.sequence_parallel, cp=mesh.cp, ep=mesh.ep
-        )
+        return Split(tp=mesh.tp, sequence_parallel=self.sequence_parallel, cp=mesh.cp, ep=mesh.ep)
 
     @cached_property
     def tables(self) -> Tables:
@@ -93,9 +91,7 @@ class Layout:
     @cached_property
     def live(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
         """Per pipeline coordinate, the microbatches in flight per local stage at its peaks."""
-        return self.model.in_flight(
-            self.schedule, self.mesh.pp, self.stages, self.microbatches
-        )
+        return self.model.in_flight(self.schedule, self.mesh.pp, self.stages, self.microbatches)
 
     @cached_property
     def program(self) -> Program:
@@ -209,7 +205,7 @@ class Layout:
         # A gradient is complete once backward has passed the first block that reads it.
         ready = [float(parameters[0, b + 1] - parameters[0, b]) for b in blocks]
         return self.syncs[0].overlapped(
-            [span.backward[b][b + 1] + span.recompute[b][b + 1] for b in blocks],
+            span.per_block[1][::-1].tolist(),
             ready,
             float(experts[0, -1]),
             self.model.cluster.overlap_slowdown,
@@ -222,7 +218,7 @@ class Layout:
         costs = []
         for stage in range(self.stages):
             i, j, rank = cuts[stage], cuts[stage + 1], self.rank_of(stage)
-            span, sync = self.spans[rank], self.syncs[rank]
+            span, sync = self.spans[rank].between(i, j), self.syncs[rank]
             dense, experts = float(tables.parameters[i, j]), float(tables.experts[i, j])
             if self.mesh.pp == 1 and self.stages == 1:
                 full, exposed = self._overlapped_sync()
@@ -230,16 +226,18 @@ class Layout:
                 full = exposed = sync.seconds(dense, experts)
             costs.append(
                 StageCost(
-                    forward_s=span.forward[i][j] + overhead.forward_action_s,
-                    backward_s=span.backward[i][j] + overhead.backward_action_s,
-                    weight_s=span.weight[i][j],
-                    recompute_s=span.recompute[i][j],
+                    forward_s=span.forward + overhead.forward_action_s,
+                    backward_s=span.backward + overhead.backward_action_s,
+                    weight_s=span.weight,
+                    recompute_s=span.recompute,
                     gradient_sync_s=full,
                     exposed_sync_s=exposed,
                     optimizer_s=sync.optimizer_seconds(dense, experts),
-                    forward_collective_s=span.forward_collective[i][j],
-                    backward_collective_s=span.backward_collective[i][j],
-                    recompute_collective_s=span.recompute_collective[i][j],
+                    forward_collective_s=span.forward_collective,
+                    backward_collective_s=span.backward_collective[j]
+                    - span.backward_collective[i],
+                    recompute_collective_s=span.recompute_collective[j]
+                    - span.recompute_collective[i],
                 )
             )
         return costs

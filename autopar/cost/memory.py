@@ -13,8 +13,8 @@ from autopar.cluster import Device
 from autopar.core.estimate import Estimate, Source
 from autopar.cost import constants as k
 from autopar.cost.layout import Cuts, Layout
-from autopar.cost.tables import Table
-from autopar.cost.work import FULL
+from autopar.cost.tables import AffineTable, Table, prefix_differences
+from autopar.cost.work import FULL, Vector
 from autopar.results import MemoryBreakdown
 
 
@@ -33,22 +33,21 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
     if len(spans) > 1:
         dense -= _shared_between(layout, spans)
     experts = sum(float(tables.experts[i, j]) for i, j in spans)
-    held = [float(bytes_.kept[i, j]) for i, j in spans]
+    held = [bytes_.kept_of(i, j) for i, j in spans]
     activations = max(
         sum(count * size for count, size in zip(counts, held, strict=True))
         for counts in layout.live[rank]
     )
     weight, gradient, state = bytes_.per_element
+    expert = bytes_.expert_per_element
     return MemoryBreakdown(
-        parameters_bytes=dense * weight
-        + experts * bytes_.expert_per_element[0]
-        + buffer_bytes(layout),
-        gradients_bytes=dense * gradient + experts * bytes_.expert_per_element[1],
-        optimizer_bytes=dense * state + experts * bytes_.expert_per_element[2],
+        parameters_bytes=dense * weight + experts * expert[0] + buffer_bytes(layout),
+        gradients_bytes=dense * gradient + experts * expert[1],
+        optimizer_bytes=dense * state + experts * expert[2],
         activations_bytes=activations + input_bytes(layout),
-        transient_bytes=max(float(bytes_.transient[i, j]) for i, j in spans),
-        communication_bytes=sum(float(bytes_.messages[i, j]) for i, j in spans)
-        + max(float(bytes_.gathered[i, j]) for i, j in spans)
+        transient_bytes=max(float(bytes_.block_transient[i:j].max()) for i, j in spans),
+        communication_bytes=sum(bytes_.messages_of(i, j) for i, j in spans)
+        + max(float(bytes_.block_gathered[i:j].max()) for i, j in spans)
         + float(bytes_.buckets(np.asarray(dense))),
         framework_bytes=framework_bytes(layout, rank),
     )
@@ -77,13 +76,34 @@ class RunBytes:
         return self.layout.model.sizes.held(0, 1, self.layout.offload)
 
     @cached_property
+    def block_kept(self) -> Vector:
+        """Bytes per microbatch in flight that each block keeps."""
+        layout = self.layout
+        work = layout.tables.work
+        return work.kept(layout.levels, layout.microbatch_size) * layout.tables.scale
+
+    @cached_property
+    def _keeps_inputs(self) -> bool:
+        """False when what enters a stage is counted with its first block already."""
+        return any(level != FULL for level in self.layout.levels)
+
+    def kept_of(self, first: int, stop: int) -> float:
+        """Bytes per microbatch in flight of one run."""
+        own = float(self.block_kept[first:stop].sum())
+        return own + (
+            self._at(self.layout.tables.received, first, stop) if self._keeps_inputs else 0
+        )
+
+    @cached_property
     def kept(self) -> Table:
         """Bytes per microbatch in flight."""
-        layout = self.layout
-        kept = layout.tables.kept(layout.levels, layout.microbatch_size)
-        if all(level == FULL for level in layout.levels):
-            return kept
-        return np.asarray(kept + self._received)
+        kept = prefix_differences(self.block_kept)
+        return np.asarray(kept + self._received) if self._keeps_inputs else kept
+
+    def _at(self, table: AffineTable, first: int, stop: int) -> float:
+        fixed, per_sample = table
+        samples = self.layout.microbatch_size
+        return float(fixed[first, stop] + per_sample[first, stop] * samples)
 
     @cached_property
     def _received(self) -> Table:
@@ -91,8 +111,8 @@ class RunBytes:
         return np.asarray(fixed + per_sample * self.layout.microbatch_size)
 
     @cached_property
-    def transient(self) -> Table:
-        """Workspace of the largest op, and a recomputed block's activations."""
+    def block_transient(self) -> Vector:
+        """Workspace of each block's largest op, and its activations when computed again."""
         layout = self.layout
         work, samples = layout.tables.work, layout.microbatch_size
         again = np.where(
@@ -101,9 +121,17 @@ class RunBytes:
             0.0,
         )
         workspace = k.TRANSIENT_COPIES.value * work.transient(samples)
-        return layout.tables.largest(
-            (workspace + np.maximum(again, 0.0)) * layout.tables.scale
-        )
+        return np.asarray((workspace + np.maximum(again, 0.0)) * layout.tables.scale)
+
+    @cached_property
+    def transient(self) -> Table:
+        """The largest :attr:`block_transient` of a run."""
+        return self.layout.tables.largest(self.block_transient)
+
+    def messages_of(self, first: int, stop: int) -> float:
+        """Buffers of what one run receives and sends."""
+        tables = self.layout.tables
+        return self._at(tables.received, first, stop) + self._at(tables.sent, first, stop)
 
     @cached_property
     def messages(self) -> Table:
@@ -112,15 +140,19 @@ class RunBytes:
         return np.asarray(self._received + fixed + per_sample * self.layout.microbatch_size)
 
     @cached_property
-    def gathered(self) -> Table:
+    def block_gathered(self) -> Vector:
         """Whole units beside their shards: weights of two (ZeRO-3), gradients of two (ZeRO-2)."""
         layout = self.layout
         sizes = layout.model.sizes
         per_element = (sizes.weight if layout.zero >= 3 else 0.0) + (
             sizes.gradient if layout.zero >= 2 else 0.0
         )
-        units = GATHERED_UNITS * per_element * layout.tables.work.parameters
-        return layout.tables.largest(units)
+        return np.asarray(GATHERED_UNITS * per_element * layout.tables.work.parameters)
+
+    @cached_property
+    def gathered(self) -> Table:
+        """The largest :attr:`block_gathered` of a run."""
+        return self.layout.tables.largest(self.block_gathered)
 
     def buckets(self, elements: Table) -> Table:
         """Two gradient buckets under way when replicas reduce whole gradients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
 from autopar.cost.simulate import Program, compile_program
 from autopar.cost.states import ParameterBytes
-from autopar.cost.tables import Tables, prefix_differences
+from autopar.cost.tables import Table, Tables, prefix_differences
 from autopar.cost.work import FULL, SELECTIVE, Levels, StageWork, Vector
 from autopar.graph import GraphProfile
 from autopar.schedules import SCHEDULES, AbstractSchedule
@@ -21,21 +22,69 @@ from autopar.strategies import Split, Strategies
 Peaks = tuple[tuple[tuple[int, ...], ...], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseSeconds:
+    """Seconds of one run of blocks for one microbatch; fields as in :class:`SpanSeconds`."""
+
+    forward: float
+    backward: float
+    weight: float
+    recompute: float
+    forward_collective: float
+    backward_collective: float
+    recompute_collective: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class SpanSeconds:
-    """Seconds of any run of blocks ``[i, j)`` for one microbatch, as nested lists ``[i][j]``.
+    """Seconds of any run of blocks ``[i, j)`` for one microbatch, as sums ``ends[j] - ends[i]``.
 
-    Collectives inside the blocks are part of each phase; the ``_collective`` tables say how much.
+    Collectives inside the blocks are part of each phase; ``_collective`` sums say how much.
+
+    Attributes:
+        forward: Sums of forward over the blocks before each boundary.
+        backward: The same of backward, with adding to earlier gradients.
+        weight: The same of the part of backward that only weight gradients need.
+        recompute: The same of forward done again.
+        forward_collective: Communication in ``forward``.
+        backward_collective: Communication in ``backward``.
+        recompute_collective: Communication in ``recompute``.
     """
 
-    forward: list[list[float]]
-    backward: list[list[float]]
-    weight: list[list[float]]
-    recompute: list[list[float]]
-    forward_collective: list[list[float]]
-    backward_collective: list[list[float]]
-    recompute_collective: list[list[float]]
-    total: float
+    forward: list[float]
+    backward: list[float]
+    weight: list[float]
+    recompute: list[float]
+    forward_collective: list[float]
+    backward_collective: list[float]
+    recompute_collective: list[float]
+
+    def between(self, first: int, stop: int) -> PhaseSeconds:
+        """Seconds of the blocks ``first`` to ``stop - 1``."""
+        return PhaseSeconds(
+            **{name: sums[stop] - sums[first] for name, sums in self._by_name.items()}
+        )
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[float]]:
+        return {name: getattr(self, name) for name in PhaseSeconds.__slots__}
+
+    @property
+    def total(self) -> float:
+        """All phases of the whole model."""
+        return self.forward[-1] + self.backward[-1] + self.recompute[-1]
+
+    @cached_property
+    def per_block(self) -> tuple[Vector, Vector]:
+        """Forward seconds, and backward with recompute, of every block."""
+        again = np.diff(self.backward) + np.diff(self.recompute)
+        return np.diff(self.forward), np.asarray(again)
+
+    @cached_property
+    def tables(self) -> tuple[Table, Table]:
+        """Forward seconds, and backward with recompute, of every run as tables ``[i, j]``."""
+        forward, backward = self.per_block
+        return prefix_differences(forward), prefix_differences(backward)
 
 
 class CostModel:
@@ -67,8 +116,9 @@ class CostModel:
         self._peaks: dict[tuple[str, int, int, int], Peaks] = {}
         self._blocks: dict[object, BlockSeconds] = {}
         self._spans: dict[object, SpanSeconds] = {}
-        self._communication: dict[tuple[int, ...], CommunicationModel] = {}
+        self._communication: dict[object, CommunicationModel] = {}
         self._kinds: dict[object, tuple[tuple[Device, int], ...]] = {}
+        self._firsts: dict[int, tuple[int, ...]] = {}
 
     def work(self, split: Split) -> StageWork:
         """The blocks as divided."""
@@ -112,9 +162,18 @@ class CostModel:
 
     def communication(self, placement: tuple[int, ...]) -> CommunicationModel:
         """Communication between the devices that take part."""
-        if placement not in self._communication:
-            self._communication[placement] = CommunicationModel(self.cluster, placement)
-        return self._communication[placement]
+        key: object = placement
+        if self._firsts.get(len(placement)) is placement:
+            key = len(placement)  # hashing thousands of ids again and again would show
+        if key not in self._communication:
+            self._communication[key] = CommunicationModel(self.cluster, placement)
+        return self._communication[key]
+
+    def first_devices(self, count: int) -> tuple[int, ...]:
+        """Devices 0, 1, 2 ..."""
+        if count not in self._firsts:
+            self._firsts[count] = tuple(range(count))
+        return self._firsts[count]
 
     def kinds(
         self, placement: tuple[int, ...], devices: tuple[int, ...]
@@ -123,7 +182,7 @@ class CostModel:
         communication = self.communication(placement)
         if communication.shapes.regular:
             devices = devices[:1]
-        key = (placement[:1], len(placement), devices)
+        key = (id(communication), devices)
         if key not in self._kinds:
             found = {
                 (self.cluster.device(d).name, communication.ranks_on_host(d)): d for d in devices
@@ -158,7 +217,7 @@ class CostModel:
     @property
     def inside(self) -> CommunicationModel:
         """Collective times by shape; which devices are busy is in the shapes."""
-        return self.communication(tuple(range(self.cluster.device_count)))
+        return self.communication(self.first_devices(self.cluster.device_count))
 
     def span_seconds(
         self,
@@ -182,8 +241,8 @@ class CostModel:
             blocks = self.block_seconds(split, samples, device, busy, around)
             backward = blocks.backward + self.accumulate(split, microbatches, device, busy)
             again, again_collective = recompute_seconds(blocks, levels)
-            tables = [
-                prefix_differences(vector).tolist()
+            sums = [
+                [0.0, *np.cumsum(vector).tolist()]
                 for vector in (
                     blocks.forward,
                     backward,
@@ -195,20 +254,17 @@ class CostModel:
                 )
             ]
             self._spans[key] = SpanSeconds(
-                forward=tables[0],
-                backward=tables[1],
-                weight=tables[2],
-                recompute=tables[3],
-                forward_collective=tables[4],
-                backward_collective=tables[5],
-                recompute_collective=tables[6],
-                total=float(blocks.forward.sum() + backward.sum() + again.sum()),
+                forward=sums[0],
+                backward=sums[1],
+                weight=sums[2],
+                recompute=sums[3],
+                forward_collective=sums[4],
+                backward_collective=sums[5],
+                recompute_collective=sums[6],
             )
         return self._spans[key]
 
-    def accumulate(
-        self, split: Split, microbatches: int, device: Device, busy: int
-    ) -> Vector:
+    def accumulate(self, split: Split, microbatches: int, device: Device, busy: int) -> Vector:
         """Mean seconds per microbatch of adding gradients to those of earlier ones, per block."""
         work = self.work(split)
         per_element = self.compute.accumulate_seconds_per_element(device, busy)
@@ -217,7 +273,7 @@ class CostModel:
 
 
 def recompute_seconds(blocks: BlockSeconds, levels: Levels) -> tuple[Vector, Vector]:
-    """Extra seconds of each block at its recompute level, and the exposed communication in them."""
+    """Extra seconds of each block at its recompute level, and exposed communication in them."""
     rows = np.asarray(levels)
     seconds = np.where(rows == FULL, blocks.full, np.where(rows == SELECTIVE, blocks.selective, 0))
     return seconds, np.where(rows == FULL, blocks.full_collective, 0.0)

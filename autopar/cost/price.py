@@ -203,13 +203,10 @@ def assumptions(layout: Layout) -> tuple[str, ...]:
     for device in devices.values():
         if layout.model.compute.measured_on(device):
             continue
-        notes += [
-            k.MATMUL_EFFICIENCY.note,
-            k.MATMUL_RAMP_S.note,
-            k.MEMORY_EFFICIENCY.note,
-            k.BACKWARD_KERNELS.note,
-            mem.assumed_framework(device).note,
-        ]
+        notes += layout.model.compute.assumed(device)
+        notes += [k.BACKWARD_KERNELS.note, mem.assumed_framework(device).note]
+    if layout.offload:
+        notes += [k.HOST_LINK_BYTES_PER_S.note, k.HOST_MEMORY_BYTES_PER_S.note]
     if layout.mesh.world_size > 1 and not cluster.curves:
         machines = {cluster.machine(d).name: cluster.machine(d) for d in layout.placement}
         notes += [

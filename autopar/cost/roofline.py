@@ -45,9 +45,7 @@ class Phases:
 
     def forward(self, collective_s: Vector) -> Vector:
         """Forward with collectives between its ops."""
-        return phase_seconds(
-            self.constants, self.forward_device + collective_s, self.forward_host
-        )
+        return phase_seconds(self.constants, self.forward_device + collective_s, self.forward_host)
 
     def backward(self, collective_s: Vector) -> Vector:
         """Backward with collectives between its ops."""

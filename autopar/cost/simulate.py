@@ -70,9 +70,7 @@ def compile_program(
 _KINDS = {"forward": 0, "backward": 1, "backward_input": 1, "backward_weight": 2}
 
 
-def _merge(
-    encoded: list[list[tuple[int, int]]], stages: int
-) -> tuple[tuple[int, int, int], ...]:
+def _merge(encoded: list[list[tuple[int, int]]], stages: int) -> tuple[tuple[int, int, int], ...]:
     """Round robin over the ranks, each as far as the chain of stages lets it go."""
     done = [0] * (3 * stages)
     position = [0] * len(encoded)

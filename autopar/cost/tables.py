@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autopar.cost.work import Levels, StageWork
+from autopar.cost.work import StageWork
 from autopar.graph import Amount, BlockEdge
 
 Table = npt.NDArray[np.float64]
@@ -64,10 +64,6 @@ class Tables:
     def experts(self) -> Table:
         """Expert parameter elements on a rank."""
         return np.maximum(prefix_differences(self.work.experts), 0.0)
-
-    def kept(self, levels: Levels, samples: float) -> Table:
-        """Bytes each run keeps per microbatch for backward, by recompute level of its blocks."""
-        return prefix_differences(self.work.kept(levels, samples) * self.scale)
 
     @cached_property
     def received(self) -> AffineTable:

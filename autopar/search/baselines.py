@@ -10,11 +10,12 @@ from autopar.core.units import format_bytes
 from autopar.cost import CostModel
 from autopar.results import RankedPlan, Rejection
 from autopar.schedules import SCHEDULES
+from autopar.search.chunks import equal_blocks
 from autopar.search.goal import Goal
 from autopar.search.options import SearchOptions
-from autopar.search.partition import equal_blocks
 from autopar.search.plans import layout_for, rank_plan
-from autopar.search.space import Point, divisors
+from autopar.search.point import Point
+from autopar.search.space import divisors
 
 MICROBATCHES_PER_RANK = 4
 """A plain pipeline uses about four microbatches per rank, the usual rule of thumb."""

@@ -43,11 +43,15 @@ def find(
     """:func:`search`; without ``relaxations`` an infeasible search only says what is lacking."""
     began = time.perf_counter()
     model = CostModel(profile, cluster, options.precision)
-    walk = Walk(model=model, options=options, space=build_space(profile, cluster, options))
+    walk = Walk(
+        model=model,
+        options=options,
+        space=build_space(profile, cluster, options, model.strategies),
+    )
     walk.start()
     study, history = run_study(walk, relaxations)
     best = sorted(walk.priced, key=lambda item: item.value)[: options.top]
-    top = tuple(rank_plan(item.point, item.cuts, model, options) for item in best)
+    top = tuple(rank_plan(item.point, item.cuts, model, options, item.levels) for item in best)
     baselines = price_baselines(model, options, walk.space.global_batch)
     certificate = walk.certificate()
     return SearchResult(
@@ -80,7 +84,7 @@ def run_study(
     while (item := walk.next()) is not None:
         log = log or StudyLog(study_name(walk), walk.space, walk.options)
         best = min(best, item.value)
-        name = build_plan(item.point, item.cuts, walk.model, walk.options).name
+        name = build_plan(item.point, item.cuts, walk.model, walk.options, item.levels).name
         history.append((log.record(item, name), item.value, best, name))
     if log is None:
         raise diagnose(walk.model, walk.options, walk.space, relaxations=relaxations)

@@ -16,6 +16,7 @@ from autopar.cost.layout import Cuts, Layout
 from autopar.cost.power import usd_per_second
 from autopar.cost.tables import Table
 from autopar.results import PlanPrice
+from autopar.search.chunks import chunked_cuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,16 @@ class Goal:
     objective: str
     max_memory_bytes: float | None = None
 
+    @property
+    def chunked(self) -> bool:
+        """True when a rank holds several stages: a few partitions are in the space."""
+        return self.layout.stages > self.layout.mesh.pp
+
     @cached_property
     def band(self) -> Band:
         """Stage lengths that leave a block to every other stage and may fit in memory."""
         layout = self.layout
-        n = layout.model.tables.count
+        n = layout.tables.count
         longest = n - layout.stages + 1
         easiest = memory.SpanMemory(layout=layout, take=lambda table: table).least()
         limit = max(self.limit(rank) for rank in self._kinds_of_ranks)
@@ -129,7 +135,10 @@ class Goal:
 
     def floor(self) -> float:
         """Lower bound of the objective over all boundaries, beside the stage tables."""
-        return self.from_time(self.bounds.floor())
+        if not self.chunked:
+            return 0.0
+        cuts = chunked_cuts(self.layout.model.profile, self.layout.stages)
+        return self.from_time(min(self.bounds.chunked(c) for c in cuts))
 
     def prefix_bound(self, cuts: Cuts) -> float:
         """Lower bound of the objective when the first stages are fixed."""

@@ -32,7 +32,7 @@ def diagnose(
         space: What was searched.
         relaxations: Try which changes help, for the hint.
     """
-    if not space.points:
+    if not space.groups:
         return _empty(model, options, space)
     reason = _no_device(model, options)
     if reason is not None:
@@ -88,20 +88,22 @@ def least_memory(model: CostModel, options: SearchOptions) -> RankedPlan | None:
     cluster = changed_cluster(model.cluster, _UNLIMITED)
     free = replace(options, objective="memory", max_memory_bytes=None, top=1)
     roomy = CostModel(model.profile, cluster, options.precision)
-    space = build_space(model.profile, cluster, free)
-    plain = tuple(point for point in space.points if point.chunks == 1)
-    walk = Walk(model=roomy, options=free, space=replace(space, points=plain or space.points))
+    space = build_space(model.profile, cluster, free, model.strategies)
+    plain = space.keeping(lambda variant: variant.chunks == 1)
+    walk = Walk(model=roomy, options=free, space=plain if plain.groups else space)
     walk.start()
-    while walk.next() is not None and plain:
-        pass
-    item = min(walk.priced, key=lambda priced: priced.value, default=None)
-    return rank_plan(item.point, item.cuts, model, options) if item else None
+    item = walk.next()
+    return rank_plan(item.point, item.cuts, model, options, item.levels) if item else None
 
 
 def feasible(model: CostModel, options: SearchOptions) -> bool:
     """True when some plan satisfies the constraints."""
     free = replace(options, objective="memory", top=1)
-    walk = Walk(model=model, options=free, space=build_space(model.profile, model.cluster, free))
+    walk = Walk(
+        model=model,
+        options=free,
+        space=build_space(model.profile, model.cluster, free, model.strategies),
+    )
     walk.start()
     return walk.next() is not None
 

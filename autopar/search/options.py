@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
 from autopar.graph import GraphProfile
 
 Objective = Literal["time", "time-to-target", "memory", "energy", "cost"]
+SPACES = ("auto", "full", "runnable")
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 SYNC_MODES = ("all_reduce",)
 """Sync modes a plan can have; all of them exact."""
@@ -33,6 +35,8 @@ class SearchOptions:
         storage: Optuna storage URL; in memory when ``None``.
         precision: Parameter and compute dtype.
         clip_norm: Gradient clipping of the plans.
+        space: ``full``, ``runnable`` (what ``autopar run`` executes today), or ``auto``:
+            runnable on a measured cluster, where a plan is there to be run, full elsewhere.
 
     Raises:
         InputError: A value is out of range or unknown.
@@ -49,6 +53,7 @@ class SearchOptions:
     storage: str | None = None
     precision: str = "float32"
     clip_norm: float | None = None
+    space: str = "auto"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -66,7 +71,15 @@ class SearchOptions:
             raise InputError(
                 f"max_memory is {self.max_memory_bytes}", hint="give a positive size like 16GiB"
             )
+        if self.space not in SPACES:
+            raise InputError(
+                f"unknown space '{self.space}'", hint=did_you_mean(self.space, list(SPACES))
+            )
         self.sync_modes()
+
+    def only_runnable(self, cluster: Cluster) -> bool:
+        """True when plans that the executor cannot run are left out."""
+        return self.space == "runnable" or (self.space == "auto" and cluster.measured)
 
     def sync_modes(self) -> tuple[str, ...]:
         """Modes that are allowed.

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cost.layout import Cuts
+from autopar.cost.work import Levels
+from autopar.search.chunks import chunked_cuts, equal_blocks, equal_work
 from autopar.search.goal import Goal
 
 MAX_ACTIONS = 1_500_000
@@ -30,12 +32,14 @@ class Solution:
         value: Their objective.
         bound: No boundaries of the layout have an objective below this.
         simulations: Partitions simulated.
+        levels: Recompute level of every block, where the point left it open.
     """
 
     cuts: Cuts | None = None
     value: float = math.inf
     bound: float = math.inf
     simulations: int = 0
+    levels: Levels | None = None
 
 
 @dataclass(kw_only=True)
@@ -51,13 +55,15 @@ class PartitionSearch:
     suffix: list[npt.NDArray[np.float64]] = field(default_factory=list)
 
     def lower_bound(self) -> float:
-        """Minimum over all boundaries of the largest stage bound; ``inf`` when none fits.
+        """Minimum over the boundaries of the largest stage bound; ``inf`` when none fits.
 
         ``suffix[s][i]`` is that minimum for stages ``s, s + 1 ...`` over blocks ``i, i + 1 ...``.
         """
+        if self.goal.chunked:
+            return self.goal.floor()
         if not self.suffix:
             layout, band = self.goal.layout, self.goal.band
-            n, stages = layout.model.tables.count, layout.stages
+            n, stages = layout.tables.count, layout.stages
             self.tables = [self.goal.stage_table(s) for s in range(stages)]
             after = np.full(n + 1, np.inf)
             after[n] = -np.inf
@@ -86,15 +92,27 @@ class PartitionSearch:
         if self.lower_bound() >= cutoff:
             found.bound = cutoff
             return found
+        if self.goal.chunked:
+            return self._chunked(found)
         search = _Descent(self, found, floor, first)
-        layout = self.goal.layout
-        if not first or layout.stages > layout.mesh.pp:
+        if not first:
             for cuts in seeds(self.goal):
                 search.leaf(cuts)
         search.visit((0,), -math.inf)
         if search.open_bound < found.value and not first:
             search.improve()
         found.bound = min(found.value, max(search.open_bound, floor))
+        return found
+
+    def _chunked(self, found: Solution) -> Solution:
+        """Price every partition of the space."""
+        layout = self.goal.layout
+        for cuts in chunked_cuts(layout.model.profile, layout.stages):
+            value = self.goal.value(cuts)
+            found.simulations += 1
+            if value < found.value:
+                found.value, found.cuts = value, cuts
+        found.bound = found.value
         return found
 
 
@@ -188,19 +206,8 @@ def shifted(cuts: Cuts, source: int, target: int) -> Cuts:
 def seeds(goal: Goal) -> list[Cuts]:
     """Plain boundaries to start from: equal time, and equal numbers of blocks."""
     layout = goal.layout
-    n, stages = layout.model.tables.count, layout.stages
+    n, stages = layout.tables.count, layout.stages
     if stages == 1:
         return []
     forward, backward = goal.bounds.block_seconds
-    ends = np.concatenate(([0.0], np.cumsum(forward + backward)))
-    wanted = ends[-1] * np.arange(1, stages) / stages
-    near = np.abs(ends[None, :] - wanted[:, None]).argmin(axis=1)
-    by_time = [0]
-    for stage, cut in enumerate(near, start=1):
-        by_time.append(int(min(max(cut, by_time[-1] + 1), n - stages + stage)))
-    return list(dict.fromkeys([(*by_time, n), equal_blocks(n, stages)]))
-
-
-def equal_blocks(blocks: int, stages: int) -> Cuts:
-    """Boundaries that give each stage the same number of blocks, as nearly as can be."""
-    return tuple(round(blocks * s / stages) for s in range(stages + 1))
+    return list(dict.fromkeys([equal_work(forward + backward, stages), equal_blocks(n, stages)]))

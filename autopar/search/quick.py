@@ -1,19 +1,32 @@
-"""Bounds of a point in microseconds, before any layout is built for it."""
+"""Bounds of groups and of their variants, many at once, before any layout is built."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
+import numpy.typing as npt
 
 from autopar.core.errors import InputError
-from autopar.cost import CostModel, memory
+from autopar.cost import CostModel
 from autopar.cost import constants as k
-from autopar.cost.bounds import Vector, quick_bound
+from autopar.search.chunks import chunked_cuts
 from autopar.search.options import SearchOptions
-from autopar.search.space import Point
+from autopar.search.rows import Row, Rows, World
+from autopar.search.space import PointGroup
+from autopar.search.variants import RECOMPUTE, VariantSet
+from autopar.strategies import WHOLE
+
+Array = npt.NDArray[np.float64]
+LEVELS_OF = {"none": 0, "selective": 1, "full": 2}
+SHARING = (0, 2, 3)
+"""ZeRO levels that change what happens inside a microbatch; level 1 is like 0."""
 
 
 class QuickBounds:
-    """What can be said of a point from sums over the profile.
+    """Lower bounds of the objective from sums over blocks.
 
     Args:
         model: Shared caches.
@@ -23,154 +36,416 @@ class QuickBounds:
     def __init__(self, model: CostModel, options: SearchOptions) -> None:
         self.model = model
         self.options = options
-        chain = model.tables.chain[1:-1]
+        self.rows = Rows(model, options)
+        chain = model.tables(WHOLE).chain[1:-1]
+        kinds = model.kinds(*(model.first_devices(model.cluster.device_count),) * 2)
+        self.contention = min(model.compute.constants(d).gather_exposed for d, _ in kinds)
         self.chained = all(a.at(1) > 0 and b.at(1) > 0 for a, b in chain)
-        self._blocks: dict[tuple[int, str, int], tuple[Vector, Vector]] = {}
-        self._worlds: dict[int, _World] = {}
-        self._kept_bytes: dict[tuple[int, str], Vector] = {}
-        profile = model.profile
-        state = profile.optimizer.state_bytes_per_parameter_byte
-        self._state_bytes = profile.parameter_bytes * model.compute.byte_scale * (2 + state)
 
-    def rejection(self, point: Point) -> str | None:
-        """Why no boundaries of the point can work, or ``None`` when some may."""
-        world = self._world(point.world)
-        if world.why_not is not None:
-            return f"no time for {self.options.precision} on a device"
-        if self.least_memory(point) > world.memory_limit:
-            return "memory"
-        return None
+    def groups(self, groups: Sequence[PointGroup]) -> tuple[Array, list[str | None]]:
+        """Least objective of any variant of each group, and why none can work if so."""
+        bounds = np.zeros(len(groups))
+        reasons: list[str | None] = []
+        scalars: dict[int, tuple[float, float, float, float]] = {}
+        for index, group in enumerate(groups):
+            world = self.rows.world(group.world)
+            if world.why_not is not None:
+                reasons.append(f"no time for {self.options.precision} on a device")
+                continue
+            row = self.rows.row(group)
+            if id(row) not in scalars:
+                scalars[id(row)] = self._scalars(row)
+            total, largest, least_kept, parameters = scalars[id(row)]
+            seconds = group.microbatches * max(total / group.pp, largest)
+            held = self._least_held(group, world, row, parameters) + least_kept / group.pp
+            reasons.append("memory" if held > world.memory_limit else None)
+            bounds[index] = self._objective(group, world, seconds, total, held)
+        return bounds, reasons
 
-    def least_memory(self, point: Point) -> float:
-        """Some rank holds at least the average of parameters, gradients and optimizer state."""
-        world = self._world(point.world)
-        samples = point.microbatch_size * point.microbatches
-        shared = world.framework_bytes + self.model.profile.input_bytes * samples
-        return (self._state_bytes / point.pp + shared) * (1 + k.MEMORY_MARGIN.value)
+    @staticmethod
+    def _scalars(row: Row) -> tuple[float, float, float, float]:
+        work = row.seconds.forward + row.seconds.backward
+        kept = min(float(level.sum()) for level in row.kept)
+        return float(work.sum()), float(work.max()), kept, row.total_parameters
 
-    def cannot_fit(self, point: Point) -> bool:
-        """True when even the sum over ranks of what they must hold exceeds their memory.
-
-        Every stage keeps at least one block for its microbatches in flight; the sum is least
-        when the most microbatches meet the smallest blocks.
-        """
-        world = self._world(point.world)
-        kept = self._kept(point)
-        schedule = self.model.schedule(point.schedule)
-        live = schedule.in_flight(point.pp, point.stages, point.microbatches)
-        fullest = [max(peaks, key=sum) for peaks in live]
-        flights = np.sort(np.array(fullest, dtype=float).ravel())
-        stages = point.stages
-        least = float(flights[::-1] @ kept[:stages] + flights[0] * kept[stages:].sum())
-        samples = point.microbatch_size * point.microbatches
-        shared = world.framework_bytes + self.model.profile.input_bytes * samples
-        needed = self._state_bytes + least + point.pp * shared
-        return needed * (1 + k.MEMORY_MARGIN.value) > point.pp * world.memory_limit
-
-    def _kept(self, point: Point) -> Vector:
-        """Bytes each block keeps per microbatch, smallest first."""
-        key = (point.microbatch_size, point.recompute)
-        if key not in self._kept_bytes:
-            scale = self.model.compute.byte_scale
-            sizes = [
-                (b.boundary_bytes if point.recompute == "full" else b.saved_bytes).at(
-                    point.microbatch_size
-                )
-                for b in self.model.profile.blocks
-            ]
-            self._kept_bytes[key] = np.sort(np.array(sizes) * scale)
-        return self._kept_bytes[key]
-
-    def bound(self, point: Point) -> float:
-        """Lower bound of the objective."""
-        world = self._world(point.world)
-        if self.options.objective == "memory":
-            return self.least_memory(point) / (1 + k.MEMORY_MARGIN.value)
-        blocks = self._block_seconds(point, world)
-        step = quick_bound(blocks, point.schedule, point.pp, point.microbatches, self.chained)
-        if self.options.objective == "cost":
-            return step * world.need("usd_per_s")
-        if self.options.objective == "energy":
-            computing = float(blocks[0].sum() + blocks[1].sum()) * point.microbatches
-            return step * world.need("idle_watt") + computing * point.dp_replicate * world.need(
-                "extra_watt"
-            )
-        return step
-
-    def _block_seconds(self, point: Point, world: _World) -> tuple[Vector, Vector]:
-        key = (point.microbatch_size, point.recompute, point.world)
-        if key not in self._blocks:
-            options = [
-                self.model.compute.block_seconds(
-                    point.microbatch_size, self.model.cluster.device(d), busy
-                )
-                for d, busy in world.kinds
-            ]
-            forward = np.min([f for f, _ in options], axis=0)
-            backward = np.min([b for _, b in options], axis=0)
-            again = forward if point.recompute == "full" else 0.0 * forward
-            self._blocks[key] = (forward, backward + again)
-        return self._blocks[key]
-
-    def _world(self, size: int) -> _World:
-        if size not in self._worlds:
-            self._worlds[size] = _World(self.model, self.options, size)
-        return self._worlds[size]
-
-
-class _World:
-    """Facts of the first ``size`` devices."""
-
-    def __init__(self, model: CostModel, options: SearchOptions, size: int) -> None:
-        cluster = model.cluster
-        communication = model.communication(tuple(range(size)))
-        kinds: dict[tuple[str, int], int] = {}
-        counts: dict[str, int] = {}
-        for device_id in range(size):
-            name = cluster.device(device_id).name
-            counts[name] = counts.get(name, 0) + 1
-            kinds.setdefault((name, communication.ranks_on_host(device_id)), device_id)
-        self.kinds = [(device_id, busy) for (_, busy), device_id in kinds.items()]
-        devices = {cluster.device(d).name: cluster.device(d) for d, _ in self.kinds}
-        reasons = [model.compute.why_not(device) for device in devices.values()]
-        self.why_not = next((reason for reason in reasons if reason), None)
-        most = max(device.memory_bytes for device in devices.values())
-        self.memory_limit = min(most, options.max_memory_bytes or most)
-        self.framework_bytes = min(
-            model.profile.measurement.resident_bytes
-            if model.profile.measurement and model.compute.measured_on(device)
-            else memory.assumed_framework(device).value
-            for device in devices.values()
+    def _least_held(self, group: PointGroup, world: World, row: Row, parameters: float) -> float:
+        """Some rank holds at least the average of weights, gradients and states."""
+        sizes = self.model.sizes
+        zero = max((v.zero for v in group.variants.variants), default=0)
+        shards = group.dp_shard * group.cp if zero else 1
+        per_element = min(
+            sum(sizes.held(zero, shards, offload))
+            for offload in {v.offload == "on" for v in group.variants.variants}
         )
-        self._rates: dict[str, float | None] = {
-            "usd_per_s": _total([(d.usd_per_hour, counts[n]) for n, d in devices.items()], 3600),
-            "idle_watt": _total([(d.idle_watt, counts[n]) for n, d in devices.items()], 1),
-            "extra_watt": None,
-        }
-        extras = [
-            d.power_watt - d.idle_watt
-            for d in devices.values()
-            if d.power_watt is not None and d.idle_watt is not None
-        ]
-        if len(extras) == len(devices):
-            self._rates["extra_watt"] = max(0.0, min(extras))
+        own = parameters * per_element / group.pp
+        return (own + self._shared_bytes(group, world)) * (1 + k.MEMORY_MARGIN.value)
 
-    def need(self, name: str) -> float:
-        """A rate of the objective.
+    def _shared_bytes(self, group: PointGroup, world: World) -> float:
+        """Bytes every rank has: framework and the replica's batch."""
+        samples = group.microbatch_size * group.microbatches
+        return world.framework_bytes + self.model.profile.input_bytes * samples
+
+    def _objective(
+        self, group: PointGroup, world: World, seconds: float, computing: float, held: float
+    ) -> float:
+        """The objective when a step takes ``seconds`` and some rank holds ``held`` bytes."""
+        name = self.options.objective
+        if name == "memory":
+            return held / (1 + k.MEMORY_MARGIN.value)
+        slope, floor = self._slope(group, world, computing)
+        return slope * seconds + floor
+
+    def _slope(self, group: PointGroup, world: World, computing: float) -> tuple[float, float]:
+        """``objective >= slope x step + floor``.
 
         Raises:
-            InputError: A device lacks the figure.
+            InputError: The objective needs figures that a device lacks.
         """
-        rate = self._rates[name]
-        if rate is None:
-            raise InputError(
-                f"this objective needs {name} of every device",
-                hint="add price and power to the cluster or choose another objective",
+        name = self.options.objective
+        if name == "cost":
+            return _need(world.usd_per_s, "usd_per_hour"), 0.0
+        if name == "energy":
+            ranks = group.world / group.pp
+            extra = _need(world.extra_watt, "power_watt and idle_watt")
+            return (
+                _need(world.idle_watt, "idle_watt"),
+                extra * ranks * group.microbatches * computing,
             )
-        return rate
+        return 1.0, 0.0
+
+    def variants(self, groups: Sequence[PointGroup]) -> list[tuple[Array, npt.NDArray[np.bool_]]]:
+        """Per group: least objective of every variant, and which cannot fit in memory."""
+        by_set: dict[int, list[int]] = {}
+        for index, group in enumerate(groups):
+            by_set.setdefault(id(group.variants), []).append(index)
+        found: dict[int, tuple[Array, npt.NDArray[np.bool_]]] = {}
+        for members in by_set.values():
+            batch = _Batch(self, [groups[i] for i in members])
+            bounds, misfits = batch.bounds()
+            for position, index in enumerate(members):
+                found[index] = (bounds[position], misfits[position])
+        return [found[i] for i in range(len(groups))]
 
 
-def _total(parts: list[tuple[float | None, int]], divisor: float) -> float | None:
-    if any(value is None for value, _ in parts):
-        return None
-    return sum((value or 0.0) * count for value, count in parts) / divisor
+@dataclass(frozen=True, kw_only=True)
+class _Totals:
+    """Seconds per block ``[group, sharing, level, block]``.
+
+    Attributes:
+        forward: Forward.
+        work: Forward, backward and recompute.
+    """
+
+    forward: Array
+    work: Array
+
+
+class _Batch:
+    """Groups with the same variants, so the same ``pp`` and microbatch count."""
+
+    def __init__(self, quick: QuickBounds, groups: Sequence[PointGroup]) -> None:
+        self.quick = quick
+        self.groups = groups
+        self.set: VariantSet = groups[0].variants
+        self.pp, self.m = groups[0].pp, groups[0].microbatches
+        self.rows = [quick.rows.row(group) for group in groups]
+        self.worlds = [quick.rows.world(group.world) for group in groups]
+        self.rates = [quick.rows.rates(group) for group in groups]
+
+    @cached_property
+    def totals(self) -> _Totals:
+        """All sharing levels and recompute levels."""
+        sizes = self.quick.model.sizes
+        parameters = np.array([row.parameters for row in self.rows])
+        gather = parameters * self._rate("gather") * sizes.weight
+        scatter = parameters * self._rate("scatter") * sizes.gradient
+        share = (self.m - 1) / self.m
+        adding = np.array([row.accumulate for row in self.rows]) * share
+        forward = self._stack("forward")
+        backward = self._stack("backward")
+        full, selective = self._stack("full"), self._stack("selective")
+        forwards, works = [], []
+        for zero in SHARING:
+            f = self._beside(forward, gather) if zero == 3 else forward
+            beside = scatter + (gather if zero == 3 else 0.0)
+            b = self._beside(backward, beside) if zero else backward
+            both = f + b + adding
+            again = self._beside(full, gather) if zero == 3 else full
+            forwards.append(np.stack([f, f, f], axis=1))
+            works.append(np.stack([both, both + selective, both + again], axis=1))
+        return _Totals(forward=np.stack(forwards, axis=1), work=np.stack(works, axis=1))
+
+    def _beside(self, compute: Array, collective: Array) -> Array:
+        """A collective beside compute, as :func:`autopar.cost.blocks.block_seconds` prices it."""
+        longer, shorter = np.maximum(compute, collective), np.minimum(compute, collective)
+        return np.asarray(longer + self.quick.contention * shorter)
+
+    def _stack(self, name: str) -> Array:
+        return np.array([getattr(row.seconds, name) for row in self.rows])
+
+    def _rate(self, name: str) -> Array:
+        return np.array([rate[name] for rate in self.rates])[:, None]
+
+    def bounds(self) -> tuple[Array, npt.NDArray[np.bool_]]:
+        """``[group, variant]``: least objective, and memory that cannot suffice."""
+        shape = (len(self.groups), len(self.set.variants))
+        seconds, misfits = np.zeros(shape), np.zeros(shape, dtype=bool)
+        sharing = np.searchsorted(SHARING, np.where(self.set.zero == 1, 0, self.set.zero))
+        time_level = np.where(
+            self.set.recompute == RECOMPUTE.index("mixed"), 0, self.set.recompute
+        )
+        kept_level = np.minimum(self.set.recompute, LEVELS_OF["full"])
+        tails = self._tails()
+        for (schedule, chunks), columns in self.set.schedules:
+            mine = (sharing[columns], time_level[columns])
+            if chunks > 1:
+                seconds[:, columns] = self._chunked(schedule, chunks, *mine, columns)
+            else:
+                seconds[:, columns] = self._step(schedule)[:, mine[0], mine[1]]
+                if self.pp > 1 and self.quick.chained:
+                    tailed = self._tailed(*mine, columns)
+                    seconds[:, columns] = np.maximum(seconds[:, columns], tailed)
+            misfits[:, columns] = self._misfit(schedule, chunks, kept_level[columns], columns)
+        if self.pp == 1:
+            seconds = self._overlapped(seconds, sharing, time_level, tails)
+        else:
+            average = self.m * self.totals.work.sum(axis=3) / self.pp
+            seconds = np.maximum(seconds, average[:, sharing, time_level] + tails)
+        return self._objectives(seconds, sharing, time_level), misfits
+
+    def _overlapped(
+        self,
+        seconds: Array,
+        sharing: npt.NDArray[np.intp],
+        level: npt.NDArray[np.intp],
+        tails: Array,
+    ) -> Array:
+        """One stage per replica: buckets may hide, but not start before the last backward."""
+        optimizer = self._optimizer()
+        forward = self.totals.forward.sum(axis=3)[:, sharing, level]
+        work = self.totals.work.sum(axis=3)[:, sharing, level]
+        hidden = (self.m - 1) * work + forward + tails
+        return np.maximum(seconds + optimizer, hidden)
+
+    def _optimizer(self) -> Array:
+        """Least optimizer seconds ``[group, variant]`` of an average rank."""
+        zero, offload = self.set.zero, self.set.offload
+        elements = np.array([row.total_parameters for row in self.rows]) / self.pp
+        per_element = np.array([world.optimizer_s for world in self.worlds])
+        shards = self._shards[:, None]
+        own = np.where(zero[None, :] >= 1, elements[:, None] / shards, elements[:, None])
+        return np.asarray(own * per_element[:, offload.astype(int)])
+
+    def _tails(self) -> Array:
+        """Least synchronisation and optimizer seconds ``[group, variant]`` of an average rank."""
+        dense = np.array([row.parameters.sum() for row in self.rows])
+        total = np.array([row.total_parameters for row in self.rows])
+        experts = np.array([row.experts.sum() for row in self.rows])
+        elements = np.maximum(0.0, np.minimum(dense, total - experts))[:, None] / self.pp
+        return np.asarray(elements * self._sync_per_element + self._optimizer())
+
+    @cached_property
+    def _sync_per_element(self) -> Array:
+        """Least synchronisation seconds per dense element ``[group, variant]``."""
+        sizes = self.quick.model.sizes
+        zero = self.set.zero[None, :]
+        own = self._rate("replicas") * sizes.gradient / self._shards[:, None]
+        scatter = self._rate("scatter") * sizes.gradient
+        gather = self._rate("gather") * sizes.weight
+        return np.where(
+            zero == 0,
+            self._rate("all_reduce") * sizes.gradient,
+            own + np.where(zero == 1, scatter, 0.0) + np.where(zero <= 2, gather, 0.0),
+        )
+
+    @cached_property
+    def _shards(self) -> Array:
+        return np.array([g.dp_shard * g.cp if g.dp_shard > 1 else 1 for g in self.groups])
+
+    def _tail_per_element(self) -> Array:
+        """Synchronisation and optimizer seconds per dense element ``[group, variant]``."""
+        per_element = np.array([world.optimizer_s for world in self.worlds])
+        shares = np.where(self.set.zero[None, :] >= 1, self._shards[:, None], 1.0)
+        own = per_element[:, self.set.offload.astype(int)] / shares
+        return np.asarray(self._sync_per_element + own)
+
+    def _objectives(
+        self, seconds: Array, sharing: npt.NDArray[np.intp], level: npt.NDArray[np.intp]
+    ) -> Array:
+        name = self.quick.options.objective
+        if name == "memory":
+            held = [
+                self.quick._objective(
+                    g, w, 0.0, 0.0, self.quick._least_held(g, w, row, row.total_parameters)
+                )
+                for g, w, row in zip(self.groups, self.worlds, self.rows, strict=True)
+            ]
+            return np.repeat(np.array(held)[:, None], seconds.shape[1], axis=1)
+        if name in ("time", "time-to-target"):
+            return seconds
+        computing = self.totals.work.sum(axis=3)[:, sharing, level]
+        result = np.empty_like(seconds)
+        for i, (group, world) in enumerate(zip(self.groups, self.worlds, strict=True)):
+            slope, floor = self.quick._slope(group, world, 1.0)
+            result[i] = slope * seconds[i] + floor * computing[i]
+        return result
+
+    def _step(self, schedule: str) -> Array:
+        """Least step seconds ``[group, sharing, level]`` of one stage per rank, without tails."""
+        work, forward = self.totals.work, self.totals.forward
+        total, largest = work.sum(axis=3), work.max(axis=3)
+        m, p = self.m, self.pp
+        even = m * np.maximum(total / p, largest)
+        if p == 1:
+            return np.asarray(m * total)
+        if not self.quick.chained:
+            return np.asarray(even)
+        if schedule == "gpipe":
+            return np.asarray(total + (m - 1) * np.maximum(total / p, largest))
+        if schedule != "1f1b":
+            return np.asarray(even)
+        part = np.divide(forward, work, out=np.zeros_like(work), where=work > 0).max(axis=3)
+        # Rank q runs min(m, p - q) forwards before its first backward, which needs the whole way
+        # down and back: total + (m - 1) x_q - (warm_q - 1) f_q <= T for every rank; the x_q sum
+        # to the total.
+        warm = np.minimum(m, p - np.arange(p)) - 1
+        weights = (m - 1) - part[..., None] * warm
+        safe = np.where(weights > 0, weights, 1.0)
+        rounds = np.where((weights > 0).all(axis=3), 1.0 / (1.0 / safe).sum(axis=3), 0.0)
+        return np.maximum(even, total * (1.0 + rounds))
+
+    def _tailed(
+        self,
+        sharing: npt.NDArray[np.intp],
+        level: npt.NDArray[np.intp],
+        columns: npt.NDArray[np.intp],
+    ) -> Array:
+        """Least step seconds ``[group, column]`` of one stage per rank, its own tail counted.
+
+        Rank q waits for the forwards before it, does ``m x_q`` and then its tail, which is at
+        least ``least x_q``; with ``f_q <= part x_q`` the forwards sum to
+        ``F <= T (1 - (1 - part / (m + least))^p)``.
+        """
+        work = self.totals.work[:, sharing, level]
+        forward = self.totals.forward[:, sharing, level]
+        there = work > 0
+        part = np.divide(forward, work, out=np.zeros_like(work), where=there).max(axis=2)
+        elements = np.array([row.untied_parameters for row in self.rows])[:, None, :]
+        ratio = np.divide(elements, work, out=np.full_like(work, np.inf), where=there).min(axis=2)
+        rounds = self.m + ratio * self._tail_per_element()[:, columns]
+        filled = 1 - (1 - np.minimum(part / rounds, 1.0)) ** self.pp
+        return np.asarray(forward.sum(axis=2) / np.maximum(filled, 1e-300))
+
+    def _chunked(
+        self,
+        schedule: str,
+        chunks: int,
+        sharing: npt.NDArray[np.intp],
+        level: npt.NDArray[np.intp],
+        columns: npt.NDArray[np.intp],
+    ) -> Array:
+        """Least step seconds ``[group, column]`` of several stages per rank.
+
+        Fill before a rank's first forward, all its work, then the way back up or its own tail;
+        see :meth:`autopar.cost.bounds.Bounds.chunked`.
+        """
+        found = self.quick.model.schedule(schedule)
+        stages = self.pp * chunks
+        rank_of = np.array([found.rank_of(s, self.pp) for s in range(stages)])
+        firsts = np.array([int(np.argmax(rank_of == r)) for r in range(self.pp)])
+        work_of = self.totals.work[:, sharing, level]
+        forward_of = self.totals.forward[:, sharing, level]
+        elements_of = np.array([row.parameters for row in self.rows])
+        per_element = self._tail_per_element()[:, columns]
+        best: Array | None = None
+        for cuts in chunked_cuts(self.quick.model.profile, stages):
+            work = _runs(work_of, cuts)
+            mine = self.m * _by_rank(work, rank_of, self.pp)
+            elements = _by_rank(_runs(elements_of, cuts), rank_of, self.pp)
+            tail = elements[:, None, :] * per_element[:, :, None]
+            down = _before(_runs(forward_of, cuts), firsts) if self.quick.chained else 0.0
+            back = (
+                _before(work, firsts) if self.quick.chained and not found.splits_backward else 0.0
+            )
+            value = np.maximum(down + mine + tail, back + mine).max(axis=-1)
+            best = value if best is None else np.minimum(best, value)
+        assert best is not None  # there is at least one partition
+        return best
+
+    def _misfit(
+        self,
+        schedule: str,
+        chunks: int,
+        level: npt.NDArray[np.intp],
+        columns: npt.NDArray[np.intp],
+    ) -> npt.NDArray[np.bool_]:
+        """``[group, column]``: memory cannot suffice whatever the boundaries."""
+        margin = 1 + k.MEMORY_MARGIN.value
+        room = np.array(
+            [
+                w.memory_limit / margin - self.quick._shared_bytes(g, w)
+                for g, w in zip(self.groups, self.worlds, strict=True)
+            ]
+        )[:, None]
+        kept = np.array([[row.kept[x].sum() for x in range(3)] for row in self.rows])[:, level]
+        parameters = self._parameter_bytes()[:, columns]
+        live = self.quick.model.in_flight(schedule, self.pp, self.pp * chunks, self.m)
+        if chunks > 1:
+            # Some rank keeps at least one microbatch of each of its stages.
+            return np.asarray((kept + parameters) / self.pp > room)
+        flights = np.array([max(peaks)[0] for peaks in live], dtype=float)
+        # kept_r flight_r + parameters_r <= room on every rank; divided by flight_r and summed.
+        return np.asarray(kept + parameters / flights.max() > room * (1.0 / flights).sum())
+
+    def _parameter_bytes(self) -> Array:
+        """Weights, gradients and states of all pipeline ranks together ``[group, variant]``."""
+        sizes = self.quick.model.sizes
+        table = {
+            (zero, offload, shards): sum(sizes.held(zero, shards, offload))
+            for shards in {g.dp_shard * g.cp if g.dp_shard > 1 else 1 for g in self.groups}
+            for zero in range(4)
+            for offload in (False, True)
+        }
+        return np.array(
+            [
+                [
+                    row.total_parameters * table[v.zero, v.offload == "on", shards]
+                    for v in self.set.variants
+                ]
+                for row, shards in (
+                    (row, g.dp_shard * g.cp if g.dp_shard > 1 else 1)
+                    for row, g in zip(self.rows, self.groups, strict=True)
+                )
+            ]
+        )
+
+
+def _by_rank(values: Array, rank_of: npt.NDArray[np.intp], ranks: int) -> Array:
+    """Sums over the stages of each rank, along the last axis."""
+    return np.stack([values[..., rank_of == r].sum(axis=-1) for r in range(ranks)], axis=-1)
+
+
+def _before(values: Array, firsts: npt.NDArray[np.intp]) -> Array:
+    """Sums over the stages before some stages."""
+    return np.asarray((np.cumsum(values, axis=-1) - values)[..., firsts])
+
+
+def _runs(values: Array, cuts: tuple[int, ...]) -> Array:
+    """Sums over the runs between boundaries, along the last axis."""
+    ends = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
+    picked = ends[..., list(cuts)]
+    return np.asarray(np.diff(picked, axis=-1))
+
+
+def _need(rate: float | None, name: str) -> float:
+    """A figure of the objective.
+
+    Raises:
+        InputError: A device lacks it.
+    """
+    if rate is None:
+        raise InputError(
+            f"this objective needs {name} of every device",
+            hint="add price and power to the cluster or choose another objective",
+        )
+    return rate

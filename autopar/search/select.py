@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from autopar.cluster import Cluster
@@ -11,11 +10,15 @@ from autopar.core.units import format_bytes
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan
+from autopar.search.chunks import equal_blocks
 from autopar.search.goal import Goal
+from autopar.search.named import point_of
 from autopar.search.options import SearchOptions
-from autopar.search.partition import PartitionSearch, equal_blocks
+from autopar.search.partition import PartitionSearch
 from autopar.search.plans import layout_for, rank_plan
-from autopar.search.space import Point, build_space, point_of
+from autopar.search.point import Point
+from autopar.search.quick import QuickBounds
+from autopar.search.space import build_space
 from autopar.search.spec import parse_spec
 
 
@@ -27,7 +30,7 @@ def plan_for(
 ) -> RankedPlan:
     """The best boundaries for one point of the space, e.g. ``"dp=2,pp=2,schedule=1f1b"``.
 
-    Axes left out take the defaults of :func:`autopar.search.space.point_of`.
+    Axes left out take the defaults of :func:`autopar.search.named.point_of`.
 
     Raises:
         InputError: The specification is outside the space.
@@ -66,7 +69,11 @@ def solve_point(point: Point, model: CostModel, options: SearchOptions) -> Ranke
             f"{rank}, {format_bytes(goal.limit(rank))} available",
             hint="use recompute=full, a smaller microbatch_size or more pipeline ranks",
         )
-    return rank_plan(point, found.cuts, model, options)
+    return rank_plan(point, found.cuts, model, options, found.levels)
+
+
+MANY = 20_000
+"""Points beyond which :func:`spread` looks at the best variant of each group only."""
 
 
 def spread(
@@ -77,8 +84,8 @@ def spread(
 ) -> list[RankedPlan]:
     """Feasible plans from the best to the worst, evenly spaced in the ranking of points.
 
-    Points are ranked by their bound; each chosen one gets its best boundaries. Plans come in the
-    order of the objective.
+    Points are ranked by their bound; each chosen one gets its best boundaries, and where none fit
+    in memory the next point takes its place. Plans come in the order of their step time.
 
     Raises:
         InputError: Bad options.
@@ -86,29 +93,42 @@ def spread(
     """
     options = options or SearchOptions()
     model = CostModel(profile, cluster, options.precision)
-    ranked: list[tuple[float, int, Point]] = []
-    space = build_space(profile, cluster, options)
-    for index, point in enumerate(space.points):
-        devices = {cluster.device(d).name: d for d in range(point.world)}
-        if any(model.compute.why_not(cluster.device(d)) for d in devices.values()):
-            continue
-        goal = Goal(
-            layout=layout_for(point, model, options),
-            objective=options.objective,
-            max_memory_bytes=options.max_memory_bytes,
-        )
-        bound = PartitionSearch(goal=goal).lower_bound()
-        if math.isfinite(bound):
-            ranked.append((bound, index, point))
-    ranked.sort()
-    if not ranked:
-        raise InfeasibleError("no plan fits in memory", hint="raise --max-memory")
+    ranked = ranked_points(model, options)
     last = len(ranked) - 1
-    chosen = sorted({round(last * i / max(1, count - 1)) for i in range(count)})
-    plans = []
-    for position in chosen:
-        try:
-            plans.append(solve_point(ranked[position][2], model, options))
-        except InfeasibleError:
-            continue
-    return sorted(plans, key=lambda item: item.price.step_time_s.value)
+    wanted = sorted({round(last * i / max(1, count - 1)) for i in range(count)})
+    plans: dict[int, RankedPlan] = {}
+    for position in wanted if ranked else []:
+        for nearby in range(position, min(position + SEARCH_AROUND, last + 1)):
+            if nearby in plans:
+                continue
+            try:
+                plans[nearby] = solve_point(ranked[nearby], model, options)
+                break
+            except InfeasibleError:
+                continue
+    if not plans:
+        raise InfeasibleError("no plan fits in memory", hint="raise --max-memory")
+    return sorted(plans.values(), key=lambda item: item.price.step_time_s.value)
+
+
+SEARCH_AROUND = 25
+"""Points tried from a wanted position on until one fits."""
+
+
+def ranked_points(model: CostModel, options: SearchOptions) -> list[Point]:
+    """Points by rising bound, those left out that memory cannot hold."""
+    space = build_space(model.profile, model.cluster, options, model.strategies)
+    quick = QuickBounds(model, options)
+    _, reasons = quick.groups(space.groups)
+    groups = [g for g, reason in zip(space.groups, reasons, strict=True) if reason is None]
+    ranked: list[tuple[float, int, Point]] = []
+    best_only = space.priceable > MANY
+    for group, (bounds, misfits) in zip(groups, quick.variants(groups), strict=True):
+        open_ = [i for i, misfit in enumerate(misfits) if not misfit]
+        if best_only and open_:
+            open_ = [min(open_, key=lambda i: float(bounds[i]))]
+        for index in open_:
+            point = group.point(group.variants.variants[index])
+            ranked.append((float(bounds[index]), len(ranked), point))
+    ranked.sort()
+    return [point for _, _, point in ranked]

@@ -1,90 +1,152 @@
-"""The points of the search space, and why some of them are not even priced."""
+"""The search space: groups of points that divide work alike, times their variants.
+
+A group fixes the mesh and the microbatch; a variant the schedule, recompute, sharding level,
+offload and sync mode. Points are made when they are looked at, so that spaces of millions of
+points cost what their groups cost.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from autopar.cluster import Cluster
-from autopar.core.errors import InputError
 from autopar.graph import GraphProfile
-from autopar.plans import Mesh
 from autopar.schedules import SCHEDULES
 from autopar.search.options import SearchOptions
-from autopar.search.spec import Spec, Value, parse_spec
+from autopar.search.point import Point
+from autopar.search.spec import Spec, parse_spec
+from autopar.search.variants import (
+    AXES,
+    RECOMPUTE,
+    ZERO,
+    Choices,
+    Variant,
+    VariantSet,
+    make_variants,
+)
+from autopar.strategies import Split, Strategies
 
-CHUNKS = (2, 3, 4)
-"""Stages per rank that interleaved schedules try."""
+MAX_TP = 64
+"""Largest tensor parallel degree that is tried; beyond it sums across nodes rule."""
+MAX_CP = 64
+"""Largest context parallel degree that is tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """All choices of a plan but its stage boundaries; one Optuna trial."""
+class PointGroup:
+    """Points that divide work alike.
+
+    Attributes:
+        dp_replicate: Replicas.
+        dp_shard: Ranks that share out states.
+        cp: Context parallel ranks.
+        tp: Tensor parallel ranks.
+        sequence_parallel: With sequence parallelism.
+        ep: Expert parallel ranks.
+        pp: Pipeline ranks.
+        microbatch_size: Samples.
+        microbatches: Per replica and step.
+        variants: The rest.
+    """
 
     dp_replicate: int
+    dp_shard: int
+    cp: int
+    tp: int
+    sequence_parallel: bool
+    ep: int
     pp: int
-    schedule: str
-    chunks: int
     microbatch_size: int
     microbatches: int
-    recompute: str
+    variants: VariantSet
 
     @property
     def world(self) -> int:
         """Devices used."""
-        return self.dp_replicate * self.pp
+        return self.dp_replicate * self.dp_shard * self.cp * self.tp * self.pp
 
     @property
-    def stages(self) -> int:
-        """Virtual stages."""
-        return self.pp * self.chunks
+    def split(self) -> Split:
+        """How work inside a stage is divided."""
+        return Split(tp=self.tp, sequence_parallel=self.sequence_parallel, cp=self.cp, ep=self.ep)
 
-    @property
-    def mesh(self) -> Mesh:
-        """Degrees."""
-        return Mesh(dp_replicate=self.dp_replicate, pp=self.pp)
-
-    def value(self, axis: str) -> Value:
-        """Value on an axis; axes the space does not vary are 1."""
-        result: Value = getattr(self, axis, 1)
-        return result
-
-    def matches(self, spec: Spec) -> bool:
-        """True when every axis of a specification has its value."""
-        return all(self.value(axis) == value for axis, value in spec.items())
-
-    def params(self) -> dict[str, Value]:
-        """Axis -> value for the study."""
-        return {name: getattr(self, name) for name in PARAMETERS}
-
-
-PARAMETERS = (
-    "dp_replicate",
-    "pp",
-    "schedule",
-    "chunks",
-    "microbatch_size",
-    "microbatches",
-    "recompute",
-)
+    def point(self, variant: Variant) -> Point:
+        """The point of a variant."""
+        return Point(
+            dp_replicate=self.dp_replicate,
+            dp_shard=self.dp_shard,
+            zero=variant.zero,
+            cp=self.cp,
+            tp=self.tp,
+            sequence_parallel="on" if self.sequence_parallel else "off",
+            ep=self.ep,
+            pp=self.pp,
+            schedule=variant.schedule,
+            chunks=variant.chunks,
+            microbatch_size=self.microbatch_size,
+            microbatches=self.microbatches,
+            recompute=variant.recompute,
+            offload=variant.offload,
+            sync=variant.sync,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """The points that can be priced and the count of those that cannot.
+    """The groups that can be priced and the count of points that cannot.
 
     Attributes:
-        points: In a fixed order.
+        groups: In a fixed order.
         size: All points, rejected ones included.
         rejected: Reason -> count.
         global_batch: Samples per step.
+        choices: Values of the axes that variants combine.
     """
 
-    points: tuple[Point, ...]
+    groups: tuple[PointGroup, ...]
     size: int
     rejected: Counter[str]
     global_batch: int
+    choices: Choices
+
+    @property
+    def points(self) -> Iterator[Point]:
+        """Every point that can be priced; millions of them for large clusters."""
+        for group in self.groups:
+            for variant in group.variants.variants:
+                yield group.point(variant)
+
+    def keeping(self, wanted: Callable[[Variant], bool]) -> Space:
+        """The same groups with only some of their variants."""
+        kept: dict[int, VariantSet] = {}
+        groups = []
+        for group in self.groups:
+            if id(group.variants) not in kept:
+                some = tuple(v for v in group.variants.variants if wanted(v))
+                kept[id(group.variants)] = replace(group.variants, variants=some)
+            variants = kept[id(group.variants)]
+            if variants.variants:
+                groups.append(replace(group, variants=variants))
+        return replace(self, groups=tuple(groups))
+
+    def values(self, axis: str) -> list[int | str]:
+        """Values of an axis of :class:`Point` that occur."""
+        if axis in AXES:
+            sets = {id(group.variants): group.variants for group in self.groups}
+            found = {getattr(v, axis) for each in sets.values() for v in each.variants}
+        elif axis == "sequence_parallel":
+            found = {"on" if group.sequence_parallel else "off" for group in self.groups}
+        else:
+            found = {getattr(group, axis) for group in self.groups}
+        return sorted(found)
+
+    @cached_property
+    def priceable(self) -> int:
+        """Number of points that can be priced."""
+        return sum(len(group.variants.variants) for group in self.groups)
 
 
 def divisors(number: int) -> list[int]:
@@ -93,61 +155,24 @@ def divisors(number: int) -> list[int]:
     return small + [number // d for d in reversed(small) if d * d != number]
 
 
-def _schedules(pp: int) -> list[tuple[str, int]]:
-    if pp == 1:
-        return [("none", 1)]
-    options: list[tuple[str, int]] = []
-    for name in SCHEDULES:
-        if name != "none":
-            interleaves = SCHEDULES.load(name).interleaves
-            options += [(name, chunks) for chunks in (CHUNKS if interleaves else (1,))]
-    return options
-
-
-def shapes(devices: int) -> Iterator[tuple[int, int]]:
-    """``(dp_replicate, pp)`` for every divisor of the device count as world size."""
-    for world in divisors(devices):
-        for pp in divisors(world):
-            yield world // pp, pp
-
-
-def build_space(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> Space:
+def build_space(
+    profile: GraphProfile,
+    cluster: Cluster,
+    options: SearchOptions,
+    strategies: Strategies | None = None,
+) -> Space:
     """Enumerate and reject without pricing.
 
     Raises:
         InputError: ``fix`` or ``forbid`` names an unknown axis or value.
     """
-    batch = options.batch_for(profile, cluster.device_count)
-    wanted = fixed_spec(options)
-    forbidden = [parse_spec(text) for text in options.forbid]
-    rejected: Counter[str] = Counter()
-    points: list[Point] = []
-    size = 0
-    for dp, pp in shapes(cluster.device_count):
-        per_replica = batch // dp
-        for schedule, chunks in _schedules(pp):
-            if batch % dp:
-                size += 2
-                rejected["batch not divisible by replicas"] += 2
-                continue
-            for microbatch_size in divisors(per_replica):
-                for recompute in ("none", "full"):
-                    size += 1
-                    point = Point(
-                        dp_replicate=dp,
-                        pp=pp,
-                        schedule=schedule,
-                        chunks=chunks,
-                        microbatch_size=microbatch_size,
-                        microbatches=per_replica // microbatch_size,
-                        recompute=recompute,
-                    )
-                    reason = static_rejection(point, profile, wanted, forbidden)
-                    if reason is None:
-                        points.append(point)
-                    else:
-                        rejected[reason] += 1
-    return Space(points=tuple(points), size=size, rejected=rejected, global_batch=batch)
+    builder = _Builder(
+        profile=profile,
+        cluster=cluster,
+        options=options,
+        strategies=strategies or Strategies(profile),
+    )
+    return builder.build()
 
 
 def fixed_spec(options: SearchOptions) -> Spec:
@@ -161,117 +186,160 @@ def fixed_spec(options: SearchOptions) -> Spec:
     return parse_spec(",".join(options.fix)) if options.fix else {}
 
 
-def static_rejection(
-    point: Point, profile: GraphProfile, wanted: Spec, forbidden: list[Spec]
-) -> str | None:
-    """Why a point cannot be priced, as far as that needs no cost model."""
-    if not point.matches(wanted):
-        return "not what --fix asks for"
-    if any(point.matches(spec) for spec in forbidden):
-        return "ruled out by --forbid"
-    if point.microbatch_size < profile.smallest_microbatch:
-        return "microbatch too small for the model"
-    if point.stages > len(profile.blocks):
-        return "more stages than blocks"
-    schedule = SCHEDULES.load(point.schedule)
-    if schedule.check(point.pp, point.stages, point.microbatches) is not None:
-        return "schedule does not fit the microbatches"
-    return None
-
-
-def point_of(spec: Spec, profile: GraphProfile, cluster: Cluster, batch: int) -> Point:
-    """The point a specification names, with stated defaults for what it leaves open.
-
-    Defaults: degrees 1 (with ``world`` and one degree given, the other follows), schedule
-    ``1f1b`` when pp > 1, one chunk (two when interleaved), one microbatch per pipeline rank,
-    no recompute.
-
-    Raises:
-        InputError: The specification is outside the space.
-    """
-    for axis in ("dp_shard", "cp", "tp", "ep"):
-        if spec.get(axis, 1) != 1:
-            raise InputError(
-                f"{axis}={spec[axis]} is not in the space, {axis} is 1", hint=f"leave out {axis}"
-            )
-    dp, pp = _degrees(spec)
-    if dp * pp > cluster.device_count:
-        raise InputError(
-            f"dp_replicate={dp} x pp={pp} needs {dp * pp} devices, cluster '{cluster.name}' has "
-            f"{cluster.device_count}",
-            hint="lower a degree",
-        )
-    if batch % dp:
-        raise InputError(
-            f"global batch {batch} is not divisible by {dp} replicas",
-            hint="choose another --global-batch",
-        )
-    size, count = _microbatch(spec, batch // dp, pp)
-    schedule = str(spec.get("schedule", "1f1b" if pp > 1 else "none"))
-    interleaves = SCHEDULES.load(schedule).interleaves
-    chunks = int(spec.get("chunks", CHUNKS[0] if interleaves else 1))
-    point = Point(
-        dp_replicate=dp,
-        pp=pp,
-        schedule=schedule,
-        chunks=chunks,
-        microbatch_size=size,
-        microbatches=count,
-        recompute=str(spec.get("recompute", "none")),
+def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> Choices:
+    """Values of the variant axes: all of them, or those the executor can run."""
+    runnable = options.only_runnable(cluster)
+    names = tuple(name for name in SCHEDULES if not runnable or SCHEDULES.load(name).runnable)
+    devices = (group.machine.device for group in cluster.groups)
+    offload = not runnable and all(device.kind == "cuda" for device in devices)
+    return Choices(
+        schedules=names,
+        recompute=("none", "full") if runnable else RECOMPUTE,
+        zero=ZERO,
+        offload=("off", "on") if offload else ("off",),
+        sync=options.sync_modes(),
+        blocks=len(profile.blocks),
     )
-    _check_point(point, profile)
-    return point
 
 
-def _check_point(point: Point, profile: GraphProfile) -> None:
-    if point.pp > 1 and point.schedule == "none":
-        raise InputError("schedule 'none' needs pp=1", hint="use gpipe, 1f1b or interleaved")
-    if point.pp == 1 and point.schedule != "none":
-        raise InputError(
-            f"schedule '{point.schedule}' needs pp of 2 or more", hint="set pp, e.g. pp=2"
+@dataclass(kw_only=True)
+class _Builder:
+    profile: GraphProfile
+    cluster: Cluster
+    options: SearchOptions
+    strategies: Strategies
+    rejected: Counter[str] = field(default_factory=Counter)
+    size: int = 0
+    groups: list[PointGroup] = field(default_factory=list)
+    _variants: dict[object, VariantSet] = field(default_factory=dict)
+    _reasons: dict[Split, str | None] = field(default_factory=dict)
+
+    def build(self) -> Space:
+        options, cluster = self.options, self.cluster
+        self.batch = options.batch_for(self.profile, cluster.device_count)
+        self.choices = choices_of(self.profile, cluster, options)
+        wanted = fixed_spec(options)
+        self.wanted = {k: v for k, v in wanted.items() if k in AXES}
+        self.wanted_group = {k: v for k, v in wanted.items() if k not in AXES}
+        self.forbidden = [parse_spec(text) for text in options.forbid]
+        self.runnable = options.only_runnable(cluster)
+        for world in divisors(cluster.device_count):
+            for dp, cp, tp, pp in self._degrees(world):
+                self._mesh(dp, cp, tp, pp)
+        return Space(
+            groups=tuple(self.groups),
+            size=self.size,
+            rejected=self.rejected,
+            global_batch=self.batch,
+            choices=self.choices,
         )
-    if point.microbatch_size < profile.smallest_microbatch:
-        raise InputError(
-            f"microbatch_size={point.microbatch_size} is below {profile.smallest_microbatch}: "
-            "a BatchNorm of the model would see one value per channel",
-            hint=f"use microbatch_size={profile.smallest_microbatch} or more",
-        )
-    if point.stages > len(profile.blocks):
-        raise InputError(
-            f"{point.stages} stages are more than the {len(profile.blocks)} blocks of the model",
-            hint="lower pp or chunks",
-        )
-    reason = SCHEDULES.load(point.schedule).check(point.pp, point.stages, point.microbatches)
-    if reason is not None:
-        raise InputError(reason, hint="choose another schedule or number of microbatches")
 
+    def _degrees(self, world: int) -> Iterator[tuple[int, int, int, int]]:
+        """``(dp, cp, tp, pp)`` with the product ``world``, degrees that no model has left out."""
+        sequence = self.strategies.context.length
+        for tp in (1,) if self.runnable else self._tp_degrees(world):
+            for cp in divisors(world // tp):
+                if cp > 1 and (self.runnable or cp > MAX_CP or not sequence):
+                    break
+                for pp in divisors(world // (tp * cp)):
+                    if pp > len(self.profile.blocks):
+                        break
+                    yield world // (tp * cp * pp), cp, tp, pp
 
-def _degrees(spec: Spec) -> tuple[int, int]:
-    dp, pp, world = (spec.get(axis) for axis in ("dp_replicate", "pp", "world"))
-    if world is not None:
-        known = int(dp or 1) * int(pp or 1)
-        if int(world) % known or (dp and pp and int(world) != known):
-            raise InputError(
-                f"world={world} does not equal dp_replicate x pp = {known}",
-                hint="leave one of them out",
+    def _tp_degrees(self, world: int) -> list[int]:
+        if not self.strategies.tensor.columns:
+            return [1]
+        return [tp for tp in divisors(world) if tp <= MAX_TP]
+
+    def _mesh(self, dp: int, cp: int, tp: int, pp: int) -> None:
+        """Groups of one mesh: sequence parallel or not, shards, experts, microbatches."""
+        sequence = (False, True) if tp > 1 and self.strategies.context.length else (False,)
+        shards = [1] if self.runnable else divisors(dp)
+        experts = self._ep_degrees(dp * cp)
+        if self.batch % dp:
+            # Microbatch sizes do not exist then; each combination counts once.
+            count = len(sequence) * len(shards) * len(experts)
+            self._reject("batch not divisible by replicas", count * self._set(pp, 1, False).size)
+            return
+        samples = self.batch // dp
+        for sequence_parallel in sequence:
+            for ep in experts:
+                split = Split(tp=tp, sequence_parallel=sequence_parallel, cp=cp, ep=ep)
+                reason = self._split_reason(split)
+                for shard in shards:
+                    for size in divisors(samples):
+                        self._group(split, dp, shard, pp, size, samples // size, reason)
+
+    def _ep_degrees(self, ranks: int) -> list[int]:
+        experts = self.strategies.expert.experts
+        if self.runnable or not experts:
+            return [1]
+        return [ep for ep in divisors(ranks) if ep <= experts]
+
+    def _split_reason(self, split: Split) -> str | None:
+        if split not in self._reasons:
+            self._reasons[split] = self.strategies.why_not(split)
+        return self._reasons[split]
+
+    def _group(
+        self, split: Split, dp: int, shard: int, pp: int, size: int, count: int, reason: str | None
+    ) -> None:
+        values = {
+            "world": dp * split.cp * split.tp * pp,
+            "dp": dp,
+            "dp_replicate": dp // shard,
+            "dp_shard": shard,
+            "cp": split.cp,
+            "tp": split.tp,
+            "sequence_parallel": "on" if split.sequence_parallel else "off",
+            "ep": split.ep,
+            "pp": pp,
+            "microbatch_size": size,
+            "microbatches": count,
+        }
+        if reason is None and size < self.profile.smallest_microbatch:
+            reason = "microbatch too small for the model"
+        if reason is None and any(values[k] != v for k, v in self.wanted_group.items()):
+            reason = "not what --fix asks for"
+        if reason is not None:
+            self._reject(reason, self._set(pp, count, shard > 1).size)
+            return
+        variants = self._set(pp, count, shard > 1, self._active(values))
+        self.size += variants.size
+        self.rejected += variants.rejected
+        if variants.variants:
+            self.groups.append(
+                PointGroup(
+                    dp_replicate=dp // shard,
+                    dp_shard=shard,
+                    cp=split.cp,
+                    tp=split.tp,
+                    sequence_parallel=split.sequence_parallel,
+                    ep=split.ep,
+                    pp=pp,
+                    microbatch_size=size,
+                    microbatches=count,
+                    variants=variants,
+                )
             )
-        if dp is None:
-            dp = int(world) // int(pp or 1)
-        elif pp is None:
-            pp = int(world) // int(dp)
-    return int(dp or 1), int(pp or 1)
 
-
-def _microbatch(spec: Spec, samples: int, pp: int) -> tuple[int, int]:
-    """Microbatch size and count of one replica's samples."""
-    size, count = spec.get("microbatch_size"), spec.get("microbatches")
-    if size is None and count is None:
-        count = max(d for d in divisors(samples) if d <= pp)
-    size_ = int(size) if size is not None else samples // int(count or 1)
-    count_ = int(count) if count is not None else samples // max(size_, 1)
-    if size_ * count_ != samples:
-        raise InputError(
-            f"{count_} microbatches of {size_} samples are not the {samples} of a replica",
-            hint="give microbatches or microbatch_size alone, as a divisor",
+    def _active(self, values: dict[str, int | str]) -> tuple[int, ...]:
+        """Forbidden specifications whose group axes agree; their variant axes remain."""
+        return tuple(
+            i
+            for i, spec in enumerate(self.forbidden)
+            if all(values[k] == v for k, v in spec.items() if k not in AXES)
         )
-    return size_, count_
+
+    def _set(self, pp: int, count: int, shared: bool, active: tuple[int, ...] = ()) -> VariantSet:
+        key = (pp, count, shared, active)
+        if key not in self._variants:
+            forbidden = [{k: v for k, v in self.forbidden[i].items() if k in AXES} for i in active]
+            self._variants[key] = make_variants(
+                self.choices, pp, count, shared, self.wanted, forbidden
+            )
+        return self._variants[key]
+
+    def _reject(self, reason: str, count: int) -> None:
+        self.size += count
+        self.rejected[reason] += count

@@ -37,6 +37,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _level(text: str) -> int:
+    if text not in ("0", "1", "2", "3"):
+        raise InputError(f"zero={text} is not 0, 1, 2 or 3", hint="write it like zero=3")
+    return int(text)
+
+
 def _one_of(words: Iterable[str], what: str) -> Callable[[str], str]:
     known = list(words)
 
@@ -52,7 +58,8 @@ AXES = {
     axis.name: axis
     for axis in (
         Axis(name="world", aliases=("devices", "ranks"), parse=_count, summary="devices used"),
-        Axis(name="dp_replicate", aliases=("dp",), parse=_count, summary="replicas"),
+        Axis(name="dp", aliases=(), parse=_count, summary="dp_replicate x dp_shard"),
+        Axis(name="dp_replicate", aliases=(), parse=_count, summary="replicas"),
         Axis(name="pp", aliases=(), parse=_count, summary="pipeline ranks"),
         Axis(
             name="schedule",
@@ -71,9 +78,23 @@ AXES = {
         Axis(
             name="recompute",
             aliases=("rc",),
-            parse=_one_of(("none", "full"), "recompute mode"),
+            parse=_one_of(("none", "selective", "full", "mixed"), "recompute mode"),
             summary="activations computed again",
         ),
+        Axis(name="zero", aliases=(), parse=_level, summary="what dp_shard ranks share out"),
+        Axis(
+            name="sequence_parallel",
+            aliases=("sp",),
+            parse=_one_of(("on", "off"), "sequence_parallel value"),
+            summary="sequence divided outside tensor parallel regions",
+        ),
+        Axis(
+            name="offload",
+            aliases=(),
+            parse=_one_of(("on", "off"), "offload value"),
+            summary="optimizer state in host memory",
+        ),
+        Axis(name="sync", aliases=(), parse=str, summary="sync mode and compression"),
         Axis(name="dp_shard", aliases=("fsdp",), parse=_count, summary="sharding ranks"),
         Axis(name="cp", aliases=(), parse=_count, summary="context parallel ranks"),
         Axis(name="tp", aliases=(), parse=_count, summary="tensor parallel ranks"),

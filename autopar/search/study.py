@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial
 
 from autopar.core.errors import InputError
 from autopar.search.options import SearchOptions
-from autopar.search.space import PARAMETERS, Point, Space
+from autopar.search.point import PARAMETERS, Point
+from autopar.search.space import Space
 
 if TYPE_CHECKING:
     from autopar.search.walk import Priced
@@ -74,7 +75,7 @@ class StudyLog:
     """
 
     def __init__(self, name: str, space: Space, options: SearchOptions) -> None:
-        self._distributions = distributions(space.points)
+        self._distributions = distributions(space)
         self._sampler = BestBoundSampler(self._distributions)
         try:
             with quiet():
@@ -112,12 +113,9 @@ def _key(params: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(params.get(name) for name in PARAMETERS)
 
 
-def distributions(points: Sequence[Point]) -> dict[str, BaseDistribution]:
+def distributions(space: Space) -> dict[str, BaseDistribution]:
     """Per axis, the values that occur."""
-    return {
-        name: CategoricalDistribution(sorted({getattr(p, name) for p in points}))
-        for name in PARAMETERS
-    }
+    return {name: CategoricalDistribution(space.values(name)) for name in PARAMETERS}
 
 
 @contextmanager

@@ -8,18 +8,30 @@ from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from autopar.cost import CostModel
 from autopar.cost.layout import Cuts
+from autopar.cost.work import Levels
 from autopar.results import Certificate
 from autopar.search.goal import Goal
 from autopar.search.options import SearchOptions
-from autopar.search.partition import PartitionSearch
+from autopar.search.partition import PartitionSearch, Solution
 from autopar.search.plans import layout_for
+from autopar.search.point import Point
 from autopar.search.quick import QuickBounds
-from autopar.search.space import Point, Space
+from autopar.search.space import PointGroup, Space
+from autopar.search.variants import Variant
 
 RUNNER_UP_ACTIONS = 150_000
 """Simulated actions after which no further runner-up is looked for, about a second."""
+
+
+GROUPS_AT_ONCE = 256
+"""Groups whose variants are bounded together."""
+LOOK_AHEAD = 1.05
+"""Groups with bounds up to this factor of the next one are bounded with it."""
 
 
 @dataclass(kw_only=True)
@@ -39,11 +51,12 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
-    """A priced point: its best boundaries and their objective."""
+    """A priced point: its best boundaries, recompute levels if it left them open, objective."""
 
     point: Point
     cuts: Cuts
     value: float
+    levels: Levels | None = None
 
 
 @dataclass(kw_only=True)
@@ -72,7 +85,13 @@ class Walk:
     open_bound: float = math.inf
     simulations: int = 0
     beaten: list[tuple[float, int, Candidate]] = field(default_factory=list)
-    _heap: list[tuple[float, int, Candidate]] = field(default_factory=list)
+    _heap: list[tuple[float, int, Candidate | tuple[PointGroup, Variant]]] = field(
+        default_factory=list
+    )
+    _groups: list[int] = field(default_factory=list)
+    _bounds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    _opened: int = 0
+    _serial: int = 0
     _spent: int = 0
 
     @cached_property
@@ -81,16 +100,37 @@ class Walk:
         return QuickBounds(self.model, self.options)
 
     def start(self) -> None:
-        """Bound every point; reject those that cannot fit or have no time for the precision."""
+        """Bound every group; reject those that cannot fit or have no time for the precision."""
         self.rejected += self.space.rejected
-        for index, point in enumerate(self.space.points):
-            reason = self.quick.rejection(point)
+        bounds, reasons = self.quick.groups(self.space.groups)
+        for group, reason in zip(self.space.groups, reasons, strict=True):
             if reason is not None:
-                self.rejected[reason] += 1
-                continue
-            candidate = Candidate(point=point, bound=self.quick.bound(point))
-            self._heap.append((candidate.bound, index, candidate))
-        heapq.heapify(self._heap)
+                self.rejected[reason] += len(group.variants.variants)
+        kept = [i for i, reason in enumerate(reasons) if reason is None]
+        self._groups = sorted(kept, key=lambda i: float(bounds[i]))
+        self._bounds = bounds
+
+    def _open_groups(self, cutoff: float) -> None:
+        """Bound the variants of the next groups while one of them may hold the next point."""
+        while self._opened < len(self._groups):
+            least = float(self._bounds[self._groups[self._opened]])
+            if least >= cutoff or (self._heap and self._heap[0][0] <= least):
+                return
+            some = self._groups[self._opened : self._opened + GROUPS_AT_ONCE]
+            reach = least * LOOK_AHEAD
+            some = [i for i in some if self._bounds[i] <= reach]
+            self._opened += len(some)
+            self._push([self.space.groups[i] for i in some], self._bounds[some])
+
+    def _push(self, groups: list[PointGroup], least: npt.NDArray[np.float64]) -> None:
+        found = self.quick.variants(groups)
+        for group, floor, (bounds, misfits) in zip(groups, least, found, strict=True):
+            self.rejected["memory"] += int(misfits.sum())
+            for index in np.flatnonzero(~misfits):
+                bound = max(float(bounds[index]), float(floor))
+                entry = (bound, self._serial, (group, group.variants.variants[index]))
+                self._serial += 1
+                heapq.heappush(self._heap, entry)
 
     def goal(self, point: Point) -> Goal:
         """Objective and limits on a point."""
@@ -114,7 +154,7 @@ class Walk:
             if found.bound < found.value:
                 self.open_bound = min(self.open_bound, found.bound)
             if found.cuts is not None:
-                return self._accept(candidate, found.cuts, found.value)
+                return self._accept(candidate, found)
             if math.isinf(found.value) and math.isinf(found.bound):
                 self.rejected["memory"] += 1
             else:
@@ -138,12 +178,15 @@ class Walk:
             found = self._solver(candidate).solve(floor=candidate.bound, first=True)
             self.simulations += found.simulations
             if found.cuts is not None:
-                return self._accept(candidate, found.cuts, found.value)
+                return self._accept(candidate, found)
             self.rejected["memory"] += 1
         return None
 
-    def _accept(self, candidate: Candidate, cuts: Cuts, value: float) -> Priced:
-        item = Priced(point=candidate.point, cuts=cuts, value=value)
+    def _accept(self, candidate: Candidate, found: Solution) -> Priced:
+        assert found.cuts is not None  # the caller looked
+        item = Priced(
+            point=candidate.point, cuts=found.cuts, value=found.value, levels=found.levels
+        )
         self.priced.append(item)
         return item
 
@@ -154,32 +197,42 @@ class Walk:
 
     def _pop(self, cutoff: float) -> tuple[float, int, Candidate] | None:
         """The open point with the smallest refined bound, if that is below a cutoff."""
-        while self._heap and self._heap[0][0] < cutoff:
-            entry = heapq.heappop(self._heap)
-            bound, index, candidate = entry
+        while True:
+            self._open_groups(cutoff)
+            if not self._heap or self._heap[0][0] >= cutoff:
+                return None
+            bound, index, item = heapq.heappop(self._heap)
+            candidate = (
+                item
+                if isinstance(item, Candidate)
+                else Candidate(point=item[0].point(item[1]), bound=bound)
+            )
             if candidate.partition is not None:
-                return entry
-            if self.quick.cannot_fit(candidate.point):
-                self.rejected["memory"] += 1
-                continue
+                return bound, index, candidate
             refined = self._solver(candidate).lower_bound()
             if math.isinf(refined):
                 self.rejected["memory"] += 1
                 continue
             candidate.bound = max(bound, refined)
             heapq.heappush(self._heap, (candidate.bound, index, candidate))
-        return None
 
     def certificate(self) -> Certificate:
         """What was looked at and what can still be better than the best."""
         best = self.best
-        left = min((bound for bound, _, _ in (*self._heap, *self.beaten)), default=math.inf)
+        closed = self._groups[self._opened :]
+        left = min(
+            *(bound for bound, _, _ in (*self._heap[:1], *self.beaten)),
+            *(float(self._bounds[i]) for i in closed[:1]),
+            math.inf,
+        )
         unexplored = min(left, self.open_bound)
         gap = max(0.0, (best - unexplored) / best) if math.isfinite(best) and best > 0 else 0.0
         return Certificate(
             space=self.space.size,
             rejected=dict(sorted(self.rejected.items())),
-            bounded=len(self._heap) + len(self.beaten),
+            bounded=len(self._heap)
+            + len(self.beaten)
+            + sum(len(self.space.groups[i].variants.variants) for i in closed),
             priced=len(self.priced),
             gap=gap if gap > 1e-12 else 0.0,
             partitions_priced=self.simulations,

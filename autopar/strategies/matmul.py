@@ -150,9 +150,7 @@ class Products:
 def _cube(flop: float, batch: int, per_sample: bool, weight: bool) -> Matmul:
     side = (flop / 2.0) ** (1.0 / 3.0)
     one = Amount(1.0, 0.0)
-    return Matmul(
-        m=_amount(side, batch, per_sample), n=side, k=side, batch=one, weight=weight
-    )
+    return Matmul(m=_amount(side, batch, per_sample), n=side, k=side, batch=one, weight=weight)
 
 
 def _amount(count: float, batch: int, per_sample: bool) -> Amount:

@@ -164,9 +164,7 @@ class TensorSplit:
         """With sequence parallelism both directions; else the one all-reduce of the two."""
         if not sequence_parallel:
             phase = "forward" if forward == ["reduce_scatter"] else "backward"
-            return [
-                Collective(axis="tp", kind="all_reduce", phase=phase, size_bytes=size, op=op)
-            ]
+            return [Collective(axis="tp", kind="all_reduce", phase=phase, size_bytes=size, op=op)]
         return [
             Collective(axis="tp", kind=kind, phase=phase, size_bytes=size, op=op)
             for phase, kinds in (("forward", forward), ("backward", backward))

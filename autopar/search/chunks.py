@@ -1,0 +1,41 @@
+"""Stage boundaries that are tried where a rank holds several stages.
+
+One stage per rank is cut exactly. With several, the steady state of the schedule needs stages of
+equal length anyway, so the space has two partitions: equal numbers of blocks, and equal FLOPs.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autopar.cost.layout import Cuts
+from autopar.graph import GraphProfile
+
+
+def equal_blocks(blocks: int, stages: int) -> Cuts:
+    """Boundaries that give each stage the same number of blocks, as nearly as can be."""
+    return tuple(round(blocks * s / stages) for s in range(stages + 1))
+
+
+def equal_work(seconds: np.ndarray[tuple[int], np.dtype[np.float64]], stages: int) -> Cuts:
+    """Boundaries nearest to equal sums, at least one block a stage."""
+    n = len(seconds)
+    ends = np.concatenate(([0.0], np.cumsum(seconds)))
+    wanted = ends[-1] * np.arange(1, stages) / stages
+    near = np.abs(ends[None, :] - wanted[:, None]).argmin(axis=1)
+    cuts = [0]
+    for stage, cut in enumerate(near, start=1):
+        cuts.append(int(min(max(cut, cuts[-1] + 1), n - stages + stage)))
+    return (*cuts, n)
+
+
+def chunked_cuts(profile: GraphProfile, stages: int) -> tuple[Cuts, ...]:
+    """The partitions of the space for several stages per rank."""
+    batch = profile.batch
+    flops = np.array(
+        [b.forward_flop.at(batch) + b.backward_flop.at(batch) for b in profile.blocks]
+    )
+    found = [equal_blocks(len(profile.blocks), stages)]
+    if flops.sum() > 0:
+        found.append(equal_work(flops, stages))
+    return tuple(dict.fromkeys(found))

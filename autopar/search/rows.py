@@ -1,0 +1,229 @@
+"""Arrays over the groups of a space: what bounds need, looked up once per way to divide work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.cost import CostModel, memory
+from autopar.cost.blocks import BlockSeconds, Surroundings
+from autopar.cost.groups import Group
+from autopar.cost.ranks import RankGroups
+from autopar.cost.work import FULL, NONE, SELECTIVE
+from autopar.plans import Mesh
+from autopar.search.options import SearchOptions
+from autopar.search.space import PointGroup
+
+Array = npt.NDArray[np.float64]
+LARGE = 1e13
+"""Bytes at which the latency of a collective no longer counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """Blocks divided in one way for one microbatch size, on the fastest device.
+
+    Attributes:
+        seconds: Per block, without ZeRO-2 and ZeRO-3 collectives.
+        accumulate: Seconds per block of adding to earlier gradients, for many microbatches.
+        parameters: Elements per block on a rank, experts left out.
+        untied_parameters: The same without parameters that several blocks read.
+        experts: Expert elements per block.
+        total_parameters: Different elements on all pipeline ranks, experts included.
+        kept: Bytes per microbatch of the whole model by recompute level.
+    """
+
+    seconds: BlockSeconds
+    accumulate: Array
+    parameters: Array
+    untied_parameters: Array
+    experts: Array
+    total_parameters: float
+    kept: tuple[Array, Array, Array]
+
+
+class World:
+    """Facts of the first ``size`` devices.
+
+    Args:
+        model: Shared caches.
+        options: What is asked.
+        size: Devices.
+    """
+
+    def __init__(self, model: CostModel, options: SearchOptions, size: int) -> None:
+        placement = model.first_devices(size)
+        self.placement = placement
+        self.communication = model.communication(placement)
+        self.kinds = model.kinds(placement, placement)
+        self.why_not = next(
+            (reason for device, _ in self.kinds if (reason := model.compute.why_not(device))), None
+        )
+        most = max(device.memory_bytes for device, _ in self.kinds)
+        self.memory_limit = min(most, options.max_memory_bytes or most)
+        self.framework_bytes = min(
+            model.profile.measurement.resident_bytes
+            if model.profile.measurement and model.compute.measured_on(device)
+            else memory.assumed_framework(device).value
+            for device, _ in self.kinds
+        )
+        devices = [device for device, _ in self.kinds]
+        self.optimizer_s = [
+            min(
+                model.compute.optimizer_seconds_per_element(device, busy, offload)
+                for device, busy in self.kinds
+            )
+            for offload in (False, True)
+        ]
+        # The cheapest and least thirsty kind for every device: a bound, exact when all are equal.
+        self.usd_per_s = _least([d.usd_per_hour for d in devices], size / 3600)
+        self.idle_watt = _least([d.idle_watt for d in devices], size)
+        extras = [
+            d.power_watt - d.idle_watt
+            for d in devices
+            if d.power_watt is not None and d.idle_watt is not None
+        ]
+        self.extra_watt = max(0.0, min(extras)) if len(extras) == len(devices) else None
+
+
+def _least(values: list[float | None], factor: float) -> float | None:
+    known = [value for value in values if value is not None]
+    return min(known) * factor if len(known) == len(values) else None
+
+
+class Rows:
+    """Looks up rows and collective rates of groups.
+
+    Args:
+        model: Shared caches.
+        options: What is asked.
+    """
+
+    def __init__(self, model: CostModel, options: SearchOptions) -> None:
+        self.model = model
+        self.options = options
+        self._worlds: dict[int, World] = {}
+        self._rows: dict[object, Row] = {}
+        self._known: dict[object, Row] = {}
+        self._ranks: dict[object, RankGroups] = {}
+        self._rates: dict[object, float] = {}
+
+    def world(self, size: int) -> World:
+        """Facts of the first ``size`` devices."""
+        if size not in self._worlds:
+            self._worlds[size] = World(self.model, self.options, size)
+        return self._worlds[size]
+
+    def ranks(self, group: PointGroup) -> RankGroups:
+        """Groups of the mesh axes; the pipeline does not matter for their first shapes."""
+        key = (group.world, group.dp_replicate, group.dp_shard, group.cp, group.tp, group.ep)
+        if key not in self._ranks:
+            world = self.world(group.world)
+            self._ranks[key] = RankGroups(
+                mesh=Mesh(
+                    dp_replicate=group.dp_replicate,
+                    dp_shard=group.dp_shard,
+                    cp=group.cp,
+                    tp=group.tp,
+                    pp=group.pp,
+                    ep=group.ep,
+                ),
+                placement=world.placement,
+                communication=world.communication,
+            )
+        return self._ranks[key]
+
+    @cached_property
+    def regular(self) -> bool:
+        """True when all devices are equal, so that the first groups stand for all."""
+        return self.world(self.model.cluster.device_count).communication.shapes.regular
+
+    def row(self, group: PointGroup) -> Row:
+        """The row of a group."""
+        quick = (group.split, group.microbatch_size, group.world)
+        if self.regular and quick in self._known:
+            return self._known[quick]
+        row = self._known[quick] = self._row(group)
+        return row
+
+    def _row(self, group: PointGroup) -> Row:
+        world = self.world(group.world)
+        around = self._around(group)
+        key = (group.split, group.microbatch_size, world.kinds[0][1], around)
+        if key not in self._rows:
+            self._rows[key] = self._make(group, world, around)
+        return self._rows[key]
+
+    def _around(self, group: PointGroup) -> Surroundings:
+        if not self.regular:
+            return Surroundings(tp=(), cp=(), ep=())
+        ranks = self.ranks(group)
+        return Surroundings(tp=ranks.tp(0), cp=ranks.cp(0), ep=ranks.ep(0))
+
+    def _make(self, group: PointGroup, world: World, around: Surroundings) -> Row:
+        model, split, samples = self.model, group.split, group.microbatch_size
+        options = [
+            model.block_seconds(split, samples, device, busy, around)
+            for device, busy in world.kinds
+        ]
+        seconds = options[0] if len(options) == 1 else _fastest(options)
+        work = model.work(split)
+        untied = work.parameters.copy()
+        tied = 0.0
+        for _, elements, blocks in model.tables(split).tied:
+            tied += elements * (len(blocks) - 1)
+            untied[list(blocks)] -= elements
+        scale = model.compute.activation_scale
+        device, busy = world.kinds[0]
+        adding = (
+            model.accumulate(split, 2, device, busy) * 2
+            if len(options) == 1
+            else np.zeros(len(work.parameters))
+        )
+        return Row(
+            seconds=seconds,
+            accumulate=adding,
+            parameters=work.parameters,
+            untied_parameters=np.maximum(untied, 0.0),
+            experts=work.experts,
+            total_parameters=float(work.parameters.sum() + work.experts.sum()) - tied,
+            kept=(
+                work.at_level(NONE, samples) * scale,
+                work.at_level(SELECTIVE, samples) * scale,
+                work.at_level(FULL, samples) * scale,
+            ),
+        )
+
+    def rates(self, group: PointGroup) -> dict[str, float]:
+        """Seconds per byte of the collectives over a group's data ranks, latency left out."""
+        if not self.regular:
+            return dict.fromkeys(("all_reduce", "scatter", "gather", "replicas"), 0.0)
+        ranks = self.ranks(group)
+        return {
+            "all_reduce": self._rate("all_reduce", ranks.data(0)[0]),
+            "scatter": self._rate("reduce_scatter", ranks.shard(0)[0]),
+            "gather": self._rate("all_gather", ranks.shard(0)[0]),
+            "replicas": self._rate("all_reduce", ranks.replicate(0)[0]),
+        }
+
+    def _rate(self, kind: str, shape: Group) -> float:
+        key = (kind, shape)
+        if key not in self._rates:
+            seconds = self.world(self.model.cluster.device_count).communication.seconds
+            one, two = (seconds(kind, size, shape) for size in (LARGE, 2 * LARGE))
+            self._rates[key] = (two - one) / LARGE
+        return self._rates[key]
+
+
+def _fastest(options: Sequence[BlockSeconds]) -> BlockSeconds:
+    """Least seconds of every part over the kinds of devices."""
+    return BlockSeconds(
+        **{
+            name: np.min([getattr(option, name) for option in options], axis=0)
+            for name in BlockSeconds.__slots__
+        }
+    )
