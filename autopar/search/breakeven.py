@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from autopar.cluster import Cluster
 from autopar.core.errors import InfeasibleError, InputError
+from autopar.core.registry import did_you_mean
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
@@ -28,6 +29,8 @@ MEMORY_TOLERANCE = 0.05
 """The same for memory, where every step is a search."""
 SEARCHED_SPACE = 4_000
 """Spaces up to this many points are searched again; in larger ones known plans are compared."""
+MATERIAL = 0.01
+"""A strategy that is ahead by less at the far end does not count as a flip."""
 TIE = 1e-9
 """Relative differences below this are no difference."""
 ROUNDS = 4
@@ -154,6 +157,10 @@ def _hunt(
     quantity: str,
     options: SearchOptions | None,
 ) -> _Hunt:
+    if quantity not in QUANTITIES:
+        raise InputError(
+            f"cannot change '{quantity}'", hint=did_you_mean(quantity, list(QUANTITIES))
+        )
     asked = options or SearchOptions(objective=result.objective)
     batch = asked.batch_for(profile, cluster.device_count)
     return _Hunt(
@@ -223,14 +230,19 @@ class _Hunt:
             self.prices[key] = price(plan, self.profile, model.cluster, model)
         return self.prices[key]
 
-    def rival(self, scale: float) -> Plan | None:
-        """The known plan of another strategy that beats the chosen strategy at a scale."""
+    def rival(self, scale: float, margin: float = TIE) -> Plan | None:
+        """The known plan of another strategy that beats the chosen strategy at a scale.
+
+        Args:
+            scale: Factor on the quantity.
+            margin: Relative advantage it needs.
+        """
         values = {key: self.value(plan, scale) for key, plan in self.known.items()}
         if all(math.isinf(value) for value in values.values()):
             return None
         mine = min(values[key] for key, plan in self.known.items() if self.own(plan))
         winner = min(values, key=lambda key: values[key])
-        return self.known[winner] if values[winner] < mine * (1 - TIE) else None
+        return self.known[winner] if values[winner] < mine * (1 - margin) else None
 
     def flip(self, edge: float) -> BreakEven | None:
         """The flip nearest to scale 1 between 1 and ``edge``."""
@@ -242,7 +254,7 @@ class _Hunt:
         self.learn([winner.plan])
         far = edge
         for _ in range(ROUNDS):
-            if self.rival(far) is None:
+            if self.rival(far, MATERIAL if far == edge else TIE) is None:
                 return None
             scale = bisect(lambda s: self.rival(s) is not None, 1.0, far)
             beyond, before = self.search(scale), self.search(nearer(scale))
@@ -264,7 +276,14 @@ class _Hunt:
         if winner is not None and self.own(winner.plan):
             # the chosen strategy needs least of all: below this nothing fits
             return self._even(far, None, confirmed=True) if edge < far < 1 else None
-        if winner is not None and far > 1:  # more than this it does not need
+        if winner is not None and far > 1:
+            objective = self.options.objective
+            gained = value_of(winner.price, objective) / value_of(
+                self.result.best.price, objective
+            )
+            if gained > 1 - MATERIAL:
+                return None
+            # more than this it does not need
             need = winner.price.peak_memory_bytes.high / winner.price.capacity_bytes
             found[far * need] = winner
             far = max(far * need, 1.0)
@@ -288,7 +307,7 @@ class _Hunt:
 
     def known_flip(self, edge: float) -> BreakEven | None:
         """The flip nearest to scale 1 among the known plans."""
-        if self.rival(edge) is None:
+        if self.rival(edge, MATERIAL) is None:
             return None
         scale = bisect(lambda s: self.rival(s) is not None, 1.0, edge)
         return self.report(scale, confirmed=False)
@@ -351,7 +370,7 @@ def bisect(
 ) -> float:
     """The scale nearest to ``near`` at which a condition holds that holds at ``far``.
 
-    Bisection on the logarithm, to a relative tolerance; right if the condition, once true, stays so.
+    Bisection on the logarithm to a relative tolerance; right if the condition, once true, stays.
     """
     good = far
     while abs(math.log(good / near)) > tolerance:
