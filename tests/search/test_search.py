@@ -12,14 +12,10 @@ from autopar.core.errors import InfeasibleError, InputError
 from autopar.results import Rejection, SearchResult
 from autopar.search import (
     SearchOptions,
-    changed_cluster,
     parse_spec,
     plan_for,
     search,
     spread,
-    what_if_answer,
-    why_not,
-    why_not_answer,
 )
 
 from .builders import a100_cluster, chain_profile, cluster_of, gpt3, gpu
@@ -174,66 +170,12 @@ def test_an_empty_space_and_a_missing_peak_are_named():
         search(PROFILE, TIGHT, SearchOptions(global_batch=16, precision="bfloat16"))
 
 
-@pytest.mark.parametrize(
-    ("spec", "verdict"),
-    [
-        ("tp=2", "not in the space"),
-        ("pp=1,schedule=gpipe", "not in the space"),
-        ("dp=4,pp=1", "infeasible"),
-        ("pp=4", "dominated"),
-    ],
-)
-def test_why_not(tight: SearchResult, spec: str, verdict: str):
-    answer = why_not_answer(spec, tight, PROFILE, TIGHT, OPTIONS)
-    assert answer.verdict == verdict
-    assert answer.text in why_not(spec, tight, PROFILE, TIGHT, OPTIONS)
-    if verdict == "dominated":
-        assert "%" in answer.text
-
-
-def test_why_not_the_plan_itself(tight: SearchResult):
-    best = tight.best.plan
-    spec = f"pp={best.mesh.pp},dp={best.mesh.dp_replicate},schedule={best.schedule}"
-    assert why_not_answer(spec, tight, PROFILE, TIGHT, OPTIONS).verdict == "chosen"
-
-
-@pytest.mark.parametrize(
-    ("change", "verdict"),
-    [
-        ("memory=x8", "flips"),
-        ("memory=80GB", "flips"),
-        ("memory=x0.1", "infeasible"),
-        ("peak=x1.001", "same"),
-        ("devices=2", "flips"),
-    ],
-)
-def test_what_if(tight: SearchResult, change: str, verdict: str):
-    assert what_if_answer(change, tight, PROFILE, TIGHT, OPTIONS).verdict == verdict
-
-
-def test_slow_network_changes_the_cluster_and_bad_changes_are_refused():
-    slow = changed_cluster(TIGHT, "inter_node_bandwidth=x0.25,intra_node_bandwidth=10GB/s")
-    assert slow.groups[0].machine.inter.bytes_per_s == 25e9 / 4
-    assert slow.groups[0].machine.intra.bytes_per_s == 10e9
-    for text in ("bandwidth=x2", "memory=xx", "devices=3", "", "memory=x0"):
-        with pytest.raises(InputError):
-            changed_cluster(TIGHT, text)
-
-
 def test_spread_goes_from_the_best_to_slow_ones():
     plans = spread(PROFILE, cluster_of(2, 2), OPTIONS, 6)
     times = [item.price.step_time_s.value for item in plans]
     assert len({item.plan.hash for item in plans}) == len(plans) == 6
     assert times == sorted(times)
     assert times[-1] > 1.5 * times[0]
-
-
-def test_explanation_compares_and_says_when_it_is_close(tight: SearchResult):
-    text = tight.explain()
-    assert "proved best" in text
-    assert "Against the runner-up" in text
-    assert "too close to call" in text
-    assert "what binds" in text
 
 
 def test_objectives_disagree_when_they_should():
