@@ -134,6 +134,30 @@ def solve_stage(
     return _choice(options, owner.picks(best), copies, bound)
 
 
+def least_bytes(options: Sequence[Sequence[Option]], copies: float = 1.0) -> Choice:
+    """The choice that needs the fewest bytes; of those, one with few seconds.
+
+    For each peak that may be the largest, every block keeps as little as options up to it allow.
+
+    Args:
+        options: Of each block.
+        copies: Microbatches in flight.
+    """
+    lowest = max((min(o.peak_bytes for o in block) for block in options), default=0.0)
+    best: Choice | None = None
+    for peak in sorted({lowest, *(o.peak_bytes for block in options for o in block)}):
+        if peak >= lowest:
+            picks = tuple(efficient(block, peak)[0] for block in options)
+            choice = _choice(options, picks, copies, 0.0)
+            if best is None or (choice.need_bytes, choice.seconds) < (
+                best.need_bytes,
+                best.seconds,
+            ):
+                best = choice
+    assert best is not None  # ``lowest`` itself is tried
+    return best
+
+
 def _choice(
     options: Sequence[Sequence[Option]], picks: tuple[int, ...], copies: float, bound: float
 ) -> Choice:

@@ -93,6 +93,11 @@ class RunBounds:
             table[start, start + 1 :] = np.maximum.accumulate(peaks[start:])
         return table
 
+    def least_needs(self, copies: float = 1.0) -> Table:
+        """``[i, j]``: no choice for blocks ``i`` to ``j`` needs fewer bytes."""
+        least = self._least_bytes
+        return np.asarray(copies * (least[None, :] - least[:, None]) + self.least_peak)
+
     def tables(self, limits_bytes: Table, copies: float = 1.0) -> tuple[Table, Mask]:
         """:meth:`at` of every run: ``[i, j]`` stands for blocks ``[i, j)``, ``i < j``."""
         boundaries = np.arange(self.count + 1)

@@ -1,0 +1,282 @@
+"""``recompute=mixed``: every block its own recompute level, the least time the memory allows.
+
+A mixed plan gives each stage the levels with the least recompute time that fit on its rank,
+solved by :mod:`autopar.search.mixing`; ties go to the first blocks. That is the best choice for
+the step where a rank holds one stage of a pipeline. Where one stage holds the whole model and
+gradient reduction hides behind backward, other levels may hide a little more of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.cost import constants as k
+from autopar.cost import memory
+from autopar.cost.bounds import Band, Bounds
+from autopar.cost.layout import Cuts, Layout
+from autopar.cost.tables import Table
+from autopar.cost.work import FULL, NONE, SELECTIVE, Levels, Vector
+from autopar.search.goal import Goal
+from autopar.search.mixing import Choice, Option, least_bytes, solve_stage
+from autopar.search.mixing_bounds import RunBounds
+
+LEVELS = (NONE, SELECTIVE, FULL)
+"""Level of each option of a block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMixer:
+    """Recompute levels of the blocks of a stage that is alone on its rank.
+
+    Attributes:
+        layout: Without recompute; one stage per rank.
+        limits_bytes: Per pipeline coordinate, margin left out.
+    """
+
+    layout: Layout
+    limits_bytes: tuple[float, ...]
+
+    def copies(self, rank: int) -> float:
+        """Microbatches in flight on a pipeline coordinate."""
+        return float(max(counts[0] for counts in self.layout.live[rank]))
+
+    @cached_property
+    def _bytes(self) -> tuple[memory.RunBytes, ...]:
+        """Bytes at each level."""
+        count = self.layout.tables.count
+        return tuple(
+            memory.RunBytes(layout=replace(self.layout, levels=(level,) * count))
+            for level in LEVELS
+        )
+
+    def _seconds(self, rank: int) -> tuple[Vector, ...]:
+        """Recompute seconds of every block at each level, one microbatch."""
+        layout = self.layout
+        blocks = max(
+            (
+                layout.model.block_seconds(
+                    layout.split, layout.microbatch_size, device, busy, layout.around(rank)
+                )
+                for device, busy in layout.model.kinds(layout.placement, layout.groups[rank])
+            ),
+            key=lambda found: float((found.forward + found.backward).sum()),
+        )
+        return np.zeros_like(blocks.full), blocks.selective, blocks.full
+
+    def options(self, rank: int) -> Sequence[tuple[Option, ...]]:
+        """Options of every block, one per level; seconds are those of one microbatch."""
+        return self._bounds_of(rank).options
+
+    @cached_property
+    def _known(self) -> dict[object, RunBounds]:
+        return {}
+
+    def _bounds_of(self, rank: int) -> RunBounds:
+        kind = self.layout.group_kind(rank)
+        if kind not in self._known:
+            columns = zip(
+                zip(*self._seconds(rank), strict=True),
+                zip(*(b.block_kept for b in self._bytes), strict=True),
+                zip(*(b.block_transient for b in self._bytes), strict=True),
+                strict=True,
+            )
+            self._known[kind] = RunBounds(
+                [
+                    tuple(
+                        Option(seconds=float(s), kept_bytes=float(b), peak_bytes=float(p))
+                        for s, b, p in zip(*block, strict=True)
+                    )
+                    for block in columns
+                ]
+            )
+        return self._known[kind]
+
+    @cached_property
+    def _once(self) -> Table:
+        """Bytes of every run, whatever is in flight and whatever the levels."""
+        plain, first = self._bytes[NONE], 0
+        totals = memory.SpanMemory(layout=self.layout, take=lambda table: table).totals(first)
+        flying = self.copies(first) * plain.kept
+        own = memory.framework_bytes(self.layout, first)
+        return np.asarray(totals - flying - plain.transient - own)
+
+    def _room_of(self, rank: int) -> Table:
+        """``[i, j]``: what is left on a rank with blocks ``[i, j)`` for what levels decide."""
+        rest = self.limits_bytes[rank] - memory.framework_bytes(self.layout, rank)
+        return np.asarray(rest - self._once - self.copies(rank) * self._bytes[NONE].received)
+
+    @cached_property
+    def _rooms(self) -> dict[object, Table]:
+        return {}
+
+    def _room(self, rank: int) -> Table:
+        key = (self.layout.group_kind(rank), self.copies(rank))
+        if key not in self._rooms:
+            self._rooms[key] = self._room_of(rank)
+        return self._rooms[key]
+
+    def least_needs(self, rank: int) -> Table:
+        """``[i, j]``: least bytes of a rank with blocks ``[i, j)``, whatever the levels."""
+        needed = self._bounds_of(rank).least_needs(self.copies(rank))
+        return np.asarray(self.limits_bytes[rank] - self._room(rank) + needed)
+
+    def least_seconds(
+        self, rank: int, starts: npt.NDArray[np.intp], stops: npt.NDArray[np.intp]
+    ) -> tuple[Table, npt.NDArray[np.bool_]]:
+        """Lower bounds of the recompute seconds of runs, and which may fit."""
+        room = self._room(rank)[starts, stops]
+        return self._bounds_of(rank).at(starts, stops, room, self.copies(rank))
+
+    @cached_property
+    def _solved(self) -> dict[object, Choice | None]:
+        return {}
+
+    def solve(self, rank: int, start: int, stop: int) -> Choice | None:
+        """Levels of blocks ``[start, stop)`` with the least recompute time, if any fit."""
+        copies = self.copies(rank)
+        key = (self.layout.group_kind(rank), copies, start, stop)
+        if key not in self._solved:
+            room = float(self._room(rank)[start, stop])
+            self._solved[key] = solve_stage(self.options(rank)[start:stop], room, copies)
+        return self._solved[key]
+
+    def smallest(self, rank: int, start: int, stop: int) -> Choice:
+        """Levels of blocks ``[start, stop)`` with the least memory."""
+        return least_bytes(self.options(rank)[start:stop], self.copies(rank))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedBounds(Bounds):
+    """Bounds that count the least recompute time of each stage.
+
+    Attributes:
+        mixer: Solves the stages.
+    """
+
+    mixer: StageMixer
+
+    @cached_property
+    def _least_again(self) -> dict[object, Table]:
+        return {}
+
+    def least_again(self, rank: int) -> Table:
+        """Least recompute seconds of one microbatch by run of the band; inf where none fits."""
+        key = (self.layout.group_kind(rank), self.mixer.copies(rank))
+        if key not in self._least_again:
+            starts = np.arange(self.band.blocks + 1)[:, None]
+            stops = np.minimum(starts + 1 + np.arange(self.band.width), self.band.blocks)
+            self._least_again[key], _ = self.mixer.least_seconds(rank, starts, stops)
+        return self._least_again[key]
+
+    def stage_table(self, stage: int, extra: Table | None = None) -> Table:
+        """Least step time of any plan whose stage ``stage`` is a run of the band."""
+        again = self.least_again(self.layout.rank_of(stage))
+        fits = np.isfinite(again)
+        more = np.where(fits, again, 0.0)
+        table = super().stage_table(stage, more if extra is None else more + extra)
+        return np.where(fits, table, np.inf)
+
+    def _span(self, stage: int, start: int, stop: int) -> tuple[float, float]:
+        forward, backward = super()._span(stage, start, stop)
+        again = self.least_again(self.layout.rank_of(stage))[start, stop - start - 1]
+        return forward, backward + float(again)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedGoal(Goal):
+    """Objective of the best recompute levels for given stage boundaries.
+
+    ``layout`` has no recompute and one stage per rank.
+    """
+
+    @property
+    def open_levels(self) -> bool:
+        """True: recompute levels follow from the boundaries."""
+        return True
+
+    @cached_property
+    def mixer(self) -> StageMixer:
+        """Solves the stages."""
+        ranks = range(self.layout.mesh.pp)
+        margin = 1 + k.MEMORY_MARGIN.value
+        return StageMixer(
+            layout=self.layout, limits_bytes=tuple(self.limit(rank) / margin for rank in ranks)
+        )
+
+    @cached_property
+    def band(self) -> Band:
+        """Stage lengths that leave a block to every other stage and may fit in memory."""
+        layout, mixer = self.layout, self.mixer
+        n = layout.tables.count
+        easiest: dict[object, int] = {}
+        for rank in range(layout.mesh.pp):
+            kind = layout.group_kind(rank)
+            if kind not in easiest or mixer.copies(rank) < mixer.copies(easiest[kind]):
+                easiest[kind] = rank
+        ends = np.arange(n + 1)
+        lengths = ends[None, :] - ends[:, None]
+        fits = np.zeros(lengths.shape, dtype=bool)
+        for rank in easiest.values():
+            fits |= (lengths > 0) & (mixer.least_needs(rank) <= mixer.limits_bytes[rank])
+        widest = int(lengths[fits].max()) if fits.any() else 1
+        return Band(blocks=n, width=min(n - layout.stages + 1, widest))
+
+    @cached_property
+    def bounds(self) -> MixedBounds:
+        """Step-time bounds of the layout."""
+        return MixedBounds(layout=self.layout, band=self.band, mixer=self.mixer)
+
+    def stage_table(self, stage: int) -> Table:
+        """Lower bound of the objective by run of the band; inf where memory runs out."""
+        if self.objective == "memory":
+            rank = self.layout.rank_of(stage)
+            needed = self.band.take(self.mixer.least_needs(rank))
+            fits = self.band.inside & (needed <= self.mixer.limits_bytes[rank])
+            return np.where(fits, needed, np.inf)
+        slope, floor = self.slope_and_floor
+        return slope * self.bounds.stage_table(stage) + floor
+
+    def levels(self, cuts: Cuts) -> Levels | None:
+        """Recompute level of every block, ``None`` where a stage does not fit."""
+        found: list[int] = []
+        for stage in range(self.layout.stages):
+            rank, run = self.layout.rank_of(stage), (cuts[stage], cuts[stage + 1])
+            if self.objective == "memory":
+                choice: Choice | None = self.mixer.smallest(rank, *run)
+            else:
+                choice = self.mixer.solve(rank, *run)
+            if choice is None:
+                return None
+            found += [LEVELS[pick] for pick in choice.picks]
+        return tuple(found)
+
+    def _at(self, levels: Levels) -> Goal:
+        return Goal(
+            layout=replace(self.layout, levels=levels),
+            objective=self.objective,
+            max_memory_bytes=self.max_memory_bytes,
+        )
+
+    def feasible(self, cuts: Cuts) -> bool:
+        """True when some levels fit on every rank."""
+        levels = self.levels(cuts)
+        return levels is not None and self._at(levels).feasible(cuts)
+
+    def tightest(self, cuts: Cuts) -> tuple[int, float]:
+        """Pipeline rank with the largest excess with the smallest levels, and what it needs."""
+        found: list[int] = []
+        for stage in range(self.layout.stages):
+            rank = self.layout.rank_of(stage)
+            picks = self.mixer.smallest(rank, cuts[stage], cuts[stage + 1]).picks
+            found += [LEVELS[pick] for pick in picks]
+        return self._at(tuple(found)).tightest(cuts)
+
+    def value(self, cuts: Cuts) -> float:
+        """The objective with the best levels, ``inf`` when memory runs out."""
+        levels = self.levels(cuts)
+        return float("inf") if levels is None else self._at(levels).value(cuts)

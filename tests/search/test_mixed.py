@@ -1,0 +1,120 @@
+"""``recompute=mixed`` against every combination of boundaries and recompute levels."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autopar.cost import CostModel
+from autopar.search.chunks import equal_blocks
+from autopar.search.goal import Goal
+from autopar.search.goals import goal_for
+from autopar.search.mixed import MixedGoal
+from autopar.search.options import SearchOptions
+from autopar.search.partition import PartitionSearch
+from autopar.search.point import Point
+from tests.search.builders import MB, chain_profile, cluster_of
+
+FULL = 2
+
+
+def random_goal(seed: int, objective: str = "time", schedule: str | None = None) -> MixedGoal:
+    """Four or five blocks on two or three ranks, memory between all recomputed and none."""
+    rng = random.Random(seed)
+    n = rng.choice([4, 5])
+    profile = chain_profile(
+        [1e12 * rng.choice([1, 2, 3]) for _ in range(n)],
+        parameter_bytes=[rng.choice([4_000_000, 40_000_000]) for _ in range(n)],
+        saved_bytes=rng.choice([300, 500]) * MB,
+        activation_bytes=rng.choice([10, 60]) * MB,
+    )
+    pp = rng.choice([2, 3])
+    point = Point(
+        pp=pp,
+        schedule=schedule or rng.choice(["1f1b", "gpipe", "zero_bubble"]),
+        microbatch_size=rng.choice([1, 2]),
+        microbatches=3,
+        recompute="mixed",
+    )
+    model, options = CostModel(profile, cluster_of(1, pp)), SearchOptions(objective=objective)
+    needs = {
+        level: goal_for(replace(point, recompute=level), model, options).tightest(
+            equal_blocks(n, pp)
+        )[1]
+        for level in ("none", "full")
+    }
+    limit = needs["full"] + rng.uniform(0.3, 1.0) * (needs["none"] - needs["full"])
+    goal = goal_for(point, model, replace(options, max_memory_bytes=limit))
+    assert isinstance(goal, MixedGoal)
+    return goal
+
+
+def every_value(goal: MixedGoal) -> dict[tuple[tuple[int, ...], tuple[int, ...]], float]:
+    """Objective by boundaries and levels. Levels that are all full are another point's."""
+    n, stages = goal.layout.tables.count, goal.layout.stages
+    found = {}
+    for levels in itertools.product(range(3), repeat=n):
+        if set(levels) != {FULL}:
+            plain = Goal(
+                layout=replace(goal.layout, levels=levels),
+                objective=goal.objective,
+                max_memory_bytes=goal.max_memory_bytes,
+            )
+            for inner in itertools.combinations(range(1, n), stages - 1):
+                cuts = (0, *inner, n)
+                found[cuts, levels] = plain.value(cuts)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mixed_is_the_best_of_all_boundaries_and_levels(seed: int) -> None:
+    goal = random_goal(seed)
+    values = every_value(goal)
+    best = min(values.values())
+    search = PartitionSearch(goal=goal)
+    bound, found = search.lower_bound(), search.solve()
+    assert math.isfinite(best)
+    assert found.value == pytest.approx(best, rel=1e-12)
+    assert bound <= best * (1 + 1e-12)
+    assert found.cuts is not None
+    assert found.levels is not None
+    assert values[found.cuts, found.levels] == pytest.approx(found.value)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_stage_and_prefix_bounds_never_exceed_any_value(seed: int) -> None:
+    goal = random_goal(100 + seed)
+    tables = [goal.stage_table(stage) for stage in range(goal.layout.stages)]
+    values = {key: v for key, v in every_value(goal).items() if math.isfinite(v)}
+    assert values
+    for (cuts, _), value in values.items():
+        for stage, table in enumerate(tables):
+            width = cuts[stage + 1] - cuts[stage]
+            assert table[cuts[stage], width - 1] <= value * (1 + 1e-12)
+        for length in range(2, len(cuts) + 1):
+            assert goal.prefix_bound(cuts[:length]) <= value * (1 + 1e-12)
+
+
+def test_least_memory_mixes_levels_too() -> None:
+    for seed in range(4):
+        goal = random_goal(seed, objective="memory")
+        best = min(every_value(goal).values())
+        found = PartitionSearch(goal=goal).solve()
+        assert found.levels is not None
+        if set(found.levels) != {FULL}:
+            assert found.value == pytest.approx(best)
+        else:
+            assert found.value <= best
+
+
+def test_room_for_everything_means_no_recompute() -> None:
+    goal = replace(random_goal(0), max_memory_bytes=None)
+    found = PartitionSearch(goal=goal).solve()
+    assert found.levels is not None
+    assert set(found.levels) == {0}
+    assert np.isfinite(goal.value(found.cuts or ()))
