@@ -181,9 +181,16 @@ class Bounds:
             for span in {id(s): s for s in self.layout.spans}.values()
         }
 
-    def stage_table(self, stage: int) -> Table:
-        """Least step time of any plan whose stage ``stage`` is a run of the band."""
+    def stage_table(self, stage: int, extra: Table | None = None) -> Table:
+        """Least step time of any plan whose stage ``stage`` is a run of the band.
+
+        Args:
+            stage: Virtual stage.
+            extra: Seconds that each backward of the run takes besides.
+        """
         forward, backward = self._span_bands[id(self.layout.spans[self.layout.rank_of(stage)])]
+        if extra is not None:
+            backward = backward + extra
         table = np.maximum.reduce(self._paths(stage, forward, backward))
         return np.where(self.band.inside, table + self.layout.overhead_s, np.inf)
 

@@ -234,10 +234,8 @@ class Layout:
                     exposed_sync_s=exposed,
                     optimizer_s=sync.optimizer_seconds(dense, experts),
                     forward_collective_s=span.forward_collective,
-                    backward_collective_s=span.backward_collective[j]
-                    - span.backward_collective[i],
-                    recompute_collective_s=span.recompute_collective[j]
-                    - span.recompute_collective[i],
+                    backward_collective_s=span.backward_collective,
+                    recompute_collective_s=span.recompute_collective,
                 )
             )
         return costs

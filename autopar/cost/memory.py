@@ -98,7 +98,7 @@ class RunBytes:
     def kept(self) -> Table:
         """Bytes per microbatch in flight."""
         kept = prefix_differences(self.block_kept)
-        return np.asarray(kept + self._received) if self._keeps_inputs else kept
+        return np.asarray(kept + self.received) if self._keeps_inputs else kept
 
     def _at(self, table: AffineTable, first: int, stop: int) -> float:
         fixed, per_sample = table
@@ -106,7 +106,8 @@ class RunBytes:
         return float(fixed[first, stop] + per_sample[first, stop] * samples)
 
     @cached_property
-    def _received(self) -> Table:
+    def received(self) -> Table:
+        """Bytes that enter a run from earlier blocks, per microbatch."""
         fixed, per_sample = self.layout.tables.received
         return np.asarray(fixed + per_sample * self.layout.microbatch_size)
 
@@ -137,7 +138,7 @@ class RunBytes:
     def messages(self) -> Table:
         """Buffers of what is received and sent."""
         fixed, per_sample = self.layout.tables.sent
-        return np.asarray(self._received + fixed + per_sample * self.layout.microbatch_size)
+        return np.asarray(self.received + fixed + per_sample * self.layout.microbatch_size)
 
     @cached_property
     def block_gathered(self) -> Vector:

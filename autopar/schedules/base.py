@@ -64,13 +64,16 @@ class AbstractSchedule(abc.ABC):
 
         For each rank: the tuples (one entry per stage of the rank) that no other moment of the
         step exceeds in every entry. Where backward is split, a microbatch counts until its weight
-        gradient is done: what that needs is most of what was saved. A schedule may override it
-        with a closed form.
+        gradient is done: what that needs is most of what was saved.
         """
-        return tuple(
-            peaks(actions, self.stages_of(rank, ranks, stages))
-            for rank, actions in enumerate(self.actions(ranks, stages, microbatches))
-        )
+        return tuple(self.rank_peaks(rank, ranks, stages, microbatches) for rank in range(ranks))
+
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """:meth:`in_flight` of one rank. A schedule may override it with a closed form."""
+        actions = self.actions(ranks, stages, microbatches)[rank]
+        return peaks(actions, self.stages_of(rank, ranks, stages))
 
     def stages_of(self, rank: int, ranks: int, stages: int) -> tuple[int, ...]:
         """Virtual stages of a pipeline rank, in order."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections import deque
 from typing import ClassVar, final
 
-from autopar.schedules.base import AbstractSchedule, Action, v_rank_of
+from autopar.schedules.base import AbstractSchedule, Action, peaks, v_rank_of
+
+SETTLED = 4
+"""Microbatches per rank after which those in flight have taken all their values."""
 
 
 @final
@@ -28,6 +31,13 @@ class DualPipeV(AbstractSchedule):
     def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
         """The eight steps of the reference implementation."""
         return [_Rank(rank, ranks, microbatches).steps() for rank in range(ranks)]
+
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """The pattern repeats once the V is full."""
+        few = min(microbatches, SETTLED * ranks)
+        return peaks(_Rank(rank, ranks, few).steps(), self.stages_of(rank, ranks, stages))
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Two stages per rank and enough microbatches for the main step."""

@@ -21,11 +21,11 @@ class GPipe(AbstractSchedule):
             for rank in range(ranks)
         ]
 
-    def in_flight(
-        self, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
         """Every microbatch, on every rank."""
-        return tuple(((microbatches,),) for rank in range(ranks))
+        return ((microbatches,),)
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """One stage per rank."""

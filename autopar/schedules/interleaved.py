@@ -30,19 +30,14 @@ class Interleaved(AbstractSchedule):
             for rank in range(ranks)
         ]
 
-    def in_flight(
-        self, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
         """The pattern repeats every round, so a few rounds show all peaks."""
         rounds = max(1, microbatches // ranks)
         size, few = microbatches // rounds, min(rounds, SETTLED_ROUNDS)
-        return tuple(
-            peaks(
-                _rank_actions(rank, ranks, stages // ranks, few, size),
-                self.stages_of(rank, ranks, stages),
-            )
-            for rank in range(ranks)
-        )
+        actions = _rank_actions(rank, ranks, stages // ranks, few, size)
+        return peaks(actions, self.stages_of(rank, ranks, stages))
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Several stages per rank and equal rounds of at least ``ranks`` microbatches."""

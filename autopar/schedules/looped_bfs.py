@@ -26,11 +26,11 @@ class LoopedBFS(AbstractSchedule):
             lists.append(order)
         return lists
 
-    def in_flight(
-        self, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
         """Every microbatch of every stage, on every rank."""
-        return (((microbatches,) * (stages // ranks),),) * ranks
+        return ((microbatches,) * (stages // ranks),)
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Several stages per rank."""

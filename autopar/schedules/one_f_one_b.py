@@ -17,11 +17,11 @@ class OneForwardOneBackward(AbstractSchedule):
         """Warm-up of ``min(m, p - r - 1)`` forwards, then pairs, then the rest backwards."""
         return [_rank_actions(rank, ranks, microbatches) for rank in range(ranks)]
 
-    def in_flight(
-        self, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
         """Rank ``r`` keeps ``min(m, p - r)``."""
-        return tuple(((min(microbatches, ranks - rank),),) for rank in range(ranks))
+        return ((min(microbatches, ranks - rank),),)
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """One stage per rank."""

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from autopar.schedules.base import AbstractSchedule, Action, Kind, v_rank_of
+from autopar.schedules.base import AbstractSchedule, Action, Kind, peaks, v_rank_of
+
+SETTLED = 4
+"""Microbatches per rank after which those in flight have taken all their values."""
 
 
 @final
@@ -26,6 +29,13 @@ class ZBV(AbstractSchedule):
     def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
         """Warm-up in the V, a steady round of both stages, drain with late weights."""
         return [_rank_actions(rank, ranks, microbatches) for rank in range(ranks)]
+
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """The pattern repeats once the V is full."""
+        few = min(microbatches, SETTLED * ranks)
+        return peaks(_rank_actions(rank, ranks, few), self.stages_of(rank, ranks, stages))
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Two stages per rank; fewer microbatches than fill the V leave it mostly idle."""

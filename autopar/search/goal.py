@@ -15,6 +15,7 @@ from autopar.cost.bounds import Band, Bounds
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.power import usd_per_second
 from autopar.cost.tables import Table
+from autopar.cost.work import Levels
 from autopar.results import PlanPrice
 from autopar.search.chunks import chunked_cuts
 
@@ -40,6 +41,15 @@ class Goal:
     def chunked(self) -> bool:
         """True when a rank holds several stages: a few partitions are in the space."""
         return self.layout.stages > self.layout.mesh.pp
+
+    @property
+    def open_levels(self) -> bool:
+        """True when recompute levels follow from the boundaries."""
+        return False
+
+    def levels(self, cuts: Cuts) -> Levels | None:
+        """Recompute level of every block for some boundaries."""
+        return self.layout.levels
 
     @cached_property
     def band(self) -> Band:

@@ -102,6 +102,8 @@ class PartitionSearch:
         if search.open_bound < found.value and not first:
             search.improve()
         found.bound = min(found.value, max(search.open_bound, floor))
+        if self.goal.open_levels and found.cuts is not None:
+            found.levels = self.goal.levels(found.cuts)
         return found
 
     def _chunked(self, found: Solution) -> Solution:

@@ -20,6 +20,7 @@ from autopar.search.variants import RECOMPUTE, VariantSet
 from autopar.strategies import WHOLE
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 LEVELS_OF = {"none": 0, "selective": 1, "full": 2}
 SHARING = (0, 2, 3)
 """ZeRO levels that change what happens inside a microbatch; level 1 is like 0."""
@@ -46,27 +47,29 @@ class QuickBounds:
         """Least objective of any variant of each group, and why none can work if so."""
         bounds = np.zeros(len(groups))
         reasons: list[str | None] = []
-        scalars: dict[int, tuple[float, float, float, float]] = {}
+        scalars: dict[tuple[int, int], tuple[float, float, float, float]] = {}
         for index, group in enumerate(groups):
             world = self.rows.world(group.world)
             if world.why_not is not None:
                 reasons.append(f"no time for {self.options.precision} on a device")
                 continue
             row = self.rows.row(group)
-            if id(row) not in scalars:
-                scalars[id(row)] = self._scalars(row)
-            total, largest, least_kept, parameters = scalars[id(row)]
-            seconds = group.microbatches * max(total / group.pp, largest)
+            key = (id(row), group.pp)
+            if key not in scalars:
+                scalars[key] = self._scalars(row, group.pp)
+            total, fullest, least_kept, parameters = scalars[key]
+            seconds = group.microbatches * fullest
             held = self._least_held(group, world, row, parameters) + least_kept / group.pp
             reasons.append("memory" if held > world.memory_limit else None)
             bounds[index] = self._objective(group, world, seconds, total, held)
         return bounds, reasons
 
     @staticmethod
-    def _scalars(row: Row) -> tuple[float, float, float, float]:
+    def _scalars(row: Row, ranks: int) -> tuple[float, float, float, float]:
+        """Work of all blocks and of the fullest rank, least bytes kept, parameters."""
         work = row.seconds.forward + row.seconds.backward
         kept = min(float(level.sum()) for level in row.kept)
-        return float(work.sum()), float(work.max()), kept, row.total_parameters
+        return float(work.sum()), float(fullest_rank(work, ranks)), kept, row.total_parameters
 
     def _least_held(self, group: PointGroup, world: World, row: Row, parameters: float) -> float:
         """Some rank holds at least the average of weights, gradients and states."""
@@ -190,6 +193,7 @@ class _Batch:
         """``[group, variant]``: least objective, and memory that cannot suffice."""
         shape = (len(self.groups), len(self.set.variants))
         seconds, misfits = np.zeros(shape), np.zeros(shape, dtype=bool)
+        again = np.zeros(shape)
         sharing = np.searchsorted(SHARING, np.where(self.set.zero == 1, 0, self.set.zero))
         time_level = np.where(
             self.set.recompute == RECOMPUTE.index("mixed"), 0, self.set.recompute
@@ -206,18 +210,19 @@ class _Batch:
                     tailed = self._tailed(*mine, columns)
                     seconds[:, columns] = np.maximum(seconds[:, columns], tailed)
             misfits[:, columns] = self._misfit(schedule, chunks, kept_level[columns], columns)
+            again[:, columns] = self._mixed_again(schedule, chunks, columns)
         if self.pp == 1:
-            seconds = self._overlapped(seconds, sharing, time_level, tails)
+            seconds = self._overlapped(seconds, sharing, time_level, tails) + self.m * again
         else:
-            average = self.m * self.totals.work.sum(axis=3) / self.pp
-            seconds = np.maximum(seconds, average[:, sharing, time_level] + tails)
+            work = self.totals.work.sum(axis=3)[:, sharing, time_level] + again
+            seconds = np.maximum(seconds, self.m * work / self.pp + tails)
         return self._objectives(seconds, sharing, time_level), misfits
 
     def _overlapped(
         self,
         seconds: Array,
-        sharing: npt.NDArray[np.intp],
-        level: npt.NDArray[np.intp],
+        sharing: Indices,
+        level: Indices,
         tails: Array,
     ) -> Array:
         """One stage per replica: buckets may hide, but not start before the last backward."""
@@ -269,9 +274,7 @@ class _Batch:
         own = per_element[:, self.set.offload.astype(int)] / shares
         return np.asarray(self._sync_per_element + own)
 
-    def _objectives(
-        self, seconds: Array, sharing: npt.NDArray[np.intp], level: npt.NDArray[np.intp]
-    ) -> Array:
+    def _objectives(self, seconds: Array, sharing: Indices, level: Indices) -> Array:
         name = self.quick.options.objective
         if name == "memory":
             held = [
@@ -293,15 +296,15 @@ class _Batch:
     def _step(self, schedule: str) -> Array:
         """Least step seconds ``[group, sharing, level]`` of one stage per rank, without tails."""
         work, forward = self.totals.work, self.totals.forward
-        total, largest = work.sum(axis=3), work.max(axis=3)
+        total, fullest = work.sum(axis=3), self._fullest
         m, p = self.m, self.pp
-        even = m * np.maximum(total / p, largest)
+        even = m * fullest
         if p == 1:
             return np.asarray(m * total)
         if not self.quick.chained:
             return np.asarray(even)
         if schedule == "gpipe":
-            return np.asarray(total + (m - 1) * np.maximum(total / p, largest))
+            return np.asarray(total + (m - 1) * fullest)
         if schedule != "1f1b":
             return np.asarray(even)
         part = np.divide(forward, work, out=np.zeros_like(work), where=work > 0).max(axis=3)
@@ -312,13 +315,19 @@ class _Batch:
         weights = (m - 1) - part[..., None] * warm
         safe = np.where(weights > 0, weights, 1.0)
         rounds = np.where((weights > 0).all(axis=3), 1.0 / (1.0 / safe).sum(axis=3), 0.0)
-        return np.maximum(even, total * (1.0 + rounds))
+        some = fullest * np.maximum(weights.min(axis=3), 0.0)
+        return np.maximum(even, total + np.maximum(total * rounds, some))
+
+    @cached_property
+    def _fullest(self) -> Array:
+        """Least work of the fullest rank ``[group, sharing, level]``."""
+        return fullest_rank(self.totals.work, self.pp)
 
     def _tailed(
         self,
-        sharing: npt.NDArray[np.intp],
-        level: npt.NDArray[np.intp],
-        columns: npt.NDArray[np.intp],
+        sharing: Indices,
+        level: Indices,
+        columns: Indices,
     ) -> Array:
         """Least step seconds ``[group, column]`` of one stage per rank, its own tail counted.
 
@@ -334,15 +343,16 @@ class _Batch:
         ratio = np.divide(elements, work, out=np.full_like(work, np.inf), where=there).min(axis=2)
         rounds = self.m + ratio * self._tail_per_element()[:, columns]
         filled = 1 - (1 - np.minimum(part / rounds, 1.0)) ** self.pp
-        return np.asarray(forward.sum(axis=2) / np.maximum(filled, 1e-300))
+        some = rounds * self._fullest[:, sharing, level]
+        return np.maximum(some, forward.sum(axis=2) / np.maximum(filled, 1e-300))
 
     def _chunked(
         self,
         schedule: str,
         chunks: int,
-        sharing: npt.NDArray[np.intp],
-        level: npt.NDArray[np.intp],
-        columns: npt.NDArray[np.intp],
+        sharing: Indices,
+        level: Indices,
+        columns: Indices,
     ) -> Array:
         """Least step seconds ``[group, column]`` of several stages per rank.
 
@@ -376,27 +386,73 @@ class _Batch:
         self,
         schedule: str,
         chunks: int,
-        level: npt.NDArray[np.intp],
-        columns: npt.NDArray[np.intp],
+        level: Indices,
+        columns: Indices,
     ) -> npt.NDArray[np.bool_]:
         """``[group, column]``: memory cannot suffice whatever the boundaries."""
+        if chunks > 1:
+            return self._chunked_misfit(schedule, chunks, level, columns)
+        kept = np.array([[row.kept[x].sum() for x in range(3)] for row in self.rows])[:, level]
+        return np.asarray(kept > self._room_for_kept(schedule, columns))
+
+    @cached_property
+    def _room(self) -> Array:
+        """Bytes of a rank for parameters and activations ``[group, 1]``."""
         margin = 1 + k.MEMORY_MARGIN.value
-        room = np.array(
+        return np.array(
             [
                 w.memory_limit / margin - self.quick._shared_bytes(g, w)
                 for g, w in zip(self.groups, self.worlds, strict=True)
             ]
         )[:, None]
-        kept = np.array([[row.kept[x].sum() for x in range(3)] for row in self.rows])[:, level]
-        parameters = self._parameter_bytes()[:, columns]
-        live = self.quick.model.in_flight(schedule, self.pp, self.pp * chunks, self.m)
-        if chunks > 1:
-            # Some rank keeps at least one microbatch of each of its stages.
-            return np.asarray((kept + parameters) / self.pp > room)
-        flights = np.array([max(peaks)[0] for peaks in live], dtype=float)
-        # kept_r flight_r + parameters_r <= room on every rank; divided by flight_r and summed.
-        return np.asarray(kept + parameters / flights.max() > room * (1.0 / flights).sum())
 
+    def _room_for_kept(self, schedule: str, columns: Indices) -> Array:
+        """Most bytes per microbatch that all ranks can keep ``[group, column]``.
+
+        On every rank ``kept_r flights_r + parameters_r <= room``; divided by the microbatches in
+        flight and summed over the ranks.
+        """
+        live = self.quick.model.in_flight(schedule, self.pp, self.pp, self.m)
+        flights = np.array([max(peaks)[0] for peaks in live], dtype=float)
+        parameters = self._parameter_bytes[:, columns]
+        return np.asarray(self._room * (1.0 / flights).sum() - parameters / flights.max())
+
+    def _mixed_again(self, schedule: str, chunks: int, columns: Indices) -> Array:
+        """Least recompute seconds per microbatch ``[group, column]`` that memory forces."""
+        mixed = self.set.recompute[columns] == RECOMPUTE.index("mixed")
+        if chunks > 1 or not mixed.any():
+            return np.zeros((len(self.groups), len(columns)))
+        kept = np.array([row.kept[0].sum() for row in self.rows])[:, None]
+        price = np.array([row.seconds_per_byte for row in self.rows])[:, None]
+        excess = np.maximum(0.0, kept - self._room_for_kept(schedule, columns))
+        return np.where(mixed[None, :], excess * price, 0.0)
+
+    def _chunked_misfit(
+        self,
+        schedule: str,
+        chunks: int,
+        level: Indices,
+        columns: Indices,
+    ) -> npt.NDArray[np.bool_]:
+        """The first rank, which has the most in flight, with the partitions of the space."""
+        found = self.quick.model.schedule(schedule)
+        stages = self.pp * chunks
+        mine = list(found.stages_of(0, self.pp, stages))
+        peaks = np.array(found.rank_peaks(0, self.pp, stages, self.m), dtype=float)
+        kept = np.array([row.kept for row in self.rows])
+        untied = np.array([row.untied_parameters for row in self.rows])
+        share = np.array([[max(row.total_parameters, 1.0)] for row in self.rows])
+        per_element = self._parameter_bytes[:, columns] / share
+        misfit: npt.NDArray[np.bool_] | None = None
+        for cuts in chunked_cuts(self.quick.model.profile, stages):
+            held = (_runs(kept, cuts)[..., mine] @ peaks.T).max(axis=-1)[:, level]
+            elements = _runs(untied, cuts)[..., mine].sum(axis=-1)[:, None]
+            over = held + elements * per_element > self._room
+            misfit = over if misfit is None else misfit & over
+        assert misfit is not None  # there is at least one partition
+        return misfit
+
+    @cached_property
     def _parameter_bytes(self) -> Array:
         """Weights, gradients and states of all pipeline ranks together ``[group, variant]``."""
         sizes = self.quick.model.sizes
@@ -420,12 +476,23 @@ class _Batch:
         )
 
 
-def _by_rank(values: Array, rank_of: npt.NDArray[np.intp], ranks: int) -> Array:
+def fullest_rank(work: Array, ranks: int) -> Array:
+    """Least work of the fullest rank, along the last axis.
+
+    At least the average; and of the ``j ranks + 1`` largest blocks some rank holds ``j + 1``.
+    """
+    falling = -np.sort(-work, axis=-1)
+    picked = falling[..., ::ranks]
+    counts = np.arange(1, picked.shape[-1] + 1)
+    return np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks)
+
+
+def _by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
     """Sums over the stages of each rank, along the last axis."""
     return np.stack([values[..., rank_of == r].sum(axis=-1) for r in range(ranks)], axis=-1)
 
 
-def _before(values: Array, firsts: npt.NDArray[np.intp]) -> Array:
+def _before(values: Array, firsts: Indices) -> Array:
     """Sums over the stages before some stages."""
     return np.asarray((np.cumsum(values, axis=-1) - values)[..., firsts])
 

@@ -34,7 +34,8 @@ class Row:
         untied_parameters: The same without parameters that several blocks read.
         experts: Expert elements per block.
         total_parameters: Different elements on all pipeline ranks, experts included.
-        kept: Bytes per microbatch of the whole model by recompute level.
+        kept: Bytes per microbatch of every block by recompute level.
+        seconds_per_byte: Least recompute time for a kept byte saved, over blocks and levels.
     """
 
     seconds: BlockSeconds
@@ -44,6 +45,7 @@ class Row:
     experts: Array
     total_parameters: float
     kept: tuple[Array, Array, Array]
+    seconds_per_byte: float
 
 
 class World:
@@ -184,6 +186,7 @@ class Rows:
             if len(options) == 1
             else np.zeros(len(work.parameters))
         )
+        kept = tuple(work.at_level(x, samples) * scale for x in (NONE, SELECTIVE, FULL))
         return Row(
             seconds=seconds,
             accumulate=adding,
@@ -191,11 +194,8 @@ class Rows:
             untied_parameters=np.maximum(untied, 0.0),
             experts=work.experts,
             total_parameters=float(work.parameters.sum() + work.experts.sum()) - tied,
-            kept=(
-                work.at_level(NONE, samples) * scale,
-                work.at_level(SELECTIVE, samples) * scale,
-                work.at_level(FULL, samples) * scale,
-            ),
+            kept=(kept[0], kept[1], kept[2]),
+            seconds_per_byte=_least_price(seconds, kept),
         )
 
     def rates(self, group: PointGroup) -> dict[str, float]:
@@ -217,6 +217,17 @@ class Rows:
             one, two = (seconds(kind, size, shape) for size in (LARGE, 2 * LARGE))
             self._rates[key] = (two - one) / LARGE
         return self._rates[key]
+
+
+def _least_price(seconds: BlockSeconds, kept: Sequence[Array]) -> float:
+    """Least recompute seconds per byte saved."""
+    least = np.inf
+    for again, bytes_kept in ((seconds.selective, kept[1]), (seconds.full, kept[2])):
+        saved = kept[0] - bytes_kept
+        there = saved > 0
+        if there.any():
+            least = min(least, float((again[there] / saved[there]).min()))
+    return least if np.isfinite(least) else 0.0
 
 
 def _fastest(options: Sequence[BlockSeconds]) -> BlockSeconds:

@@ -11,11 +11,11 @@ from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan
 from autopar.search.chunks import equal_blocks
-from autopar.search.goal import Goal
+from autopar.search.goals import goal_for
 from autopar.search.named import point_of
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch
-from autopar.search.plans import layout_for, rank_plan
+from autopar.search.plans import rank_plan
 from autopar.search.point import Point
 from autopar.search.quick import QuickBounds
 from autopar.search.space import build_space
@@ -56,11 +56,7 @@ def solve_point(point: Point, model: CostModel, options: SearchOptions) -> Ranke
         reason = model.compute.why_not(model.cluster.device(device_id))
         if reason is not None:
             raise InputError(reason, hint="choose another device")
-    goal = Goal(
-        layout=layout_for(point, model, options),
-        objective=options.objective,
-        max_memory_bytes=options.max_memory_bytes,
-    )
+    goal = goal_for(point, model, options)
     found = PartitionSearch(goal=goal).solve()
     if found.cuts is None:
         rank, needed = goal.tightest(equal_blocks(len(model.profile.blocks), point.stages))

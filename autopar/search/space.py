@@ -254,7 +254,7 @@ class _Builder:
     def _mesh(self, dp: int, cp: int, tp: int, pp: int) -> None:
         """Groups of one mesh: sequence parallel or not, shards, experts, microbatches."""
         sequence = (False, True) if tp > 1 and self.strategies.context.length else (False,)
-        shards = [1] if self.runnable else divisors(dp)
+        shards = [1] if self.runnable else self._shard_degrees(dp, cp * tp)
         experts = self._ep_degrees(dp * cp)
         if self.batch % dp:
             # Microbatch sizes do not exist then; each combination counts once.
@@ -269,6 +269,12 @@ class _Builder:
                 for shard in shards:
                     for size in divisors(samples):
                         self._group(split, dp, shard, pp, size, samples // size, reason)
+
+    def _shard_degrees(self, dp: int, inner: int) -> list[int]:
+        """No sharing, sharing among the ranks of a node (HSDP), sharing among all replicas."""
+        node = self.cluster.groups[0].machine.devices_per_node
+        inside = max((d for d in divisors(dp) if d * inner <= node), default=1)
+        return sorted({1, inside, dp})
 
     def _ep_degrees(self, ranks: int) -> list[int]:
         experts = self.strategies.expert.experts

@@ -16,9 +16,9 @@ from autopar.cost.layout import Cuts
 from autopar.cost.work import Levels
 from autopar.results import Certificate
 from autopar.search.goal import Goal
+from autopar.search.goals import goal_for
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch, Solution
-from autopar.search.plans import layout_for
 from autopar.search.point import Point
 from autopar.search.quick import QuickBounds
 from autopar.search.space import PointGroup, Space
@@ -28,7 +28,7 @@ RUNNER_UP_ACTIONS = 150_000
 """Simulated actions after which no further runner-up is looked for, about a second."""
 
 
-GROUPS_AT_ONCE = 256
+GROUPS_AT_ONCE = 512
 """Groups whose variants are bounded together."""
 LOOK_AHEAD = 1.05
 """Groups with bounds up to this factor of the next one are bounded with it."""
@@ -134,11 +134,7 @@ class Walk:
 
     def goal(self, point: Point) -> Goal:
         """Objective and limits on a point."""
-        return Goal(
-            layout=layout_for(point, self.model, self.options),
-            objective=self.options.objective,
-            max_memory_bytes=self.options.max_memory_bytes,
-        )
+        return goal_for(point, self.model, self.options)
 
     @property
     def best(self) -> float:
