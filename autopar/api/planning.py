@@ -55,6 +55,7 @@ def plan_search(
     fix: Sequence[str] = (),
     forbid: Sequence[str] = (),
     max_memory: str | int | None = None,
+    precision: str = "float32",
     top: int = 5,
     seed: int = 0,
     storage: str | None = None,
@@ -72,6 +73,7 @@ def plan_search(
         fix: ``axis=value`` constraints a plan must meet.
         forbid: ``axis=value`` combinations a plan must avoid.
         max_memory: Memory limit per device (``"20GiB"``), the device's own by default.
+        precision: Parameter and compute dtype; the executor runs float32 only.
         top: How many plans to rank.
         seed: Seed of the search.
         storage: Optuna storage URL; in memory by default.
@@ -92,6 +94,7 @@ def plan_search(
         fix=fix,
         forbid=forbid,
         max_memory=max_memory,
+        precision=precision,
         top=top,
         seed=seed,
         storage=storage,
@@ -116,6 +119,7 @@ def search_options(
     fix: Sequence[str] = (),
     forbid: Sequence[str] = (),
     max_memory: str | int | None = None,
+    precision: str = "float32",
     top: int = 5,
     seed: int = 0,
     storage: str | None = None,
@@ -135,6 +139,7 @@ def search_options(
         fix=tuple(fix),
         forbid=tuple(forbid),
         max_memory_bytes=limit,
+        precision=precision,
         top=top,
         seed=seed,
         storage=storage,
