@@ -114,6 +114,7 @@ class CostModel:
         self._schedules: dict[str, AbstractSchedule] = {}
         self._programs: dict[tuple[str, int, int, int], Program] = {}
         self._peaks: dict[tuple[str, int, int, int], Peaks] = {}
+        self._first_peaks: dict[tuple[str, int, int, int], tuple[tuple[int, ...], ...]] = {}
         self._blocks: dict[object, BlockSeconds] = {}
         self._spans: dict[object, SpanSeconds] = {}
         self._communication: dict[object, CommunicationModel] = {}
@@ -159,6 +160,16 @@ class CostModel:
         if key not in self._peaks:
             self._peaks[key] = self.schedule(schedule).in_flight(ranks, stages, microbatches)
         return self._peaks[key]
+
+    def first_peaks(
+        self, schedule: str, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """Microbatches in flight per local stage of the first rank, at its peaks."""
+        key = (schedule, ranks, stages, microbatches)
+        if key not in self._first_peaks:
+            found = self.schedule(schedule).rank_peaks(0, ranks, stages, microbatches)
+            self._first_peaks[key] = found
+        return self._first_peaks[key]
 
     def communication(self, placement: tuple[int, ...]) -> CommunicationModel:
         """Communication between the devices that take part."""

@@ -17,6 +17,7 @@ from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
 from autopar.search.options import SearchOptions
 from autopar.search.space import PointGroup
+from autopar.strategies import Split
 
 Array = npt.NDArray[np.float64]
 LARGE = 1e13
@@ -35,7 +36,8 @@ class Row:
         experts: Expert elements per block.
         total_parameters: Different elements on all pipeline ranks, experts included.
         kept: Bytes per microbatch of every block by recompute level.
-        seconds_per_byte: Least recompute time for a kept byte saved, over blocks and levels.
+        again: Kept bytes that recompute can save and the least seconds for them, both rising;
+            in between the line is a lower bound (fractional knapsack).
     """
 
     seconds: BlockSeconds
@@ -45,7 +47,7 @@ class Row:
     experts: Array
     total_parameters: float
     kept: tuple[Array, Array, Array]
-    seconds_per_byte: float
+    again: tuple[Array, Array]
 
 
 class World:
@@ -111,6 +113,9 @@ class Rows:
         self._worlds: dict[int, World] = {}
         self._rows: dict[object, Row] = {}
         self._known: dict[object, Row] = {}
+        self._elements: dict[Split, float] = {}
+        self._held: dict[tuple[int, int, tuple[bool, ...]], float] = {}
+        self._group_rates: dict[object, dict[str, float]] = {}
         self._ranks: dict[object, RankGroups] = {}
         self._rates: dict[object, float] = {}
 
@@ -175,9 +180,7 @@ class Rows:
         seconds = options[0] if len(options) == 1 else _fastest(options)
         work = model.work(split)
         untied = work.parameters.copy()
-        tied = 0.0
         for _, elements, blocks in model.tables(split).tied:
-            tied += elements * (len(blocks) - 1)
             untied[list(blocks)] -= elements
         scale = model.compute.activation_scale
         device, busy = world.kinds[0]
@@ -193,22 +196,43 @@ class Rows:
             parameters=work.parameters,
             untied_parameters=np.maximum(untied, 0.0),
             experts=work.experts,
-            total_parameters=float(work.parameters.sum() + work.experts.sum()) - tied,
+            total_parameters=self.elements(split),
             kept=(kept[0], kept[1], kept[2]),
-            seconds_per_byte=_least_price(seconds, kept),
+            again=_cheapest(seconds, kept),
         )
+
+    def elements(self, split: Split) -> float:
+        """Different parameter elements on all pipeline ranks together, experts included."""
+        if split not in self._elements:
+            work = self.model.work(split)
+            tied = sum(
+                size * (len(blocks) - 1) for _, size, blocks in self.model.tables(split).tied
+            )
+            self._elements[split] = float(work.parameters.sum() + work.experts.sum()) - tied
+        return self._elements[split]
+
+    def bytes_per_element(self, zero: int, shards: int, offloads: tuple[bool, ...]) -> float:
+        """Least weight, gradient and state bytes of an element on one rank."""
+        key = (zero, shards, offloads)
+        if key not in self._held:
+            held = [sum(self.model.sizes.held(zero, shards, offload)) for offload in offloads]
+            self._held[key] = min(held)
+        return self._held[key]
 
     def rates(self, group: PointGroup) -> dict[str, float]:
         """Seconds per byte of the collectives over a group's data ranks, latency left out."""
         if not self.regular:
             return dict.fromkeys(("all_reduce", "scatter", "gather", "replicas"), 0.0)
-        ranks = self.ranks(group)
-        return {
-            "all_reduce": self._rate("all_reduce", ranks.data(0)[0]),
-            "scatter": self._rate("reduce_scatter", ranks.shard(0)[0]),
-            "gather": self._rate("all_gather", ranks.shard(0)[0]),
-            "replicas": self._rate("all_reduce", ranks.replicate(0)[0]),
-        }
+        key = (group.world, group.dp_replicate, group.dp_shard, group.cp, group.tp)
+        if key not in self._group_rates:
+            ranks = self.ranks(group)
+            self._group_rates[key] = {
+                "all_reduce": self._rate("all_reduce", ranks.data(0)[0]),
+                "scatter": self._rate("reduce_scatter", ranks.shard(0)[0]),
+                "gather": self._rate("all_gather", ranks.shard(0)[0]),
+                "replicas": self._rate("all_reduce", ranks.replicate(0)[0]),
+            }
+        return self._group_rates[key]
 
     def _rate(self, kind: str, shape: Group) -> float:
         key = (kind, shape)
@@ -219,15 +243,28 @@ class Rows:
         return self._rates[key]
 
 
-def _least_price(seconds: BlockSeconds, kept: Sequence[Array]) -> float:
-    """Least recompute seconds per byte saved."""
-    least = np.inf
-    for again, bytes_kept in ((seconds.selective, kept[1]), (seconds.full, kept[2])):
-        saved = kept[0] - bytes_kept
-        there = saved > 0
-        if there.any():
-            least = min(least, float((again[there] / saved[there]).min()))
-    return least if np.isfinite(least) else 0.0
+def _cheapest(seconds: BlockSeconds, kept: Sequence[Array]) -> tuple[Array, Array]:
+    """Bytes saved and least seconds, cheapest blocks and levels first."""
+    saved_some = kept[0] - kept[1]
+    saved_more = kept[1] - kept[2]
+    # A step to full through selective may cost less per byte than selective itself: then only
+    # the whole step counts.
+    cost_some, cost_more = seconds.selective, seconds.full - seconds.selective
+    whole = cost_some * np.maximum(saved_more, 0) > cost_more * np.maximum(saved_some, 0)
+    whole |= (saved_some <= 0) | (saved_more <= 0) | (cost_more < 0)
+    saved = np.concatenate([np.where(whole, 0, saved_some), np.where(whole, 0, saved_more)])
+    cost = np.concatenate([cost_some, cost_more])
+    saved = np.concatenate([saved, np.where(whole, kept[0] - kept[2], 0)])
+    least = np.minimum(seconds.selective, seconds.full)
+    cost = np.concatenate([cost, np.where(saved_some > 0, least, seconds.full)])
+    there = saved > 0
+    saved, cost = saved[there], np.maximum(cost[there], 0.0)
+    order = np.argsort(cost / saved)
+    zero = np.zeros(1)
+    return (
+        np.concatenate([zero, np.cumsum(saved[order])]),
+        np.concatenate([zero, np.cumsum(cost[order])]),
+    )
 
 
 def _fastest(options: Sequence[BlockSeconds]) -> BlockSeconds:

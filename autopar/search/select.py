@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from autopar.cluster import Cluster
 from autopar.core.errors import InfeasibleError, InputError
 from autopar.core.units import format_bytes
@@ -120,11 +122,11 @@ def ranked_points(model: CostModel, options: SearchOptions) -> list[Point]:
     ranked: list[tuple[float, int, Point]] = []
     best_only = space.priceable > MANY
     for group, (bounds, misfits) in zip(groups, quick.variants(groups), strict=True):
-        open_ = [i for i, misfit in enumerate(misfits) if not misfit]
+        open_ = np.flatnonzero(group.variants.valid & ~misfits).tolist()
         if best_only and open_:
             open_ = [min(open_, key=lambda i: float(bounds[i]))]
         for index in open_:
-            point = group.point(group.variants.variants[index])
+            point = group.point(group.variants.table.variants[index])
             ranked.append((float(bounds[index]), len(ranked), point))
     ranked.sort()
     return [point for _, _, point in ranked]

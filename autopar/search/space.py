@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from autopar.cluster import Cluster
 from autopar.graph import GraphProfile
 from autopar.schedules import SCHEDULES
@@ -25,6 +27,7 @@ from autopar.search.variants import (
     Choices,
     Variant,
     VariantSet,
+    VariantTable,
     make_variants,
 )
 from autopar.strategies import Split, Strategies
@@ -124,12 +127,12 @@ class Space:
         kept: dict[int, VariantSet] = {}
         groups = []
         for group in self.groups:
-            if id(group.variants) not in kept:
-                some = tuple(v for v in group.variants.variants if wanted(v))
-                kept[id(group.variants)] = replace(group.variants, variants=some)
-            variants = kept[id(group.variants)]
-            if variants.variants:
-                groups.append(replace(group, variants=variants))
+            old = group.variants
+            if id(old) not in kept:
+                some = np.array([wanted(v) for v in old.table.variants], dtype=bool)
+                kept[id(old)] = replace(old, valid=old.valid & some)
+            if kept[id(old)].count:
+                groups.append(replace(group, variants=kept[id(old)]))
         return replace(self, groups=tuple(groups))
 
     def values(self, axis: str) -> list[int | str]:
@@ -146,7 +149,7 @@ class Space:
     @cached_property
     def priceable(self) -> int:
         """Number of points that can be priced."""
-        return sum(len(group.variants.variants) for group in self.groups)
+        return sum(group.variants.count for group in self.groups)
 
 
 def divisors(number: int) -> list[int]:
@@ -212,6 +215,7 @@ class _Builder:
     size: int = 0
     groups: list[PointGroup] = field(default_factory=list)
     _variants: dict[object, VariantSet] = field(default_factory=dict)
+    _tables: dict[int, VariantTable] = field(default_factory=dict)
     _reasons: dict[Split, str | None] = field(default_factory=dict)
 
     def build(self) -> Space:
@@ -313,7 +317,7 @@ class _Builder:
         variants = self._set(pp, count, shard > 1, self._active(values))
         self.size += variants.size
         self.rejected += variants.rejected
-        if variants.variants:
+        if variants.count:
             self.groups.append(
                 PointGroup(
                     dp_replicate=dp // shard,
@@ -341,8 +345,10 @@ class _Builder:
         key = (pp, count, shared, active)
         if key not in self._variants:
             forbidden = [{k: v for k, v in self.forbidden[i].items() if k in AXES} for i in active]
+            if pp not in self._tables:
+                self._tables[pp] = VariantTable(self.choices, pp)
             self._variants[key] = make_variants(
-                self.choices, pp, count, shared, self.wanted, forbidden
+                self._tables[pp], count, shared, self.wanted, forbidden
             )
         return self._variants[key]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from autopar.schedules import SCHEDULES
 from autopar.search.spec import Spec
 
+Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
 CHUNKS = (2, 3, 4)
 """Stages per rank that interleaved schedules try."""
 V_CHUNKS = (2,)
@@ -60,43 +62,103 @@ class Variant:
 AXES = ("schedule", "chunks", "recompute", "zero", "offload", "sync")
 
 
-@dataclass(frozen=True, kw_only=True)
-class VariantSet:
-    """What is tried for groups with the same ``pp``, microbatch count and sharding.
+class VariantTable:
+    """All combinations for one pipeline depth, with their axes as arrays.
 
-    Attributes:
-        variants: In a fixed order.
-        rejected: Reason -> count of the combinations that cannot be.
-        size: All combinations.
+    Args:
+        choices: Values of each axis.
+        pp: Pipeline ranks.
     """
 
-    variants: tuple[Variant, ...]
-    rejected: Counter[str]
-    size: int
+    def __init__(self, choices: Choices, pp: int) -> None:
+        self.choices = choices
+        self.pp = pp
+        names = [s for s in choices.schedules if (s == "none") == (pp == 1)]
+        self.variants = tuple(
+            Variant(
+                schedule=name,
+                chunks=chunks,
+                recompute=recompute,
+                zero=zero,
+                offload=offload,
+                sync=sync,
+            )
+            for name in names
+            for chunks in chunk_options(name)
+            for recompute in choices.recompute
+            for zero in (0, *choices.zero)
+            for offload in choices.offload
+            for sync in choices.sync
+        )
+        self.zero = np.array([v.zero for v in self.variants], dtype=np.intp)
+        self.offload = np.array([v.offload == "on" for v in self.variants], dtype=bool)
+        self.recompute = np.array(
+            [RECOMPUTE.index(v.recompute) for v in self.variants], dtype=np.intp
+        )
 
     @cached_property
-    def zero(self) -> npt.NDArray[np.intp]:
-        """Sharding level of each variant."""
-        return np.array([v.zero for v in self.variants], dtype=np.intp)
-
-    @cached_property
-    def offload(self) -> npt.NDArray[np.bool_]:
-        """True where states live in host memory."""
-        return np.array([v.offload == "on" for v in self.variants], dtype=bool)
-
-    @cached_property
-    def recompute(self) -> npt.NDArray[np.intp]:
-        """Index into :data:`RECOMPUTE`."""
-        return np.array([RECOMPUTE.index(v.recompute) for v in self.variants], dtype=np.intp)
-
-    @cached_property
-    def schedules(self) -> tuple[tuple[tuple[str, int], npt.NDArray[np.intp]], ...]:
+    def schedules(self) -> tuple[tuple[tuple[str, int], Indices], ...]:
         """``(schedule, chunks)`` and the variants that have it."""
         names = [(v.schedule, v.chunks) for v in self.variants]
         return tuple(
             (name, np.array([i for i, other in enumerate(names) if other == name], dtype=np.intp))
             for name in dict.fromkeys(names)
         )
+
+    @cached_property
+    def wider(self) -> Indices:
+        """Variant whose optimum is at least as good as this one's wherever this one fits; or -1.
+
+        Offload costs time: it is worth looking at only where states on the device do not fit. With
+        one stage per rank, levels per block include every uniform level.
+        """
+        index = {variant: i for i, variant in enumerate(self.variants)}
+        found = []
+        for variant in self.variants:
+            other = variant
+            if variant.offload == "on":
+                other = replace(other, offload="off")
+            if variant.chunks == 1 and variant.recompute != "mixed":
+                other = replace(other, recompute="mixed")
+            found.append(index.get(other, -1) if other != variant else -1)
+        return np.array(found, dtype=np.intp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantSet:
+    """What is tried for groups with the same ``pp``, microbatch count and sharing.
+
+    Attributes:
+        table: All combinations for the pipeline depth.
+        valid: Which of them exist here.
+        rejected: Reason -> count of the combinations that cannot be.
+        size: Combinations, rejected ones included.
+    """
+
+    table: VariantTable
+    valid: Mask
+    rejected: Counter[str]
+    size: int
+
+    @cached_property
+    def variants(self) -> tuple[Variant, ...]:
+        """Those that exist, in a fixed order."""
+        return tuple(self.table.variants[i] for i in np.flatnonzero(self.valid))
+
+    @cached_property
+    def count(self) -> int:
+        """Number of those that exist."""
+        return int(self.valid.sum())
+
+    @cached_property
+    def most_shared(self) -> int:
+        """Highest sharing level among them."""
+        return int(self.table.zero[self.valid].max()) if self.count else 0
+
+    @cached_property
+    def may_offload(self) -> tuple[bool, ...]:
+        """Values of offload among them."""
+        return tuple(sorted(set(self.table.offload[self.valid].tolist())))
 
 
 def chunk_options(schedule: str) -> tuple[int, ...]:
@@ -108,57 +170,41 @@ def chunk_options(schedule: str) -> tuple[int, ...]:
 
 
 def make_variants(
-    choices: Choices, pp: int, microbatches: int, shared: bool, wanted: Spec, forbidden: list[Spec]
+    table: VariantTable, microbatches: int, shared: bool, wanted: Spec, forbidden: list[Spec]
 ) -> VariantSet:
-    """All combinations for a pipeline depth, and which of them cannot be.
+    """Which combinations exist for a microbatch count.
 
     Args:
-        choices: Values of each axis.
-        pp: Pipeline ranks.
+        table: All combinations for the pipeline depth.
         microbatches: Per replica and step.
         shared: True when ``dp_shard`` is 2 or more.
         wanted: Axis values every variant must have.
         forbidden: Specifications no variant may meet.
     """
     rejected: Counter[str] = Counter()
-    kept: list[Variant] = []
-    names = [s for s in choices.schedules if (s == "none") == (pp == 1)]
-    rest = [
-        (recompute, zero, offload, sync)
-        for recompute in choices.recompute
-        for zero in (choices.zero if shared else (0,))
-        for offload in choices.offload
-        for sync in choices.sync
-    ]
+    valid = np.zeros(len(table.variants), dtype=bool)
+    reasons: dict[tuple[str, int], str | None] = {}
     size = 0
-    for name in names:
-        for chunks in chunk_options(name):
-            size += len(rest)
-            reason = _impossible(name, pp, chunks, microbatches, choices.blocks)
-            if reason is not None:
-                rejected[reason] += len(rest)
-                continue
-            for recompute, zero, offload, sync in rest:
-                variant = Variant(
-                    schedule=name,
-                    chunks=chunks,
-                    recompute=recompute,
-                    zero=zero,
-                    offload=offload,
-                    sync=sync,
-                )
-                reason = _unwanted(variant, wanted, forbidden)
-                if reason is None:
-                    kept.append(variant)
-                else:
-                    rejected[reason] += 1
-    return VariantSet(variants=tuple(kept), rejected=rejected, size=size)
+    for index, variant in enumerate(table.variants):
+        if (variant.zero > 0) != shared:
+            continue
+        size += 1
+        key = (variant.schedule, variant.chunks)
+        if key not in reasons:
+            reasons[key] = _impossible(*key, table, microbatches)
+        reason = reasons[key] or _unwanted(variant, wanted, forbidden)
+        if reason is None:
+            valid[index] = True
+        else:
+            rejected[reason] += 1
+    return VariantSet(table=table, valid=valid, rejected=rejected, size=size)
 
 
-def _impossible(name: str, pp: int, chunks: int, microbatches: int, blocks: int) -> str | None:
-    if pp * chunks > blocks:
+def _impossible(name: str, chunks: int, table: VariantTable, microbatches: int) -> str | None:
+    stages = table.pp * chunks
+    if stages > table.choices.blocks:
         return "more stages than blocks"
-    if SCHEDULES.load(name).check(pp, pp * chunks, microbatches) is not None:
+    if SCHEDULES.load(name).check(table.pp, stages, microbatches) is not None:
         return "schedule does not fit the microbatches"
     return None
 

@@ -22,7 +22,6 @@ from autopar.search.partition import PartitionSearch, Solution
 from autopar.search.point import Point
 from autopar.search.quick import QuickBounds
 from autopar.search.space import PointGroup, Space
-from autopar.search.variants import Variant
 
 RUNNER_UP_ACTIONS = 150_000
 """Simulated actions after which no further runner-up is looked for, about a second."""
@@ -42,11 +41,28 @@ class Candidate:
         point: The choices.
         bound: No plan of the point has a smaller objective.
         partition: Search over its stage boundaries, once it was looked at.
+        entry: Where it came from.
     """
 
     point: Point
     bound: float
     partition: PartitionSearch | None = None
+    entry: _Entry | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """A variant of a group that was not looked at yet.
+
+    Attributes:
+        group: The group.
+        index: Variant in the group's table.
+        behind: ``(bound, variant)`` that cannot be better unless this one does not fit.
+    """
+
+    group: PointGroup
+    index: int
+    behind: tuple[tuple[float, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +101,8 @@ class Walk:
     open_bound: float = math.inf
     simulations: int = 0
     beaten: list[tuple[float, int, Candidate]] = field(default_factory=list)
-    _heap: list[tuple[float, int, Candidate | tuple[PointGroup, Variant]]] = field(
-        default_factory=list
-    )
+    _heap: list[tuple[float, int, Candidate | _Entry]] = field(default_factory=list)
+    _waiting: int = 0
     _groups: list[int] = field(default_factory=list)
     _bounds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     _opened: int = 0
@@ -105,7 +120,7 @@ class Walk:
         bounds, reasons = self.quick.groups(self.space.groups)
         for group, reason in zip(self.space.groups, reasons, strict=True):
             if reason is not None:
-                self.rejected[reason] += len(group.variants.variants)
+                self.rejected[reason] += group.variants.count
         kept = [i for i, reason in enumerate(reasons) if reason is None]
         self._groups = sorted(kept, key=lambda i: float(bounds[i]))
         self._bounds = bounds
@@ -123,14 +138,34 @@ class Walk:
             self._push([self.space.groups[i] for i in some], self._bounds[some])
 
     def _push(self, groups: list[PointGroup], least: npt.NDArray[np.float64]) -> None:
+        """Put the variants of groups on the heap; those that another includes wait behind it."""
         found = self.quick.variants(groups)
         for group, floor, (bounds, misfits) in zip(groups, least, found, strict=True):
-            self.rejected["memory"] += int(misfits.sum())
-            for index in np.flatnonzero(~misfits):
-                bound = max(float(bounds[index]), float(floor))
-                entry = (bound, self._serial, (group, group.variants.variants[index]))
-                self._serial += 1
-                heapq.heappush(self._heap, entry)
+            valid, wider = group.variants.valid, group.variants.table.wider
+            self.rejected["memory"] += int((misfits & valid).sum())
+            open_ = valid & ~misfits
+            waits = open_ & (wider >= 0) & open_[wider]
+            if self.options.objective == "memory":
+                waits = np.zeros_like(waits)  # the wider choice is faster, not smaller
+            self._waiting += int(waits.sum())
+            for index in np.flatnonzero(open_ & ~waits):
+                behind = np.flatnonzero(waits & (wider == index)) if self._waiting else ()
+                entry = _Entry(
+                    group=group,
+                    index=int(index),
+                    behind=tuple((max(float(bounds[i]), float(floor)), int(i)) for i in behind),
+                )
+                self._offer(max(float(bounds[index]), float(floor)), entry)
+
+    def _offer(self, bound: float, item: Candidate | _Entry) -> None:
+        heapq.heappush(self._heap, (bound, self._serial, item))
+        self._serial += 1
+
+    def _release(self, entry: _Entry | None) -> None:
+        """A point does not fit: the ones it would have included may."""
+        for bound, index in entry.behind if entry else ():
+            self._waiting -= 1
+            self._offer(bound, _Entry(group=entry.group, index=index, behind=()))
 
     def goal(self, point: Point) -> Goal:
         """Objective and limits on a point."""
@@ -153,6 +188,7 @@ class Walk:
                 return self._accept(candidate, found)
             if math.isinf(found.value) and math.isinf(found.bound):
                 self.rejected["memory"] += 1
+                self._release(candidate.entry)
             else:
                 self.beaten.append((found.bound, index, candidate))
         return self._next_runner_up()
@@ -176,7 +212,12 @@ class Walk:
             if found.cuts is not None:
                 return self._accept(candidate, found)
             self.rejected["memory"] += 1
+            self._release(candidate.entry)
         return None
+
+    def _candidate(self, entry: _Entry, bound: float) -> Candidate:
+        variant = entry.group.variants.table.variants[entry.index]
+        return Candidate(point=entry.group.point(variant), bound=bound, entry=entry)
 
     def _accept(self, candidate: Candidate, found: Solution) -> Priced:
         assert found.cuts is not None  # the caller looked
@@ -198,16 +239,13 @@ class Walk:
             if not self._heap or self._heap[0][0] >= cutoff:
                 return None
             bound, index, item = heapq.heappop(self._heap)
-            candidate = (
-                item
-                if isinstance(item, Candidate)
-                else Candidate(point=item[0].point(item[1]), bound=bound)
-            )
+            candidate = item if isinstance(item, Candidate) else self._candidate(item, bound)
             if candidate.partition is not None:
                 return bound, index, candidate
             refined = self._solver(candidate).lower_bound()
             if math.isinf(refined):
                 self.rejected["memory"] += 1
+                self._release(candidate.entry)
                 continue
             candidate.bound = max(bound, refined)
             heapq.heappush(self._heap, (candidate.bound, index, candidate))
@@ -227,8 +265,9 @@ class Walk:
             space=self.space.size,
             rejected=dict(sorted(self.rejected.items())),
             bounded=len(self._heap)
+            + self._waiting
             + len(self.beaten)
-            + sum(len(self.space.groups[i].variants.variants) for i in closed),
+            + sum(self.space.groups[i].variants.count for i in closed),
             priced=len(self.priced),
             gap=gap if gap > 1e-12 else 0.0,
             partitions_priced=self.simulations,

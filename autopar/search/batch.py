@@ -1,0 +1,422 @@
+"""Lower bounds of all variants of many groups of one pipeline depth, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.cost import constants as k
+from autopar.search.chunks import chunked_cuts
+from autopar.search.space import PointGroup
+from autopar.search.variants import RECOMPUTE, VariantTable
+
+if TYPE_CHECKING:
+    from autopar.search.quick import QuickBounds
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+FULL = RECOMPUTE.index("full")
+MIXED = RECOMPUTE.index("mixed")
+SHARING = (0, 2, 3)
+"""ZeRO levels that change what happens inside a microbatch; level 1 is like 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Seconds per block ``[group, sharing, level, block]``.
+
+    Attributes:
+        forward: Forward.
+        work: Forward, backward and recompute.
+    """
+
+    forward: Array
+    work: Array
+
+
+class Batch:
+    """Groups of one pipeline depth.
+
+    Args:
+        quick: What the bounds are of.
+        groups: With equal ``pp``.
+    """
+
+    def __init__(self, quick: QuickBounds, groups: Sequence[PointGroup]) -> None:
+        self.quick = quick
+        self.groups = groups
+        self.table: VariantTable = groups[0].variants.table
+        self.pp = groups[0].pp
+        self.m = np.array([g.microbatches for g in groups], dtype=float)
+        self.rows = [quick.rows.row(group) for group in groups]
+        self.worlds = [quick.rows.world(group.world) for group in groups]
+        self.rates = [quick.rows.rates(group) for group in groups]
+        table = self.table
+        self.sharing = np.searchsorted(SHARING, np.where(table.zero == 1, 0, table.zero))
+        self.time_level = np.where(table.recompute == MIXED, 0, table.recompute)
+        self.kept_level = np.minimum(table.recompute, FULL)
+
+    def bounds(self) -> tuple[Array, Mask]:
+        """``[group, variant]``: least objective, and memory that cannot suffice."""
+        shape = (len(self.groups), len(self.table.variants))
+        seconds, misfits, again = np.zeros(shape), np.zeros(shape, dtype=bool), np.zeros(shape)
+        for (schedule, chunks), columns in self.table.schedules:
+            if chunks > 1:
+                seconds[:, columns] = self._chunked(schedule, chunks, columns)
+                misfits[:, columns] = self._chunked_misfit(schedule, chunks, columns)
+                continue
+            room = self._room_for_kept(schedule, columns)
+            seconds[:, columns] = self._single(schedule, columns)
+            misfits[:, columns] = self._kept[:, self.kept_level[columns]] > room
+            again[:, columns] = self._mixed_again(room, columns)
+        m = self.m[:, None]
+        work = self._columns(self._work) + again
+        if self.pp == 1:
+            # Buckets may hide, but do not start before the last backward.
+            forward = self._columns(self.totals.forward.sum(axis=3))
+            hidden = (m - 1) * work + forward + self._tails
+            seconds = np.maximum(m * work + self._optimizer, hidden)
+        else:
+            seconds = np.maximum(seconds, m * work / self.pp + self._tails)
+        return self._objectives(seconds), misfits
+
+    def _columns(self, table: Array) -> Array:
+        """``[group, sharing, level]`` -> ``[group, variant]``."""
+        return np.asarray(table[:, self.sharing, self.time_level])
+
+    @cached_property
+    def totals(self) -> Totals:
+        """All sharing levels and recompute levels."""
+        sizes = self.quick.model.sizes
+        parameters = np.array([row.parameters for row in self.rows])
+        gather = parameters * self._rate("gather") * sizes.weight
+        scatter = parameters * self._rate("scatter") * sizes.gradient
+        share = ((self.m - 1) / self.m)[:, None]
+        adding = np.array([row.accumulate for row in self.rows]) * share
+        forward, backward = self._stack("forward"), self._stack("backward")
+        full, selective = self._stack("full"), self._stack("selective")
+        shape = (len(self.groups), len(SHARING), 3, forward.shape[1])
+        forwards, works = np.empty(shape), np.empty(shape)
+        for index, zero in enumerate(SHARING):
+            f = self._beside(forward, gather) if zero == 3 else forward
+            beside = scatter + (gather if zero == 3 else 0.0)
+            b = self._beside(backward, beside) if zero else backward
+            both = f + b + adding
+            again = self._beside(full, gather) if zero == 3 else full
+            forwards[:, index] = f[:, None]
+            works[:, index, 0] = both
+            works[:, index, 1] = both + selective
+            works[:, index, 2] = both + again
+        return Totals(forward=forwards, work=works)
+
+    def _beside(self, compute: Array, collective: Array) -> Array:
+        """A collective beside compute, as :func:`autopar.cost.blocks.block_seconds` prices it."""
+        longer, shorter = np.maximum(compute, collective), np.minimum(compute, collective)
+        return np.asarray(longer + self.quick.contention * shorter)
+
+    def _stack(self, name: str) -> Array:
+        return np.array([getattr(row.seconds, name) for row in self.rows])
+
+    def _rate(self, name: str) -> Array:
+        return np.array([rate[name] for rate in self.rates])[:, None]
+
+    @cached_property
+    def _work(self) -> Array:
+        """Work of all blocks ``[group, sharing, level]``."""
+        return np.asarray(self.totals.work.sum(axis=3))
+
+    @cached_property
+    def _fullest(self) -> Array:
+        """Least work of the fullest rank ``[group, sharing, level]``."""
+        return fullest_rank(self.totals.work, self.pp)
+
+    @cached_property
+    def _kept(self) -> Array:
+        """Bytes per microbatch of all blocks ``[group, level]``."""
+        return np.array([[level.sum() for level in row.kept] for row in self.rows])
+
+    @cached_property
+    def _elements(self) -> Array:
+        """Different parameter elements on all pipeline ranks ``[group]``."""
+        return np.array([row.total_parameters for row in self.rows])
+
+    @cached_property
+    def _shards(self) -> Array:
+        return np.array([g.dp_shard * g.cp if g.dp_shard > 1 else 1 for g in self.groups])
+
+    @cached_property
+    def _optimizer_per_element(self) -> Array:
+        per_element = np.array([world.optimizer_s for world in self.worlds])
+        shares = np.where(self.table.zero[None, :] >= 1, self._shards[:, None], 1.0)
+        return np.asarray(per_element[:, self.table.offload.astype(int)] / shares)
+
+    @cached_property
+    def _sync_per_element(self) -> Array:
+        """Least synchronisation seconds per dense element ``[group, variant]``."""
+        sizes = self.quick.model.sizes
+        zero = self.table.zero[None, :]
+        own = self._rate("replicas") * sizes.gradient / self._shards[:, None]
+        scatter = self._rate("scatter") * sizes.gradient
+        gather = self._rate("gather") * sizes.weight
+        return np.where(
+            zero == 0,
+            self._rate("all_reduce") * sizes.gradient,
+            own + np.where(zero == 1, scatter, 0.0) + np.where(zero <= 2, gather, 0.0),
+        )
+
+    @cached_property
+    def _optimizer(self) -> Array:
+        """Least optimizer seconds ``[group, variant]`` of an average rank."""
+        return np.asarray(self._elements[:, None] / self.pp * self._optimizer_per_element)
+
+    @cached_property
+    def _tails(self) -> Array:
+        """Least synchronisation and optimizer seconds ``[group, variant]`` of an average rank."""
+        dense = np.array([row.parameters.sum() for row in self.rows])
+        experts = np.array([row.experts.sum() for row in self.rows])
+        elements = np.maximum(0.0, np.minimum(dense, self._elements - experts)) / self.pp
+        return np.asarray(elements[:, None] * self._sync_per_element + self._optimizer)
+
+    def _objectives(self, seconds: Array) -> Array:
+        quick, name = self.quick, self.quick.options.objective
+        if name in ("time", "time-to-target"):
+            return seconds
+        result = np.empty_like(seconds)
+        computing = self._columns(self._work)
+        for i, (group, world) in enumerate(zip(self.groups, self.worlds, strict=True)):
+            if name == "memory":
+                held = quick.least_held(group, world, float(self._elements[i]))
+                result[i] = held / (1 + k.MEMORY_MARGIN.value)
+                continue
+            slope, floor = quick.slope(group, world)
+            result[i] = slope * seconds[i] + floor * computing[i]
+        return result
+
+    def _single(self, schedule: str, columns: Indices) -> Array:
+        """Least step seconds ``[group, column]`` of one stage per rank."""
+        m = self.m[:, None, None]
+        even = m * self._fullest
+        if self.pp == 1:
+            table = m * self._work
+        elif not self.quick.chained:
+            table = even
+        elif schedule == "gpipe":
+            table = self._work + (m - 1) * self._fullest
+        elif schedule == "1f1b":
+            table = np.maximum(even, self._one_f_one_b)
+        else:
+            table = even
+        picked = table[:, self.sharing[columns], self.time_level[columns]]
+        if self.pp == 1 or not self.quick.chained:
+            return np.asarray(picked)
+        return np.maximum(picked, self._tailed(columns))
+
+    @cached_property
+    def _one_f_one_b(self) -> Array:
+        """1F1B ``[group, sharing, level]``.
+
+        Rank q runs ``warm_q = min(m, p - q)`` forwards before its first backward, which needs the
+        whole way down and back: ``total + (m - 1) x_q - (warm_q - 1) f_q <= T`` for every rank;
+        the ``x_q`` sum to the total, and one of them is at least that of the fullest rank.
+        """
+        work, p = self.totals.work, self.pp
+        m = self.m[:, None, None, None]
+        part = self._part[..., None]
+        weights = (m - 1) - part * (np.minimum(m, p - np.arange(p)) - 1)
+        safe = np.where(weights > 0, weights, 1.0)
+        rounds = np.where((weights > 0).all(axis=3), 1.0 / (1.0 / safe).sum(axis=3), 0.0)
+        some = self._fullest * np.maximum(weights.min(axis=3), 0.0)
+        return np.asarray(work.sum(axis=3) + np.maximum(self._work * rounds, some))
+
+    @cached_property
+    def _part(self) -> Array:
+        """Largest part of a block's work that is forward ``[group, sharing, level]``."""
+        work, forward = self.totals.work, self.totals.forward
+        return np.divide(forward, work, out=np.zeros_like(work), where=work > 0).max(axis=3)
+
+    def _tailed(self, columns: Indices) -> Array:
+        """One stage per rank, its own tail counted ``[group, column]``.
+
+        Rank q waits for the forwards before it, does ``m x_q`` and then its tail, which is at
+        least ``least x_q``; with ``f_q <= part x_q`` the forwards sum to
+        ``F <= T (1 - (1 - part / (m + least))^p)``.
+        """
+        sharing, level = self.sharing[columns], self.time_level[columns]
+        ratio = self._elements_per_second[:, sharing, level]
+        tail = self._sync_per_element[:, columns] + self._optimizer_per_element[:, columns]
+        rounds = self.m[:, None] + ratio * tail
+        part = self._part[:, sharing, level]
+        filled = 1 - (1 - np.minimum(part / rounds, 1.0)) ** self.pp
+        forward = self.totals.forward.sum(axis=3)[:, sharing, level]
+        some = rounds * self._fullest[:, sharing, level]
+        return np.maximum(some, forward / np.maximum(filled, 1e-300))
+
+    @cached_property
+    def _elements_per_second(self) -> Array:
+        """Fewest elements of a block per second of its work ``[group, sharing, level]``."""
+        work = self.totals.work
+        elements = np.array([row.untied_parameters for row in self.rows])[:, None, None, :]
+        ratio = np.divide(
+            np.broadcast_to(elements, work.shape),
+            work,
+            out=np.full_like(work, np.inf),
+            where=work > 0,
+        )
+        return np.asarray(ratio.min(axis=3))
+
+    def _chunked(self, schedule: str, chunks: int, columns: Indices) -> Array:
+        """Least step seconds ``[group, column]`` of several stages per rank.
+
+        Fill before a rank's first forward, all its work, then the way back up or its own tail;
+        see :meth:`autopar.cost.bounds.Bounds.chunked`.
+        """
+        found = self.quick.model.schedule(schedule)
+        stages = self.pp * chunks
+        rank_of = np.array([found.rank_of(s, self.pp) for s in range(stages)])
+        firsts = np.array([int(np.argmax(rank_of == r)) for r in range(self.pp)])
+        sharing, level = self.sharing[columns], self.time_level[columns]
+        tails = (self._sync_per_element + self._optimizer_per_element)[:, columns, None]
+        best = np.full((len(self.groups), len(columns)), np.inf)
+        for cuts in self._cuts(stages):
+            work = _runs(self.totals.work, cuts)
+            own = (self.m[:, None, None, None] * _by_rank(work, rank_of, self.pp))[
+                :, sharing, level
+            ]
+            down = back = np.zeros(1)
+            if self.quick.chained:
+                down = _before(_runs(self.totals.forward, cuts), firsts)[:, sharing, level]
+                back = down
+                if not found.splits_backward:
+                    back = _before(work, firsts)[:, sharing, level]
+            tail = _by_rank(_runs(self._parameters, cuts), rank_of, self.pp)[:, None, :] * tails
+            value = np.maximum(down + own + tail, back + own).max(axis=-1)
+            best = np.minimum(best, value)
+        return best
+
+    @cached_property
+    def _parameters(self) -> Array:
+        return np.array([row.parameters for row in self.rows])
+
+    def _cuts(self, stages: int) -> tuple[tuple[int, ...], ...]:
+        blocks = self._parameters.shape[1]
+        return chunked_cuts(self.quick.model.profile, stages) if stages <= blocks else _NOTHING
+
+    @cached_property
+    def _room(self) -> Array:
+        """Bytes of a rank for parameters and activations ``[group, 1]``."""
+        margin = 1 + k.MEMORY_MARGIN.value
+        return np.array(
+            [
+                w.memory_limit / margin - self.quick.shared_bytes(g, w)
+                for g, w in zip(self.groups, self.worlds, strict=True)
+            ]
+        )[:, None]
+
+    @cached_property
+    def _bytes_per_element(self) -> Array:
+        """Weight, gradient and state bytes of an element on a rank ``[group, variant]``."""
+        sizes = self.quick.model.sizes
+        shards = self._shards[:, None]
+        zero, offload = self.table.zero[None, :], self.table.offload[None, :]
+        weight = sizes.weight / np.where(zero >= 3, shards, 1)
+        gradient = sizes.gradient / np.where(zero >= 2, shards, 1)
+        state = np.where(offload, 0.0, sizes.state / np.where(zero >= 1, shards, 1))
+        return np.asarray(weight + gradient + state)
+
+    def _room_for_kept(self, schedule: str, columns: Indices) -> Array:
+        """Most bytes per microbatch that all ranks can keep ``[group, column]``.
+
+        On every rank ``kept_r flights_r + parameters_r <= room``; divided by the microbatches in
+        flight and summed over the ranks.
+        """
+        known: dict[float, tuple[float, float]] = {}
+        for m in set(self.m.tolist()):
+            live = self._flights(schedule, int(m))
+            known[m] = (float((1.0 / live).sum()), float(live.max()))
+        sums = np.array([known[m] for m in self.m.tolist()])
+        parameters = self._elements[:, None] * self._bytes_per_element[:, columns]
+        return np.asarray(self._room * sums[:, :1] - parameters / sums[:, 1:])
+
+    def _flights(self, schedule: str, microbatches: int) -> Array:
+        """Microbatches in flight on each rank, one stage per rank."""
+        found = self.quick.model.schedule(schedule)
+        if found.check(self.pp, self.pp, microbatches) is not None:
+            return np.ones(self.pp)
+        live = self.quick.model.in_flight(schedule, self.pp, self.pp, microbatches)
+        return np.array([max(peaks)[0] for peaks in live], dtype=float)
+
+    def _mixed_again(self, room: Array, columns: Indices) -> Array:
+        """Least recompute seconds per microbatch ``[group, column]`` that memory forces."""
+        mixed = self.table.recompute[columns] == MIXED
+        result = np.zeros_like(room)
+        excess = np.maximum(0.0, self._kept[:, :1] - room)
+        for i, row in enumerate(self.rows):
+            saved, seconds = row.again
+            if mixed.any() and excess[i].any():
+                result[i] = np.where(mixed, np.interp(excess[i], saved, seconds), 0.0)
+        return result
+
+    def _chunked_misfit(self, schedule: str, chunks: int, columns: Indices) -> Mask:
+        """``[group, column]``: the first rank, which has most in flight, cannot hold its part."""
+        found = self.quick.model.schedule(schedule)
+        stages = self.pp * chunks
+        mine = list(found.stages_of(0, self.pp, stages))
+        level = self.kept_level[columns]
+        kept = np.array([row.kept for row in self.rows])
+        untied = np.array([row.untied_parameters for row in self.rows])
+        misfit = np.ones((len(self.groups), len(columns)), dtype=bool)
+        for cuts in self._cuts(stages):
+            stage_bytes = _runs(kept, cuts)[..., mine]
+            held = np.empty(stage_bytes.shape[:2])
+            for m in set(self.m.tolist()):
+                which = self.m == m
+                peaks = self._first_peaks(schedule, stages, int(m))
+                held[which] = (stage_bytes[which] @ peaks.T).max(axis=-1)
+            elements = _runs(untied, cuts)[..., mine].sum(axis=-1)[:, None]
+            needed = held[:, level] + elements * self._bytes_per_element[:, columns]
+            misfit &= needed > self._room
+        return misfit
+
+    def _first_peaks(self, schedule: str, stages: int, microbatches: int) -> Array:
+        found = self.quick.model.schedule(schedule)
+        if found.check(self.pp, stages, microbatches) is not None:
+            return np.ones((1, stages // self.pp))
+        peaks = self.quick.model.first_peaks(schedule, self.pp, stages, microbatches)
+        return np.array(peaks, dtype=float)
+
+
+_NOTHING: tuple[tuple[int, ...], ...] = ()
+
+
+def fullest_rank(work: Array, ranks: int) -> Array:
+    """Least work of the fullest rank, along the last axis.
+
+    At least the average; and of the ``j ranks + 1`` largest blocks some rank holds ``j + 1``.
+    """
+    falling = -np.sort(-work, axis=-1)
+    picked = falling[..., ::ranks]
+    counts = np.arange(1, picked.shape[-1] + 1)
+    return np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks)
+
+
+def _by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
+    """Sums over the stages of each rank, along the last axis."""
+    member = np.zeros((len(rank_of), ranks))
+    member[np.arange(len(rank_of)), rank_of] = 1.0
+    return np.asarray(values @ member)
+
+
+def _before(values: Array, firsts: Indices) -> Array:
+    """Sums over the stages before some stages."""
+    return np.asarray((np.cumsum(values, axis=-1) - values)[..., firsts])
+
+
+def _runs(values: Array, cuts: tuple[int, ...]) -> Array:
+    """Sums over the runs between boundaries, along the last axis."""
+    return np.asarray(np.add.reduceat(values, list(cuts[:-1]), axis=-1))
