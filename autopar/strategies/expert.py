@@ -48,13 +48,18 @@ class ExpertSplit:
         """Tokens to their experts before the first product of a layer, back after the last.
 
         A product whose input is whole begins an expert layer; one that reads another expert
-        product ends it.
+        product ends it. Products that read the same tokens (gate and up) share their arrival.
         """
         found = []
+        arrived: set[int] = set()
         indices = {op.index for op, _ in self.ops}
         for op, matmul in self.ops:
             item = self._item_bytes(op.index)
             reads_expert = bool(self._ancestors(op.index) & indices)
+            sources = set(self._products.inputs[op.index])
+            if not reads_expert and sources & arrived:
+                continue
+            arrived |= sources
             width = matmul.n if reads_expert else matmul.k
             rows = matmul.m.per_sample * matmul.batch.fixed
             size = Amount(0.0, rows * width * item)

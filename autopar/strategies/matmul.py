@@ -11,6 +11,7 @@ from autopar.graph import Amount, GraphProfile, Op
 CONVOLUTIONS = ("aten.convolution", "aten.conv")
 ATTENTION = "scaled_dot_product"
 BATCHED = ("aten.bmm", "aten.baddbmm", "aten.matmul")
+KEYS_AND_VALUES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,11 +68,14 @@ class Products:
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.inputs: dict[int, list[int]] = defaultdict(list)
         self.consumers: dict[int, list[int]] = defaultdict(list)
+        self._trained_inputs: dict[int, set[int]] = defaultdict(set)
         self._sizes: dict[tuple[int, int], Amount] = {}
         for edge in profile.edges:
             self.shapes.setdefault(edge.producer, edge.shape)
             self.inputs[edge.consumer].append(edge.producer)
             self.consumers[edge.producer].append(edge.consumer)
+            if edge.needs_gradient:
+                self._trained_inputs[edge.consumer].add(edge.producer)
             self._sizes[edge.producer, edge.consumer] = edge.size_bytes
 
     def edge_bytes(self, producer: int, consumer: int) -> Amount:
@@ -79,7 +83,11 @@ class Products:
         return self._sizes[producer, consumer]
 
     def attention(self, op: Op) -> Attention | None:
-        """The fused attention of an op, if it is one."""
+        """The fused attention of an op, if it is one.
+
+        Edges tell no argument order. Masks need no gradient, and queries have at least as many
+        heads as keys and values, so the two smallest trained inputs of the keys' length are those.
+        """
         shape = self.shapes.get(op.index, ())
         if ATTENTION not in op.target or len(shape) != 4:
             return None
@@ -89,15 +97,18 @@ class Products:
         keys = [
             self.edge_bytes(i, op.index)
             for i in self.inputs[op.index]
-            if len(self.shapes[i]) == 4 and self.shapes[i][2] == key
+            if i in self._trained_inputs[op.index]
+            and len(self.shapes[i]) == 4
+            and self.shapes[i][2] == key
         ]
+        keys.sort(key=lambda size: size.at(self.profile.batch))
         return Attention(
             flop=op.forward_flop,
             heads=heads,
             query=query,
             key=key,
             head_dim=head_dim,
-            key_bytes=Amount.total(keys[-2:]),
+            key_bytes=Amount.total(keys[:KEYS_AND_VALUES]),
         )
 
     def matmul(self, op: Op) -> Matmul | None:

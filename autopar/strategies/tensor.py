@@ -14,26 +14,29 @@ from functools import cached_property
 from typing import Literal
 
 from autopar.graph import Amount, GraphProfile, Op
-from autopar.strategies.matmul import ATTENTION, Products
+from autopar.strategies.matmul import ATTENTION, CONVOLUTIONS, Products
 
 Role = Literal["product", "channels", "loss", "pass", "stop"]
 
-PASSING = frozenset(
-    """
-    getitem view _unsafe_view reshape transpose permute flatten unflatten contiguous clone to
-    _to_copy detach alias split split_with_sizes chunk unbind slice select unsqueeze squeeze
-    expand repeat_interleave relu relu_ gelu silu silu_ mish sigmoid tanh hardswish hardsigmoid
-    leaky_relu elu softplus dropout feature_dropout mul mul_ add add_ sub div neg cat stack where
-    masked_fill pow exp square sqrt rsqrt clamp maximum minimum batch_norm
-    _native_batch_norm_legit native_batch_norm max_pool2d max_pool2d_with_indices avg_pool2d
-    adaptive_avg_pool2d
-    """.split()
-)
+_PASSING_NAMES = """
+getitem view _unsafe_view reshape transpose permute flatten unflatten contiguous clone to
+_to_copy detach alias split split_with_sizes chunk unbind slice select unsqueeze squeeze
+expand repeat_interleave relu relu_ gelu silu silu_ mish sigmoid tanh hardswish hardsigmoid
+leaky_relu elu softplus dropout feature_dropout mul mul_ add add_ sub div neg cat stack where
+masked_fill pow exp square sqrt rsqrt clamp maximum minimum batch_norm
+_native_batch_norm_legit native_batch_norm max_pool2d max_pool2d_with_indices avg_pool2d
+adaptive_avg_pool2d
+"""
+PASSING = frozenset(_PASSING_NAMES.split())
 """Ops that work on a rank's columns, heads or channels alone."""
 OVER_HEADS = {"softmax": 4, "_softmax": 4, "bmm": 3, "matmul": 3, "baddbmm": 3}
 """Ops that do so when heads are an axis of their own, and the rank that shows it."""
-LOSSES = ("cross_entropy_loss", "_log_softmax", "log_softmax", "nll_loss", "nll_loss_forward")
-"""Losses that work on a rank's part of the vocabulary with small sums over the ranks."""
+LOSSES = ("cross_entropy_loss", "nll_loss", "nll_loss_forward", "nll_loss_nd")
+"""Losses that work on a rank's part of the vocabulary; their result is whole."""
+NORMALISERS = ("cross_entropy_loss", "_log_softmax", "log_softmax")
+"""Ops among and before them that need small sums over the ranks."""
+JOINS = ("cat", "stack", "where")
+"""Ops whose operands must all be parts, whatever their shapes."""
 LOSS_SUMS = 3
 """Sums per token of a vocabulary-parallel loss: maximum, exponentials, the target's logit."""
 
@@ -76,6 +79,7 @@ class TensorSplit:
         self.columns = self._divisible_columns()
         flow = self._follow(self.columns)
         self.divided, self.rows = frozenset(flow.divided), frozenset(flow.rows)
+        self.vocabularies = flow.in_loss - flow.in_row
 
     @cached_property
     def parameters(self) -> frozenset[str]:
@@ -93,16 +97,33 @@ class TensorSplit:
 
     @cached_property
     def embeddings(self) -> frozenset[int]:
-        """Token embeddings, divided by vocabulary (a position table is small and stays whole)."""
+        """Token embeddings, divided by vocabulary as Megatron-LM does.
+
+        Position tables, and tables with fewer elements than a sample takes from them (token
+        types), stay whole: dividing one would send more than it spares.
+        """
+        if not self.columns:
+            return frozenset()
+        tied = {name for index in self.columns for name in self.profile.ops[index].parameters}
         return frozenset(
             op.index
             for op in self.profile.ops
-            if short(op.target) == "embedding" and op.output_bytes.per_sample > 0 and self.columns
+            if short(op.target) == "embedding"
+            and op.output_bytes.per_sample > 0
+            and (
+                not tied.isdisjoint(op.parameters)
+                or op.output_bytes.per_sample
+                < sum(self.profile.parameters[name][1] for name in op.parameters)
+            )
         )
 
     @cached_property
     def limits(self) -> tuple[tuple[int, str], ...]:
-        """Counts that the degree must divide, and what they count."""
+        """Counts that the degree must divide, and what they count.
+
+        A vocabulary is none of them: it is padded to a multiple of the degree, as in Megatron-LM
+        (``--make-vocab-size-divisible-by``).
+        """
         found: dict[int, str] = {}
         for index in sorted(self.divided):
             op = self.profile.ops[index]
@@ -113,11 +134,20 @@ class TensorSplit:
                     other = self.products.shapes[source]
                     if len(other) == 4 and other[1] > 1 and source in self.divided:
                         found.setdefault(other[1], "key and value heads")
-            elif index in self.columns:
+            elif index in self.columns - self.vocabularies:
                 matmul = self.products.matmul(op)
                 if matmul is not None:
                     found.setdefault(int(matmul.n), "columns of a product")
+        for index in sorted(self.rows):
+            found.setdefault(self._row_inputs(index), "inputs of a product")
         return tuple(sorted(found.items()))
+
+    def _row_inputs(self, index: int) -> int:
+        """Features or channels that a row product reads; fewer than the columns if gated."""
+        shapes = [self.products.shapes[s] for s in self._facts[index].sources if s in self.divided]
+        shape = max(shapes, key=len)
+        convolution = self.profile.ops[index].target.startswith(CONVOLUTIONS)
+        return shape[1] if convolution and len(shape) > 2 else shape[-1]
 
     def why_not(self, tp: int) -> str | None:
         """Why the model cannot be divided over ``tp`` ranks, or ``None``."""
@@ -149,7 +179,7 @@ class TensorSplit:
                         index, size, sequence_parallel, ["all_gather"], ["reduce_scatter"]
                     )
         for op in self.profile.ops:
-            if op.index in self.divided and short(op.target) in LOSSES:
+            if op.index in self.divided and short(op.target) in NORMALISERS:
                 found.append(self._loss(op))
         return found
 
@@ -172,14 +202,12 @@ class TensorSplit:
         ]
 
     def _loss(self, op: Op) -> Collective:
-        """Sums of a float32 per token."""
-        sources = self.products.inputs[op.index]
-        shape = max((self.products.shapes[s] for s in sources), key=len, default=(1, 1))
-        columns = max(1, shape[-1])
-        logits = max(
-            (self.products.edge_bytes(s, op.index) for s in sources), key=lambda a: a.per_sample
-        )
-        size = Amount(0.0, LOSS_SUMS * logits.per_sample / columns)
+        """Sums of one number per token; classes are axis 1 of ``cross_entropy``'s logits."""
+        source = next(s for s in self.products.inputs[op.index] if s in self.divided)
+        shape = self.products.shapes[source]
+        classes = shape[1] if short(op.target) in LOSSES else shape[-1]
+        logits = self.products.edge_bytes(source, op.index)
+        size = Amount(0.0, LOSS_SUMS * logits.per_sample / classes)
         return Collective(
             axis="tp", kind="all_reduce", phase="forward", size_bytes=size, op=op.index
         )
@@ -207,12 +235,14 @@ class TensorSplit:
             return "pass"
         if name in OVER_HEADS:
             return "pass" if rank >= OVER_HEADS[name] else "stop"
-        return "pass" if name in PASSING else "stop"
+        return "pass" if name in PASSING or name in NORMALISERS else "stop"
 
     def _matters(self, source: int, op: Op) -> bool:
         """False for a whole operand that is broadcast over the divided axis."""
         shape = self.products.shapes[source]
         own = self.products.shapes.get(op.index, shape)
+        if short(op.target) in JOINS:
+            return len(shape) > 1
         return len(shape) > 1 and shape[-1] != 1 and shape == own
 
     def _divisible_columns(self) -> frozenset[int]:
@@ -224,7 +254,7 @@ class TensorSplit:
         columns = {i for i, fact in enumerate(self._facts) if fact.role == "product"}
         while True:
             flow = self._follow(columns)
-            wanted = (columns & flow.started & flow.useful) - flow.conflicting
+            wanted = (columns & flow.started & (flow.in_row | flow.in_loss)) - flow.conflicting
             if wanted == columns:
                 return frozenset(columns)
             columns = wanted
@@ -234,7 +264,7 @@ class TensorSplit:
         flow = _Flow()
         origins: dict[int, frozenset[int]] = {}
         for index, fact in enumerate(self._facts):
-            parts = [origins[s] for s in fact.sources if s in flow.divided]
+            parts = [origins[s] for s in fact.sources if s in origins]
             if not parts:
                 if index in columns:
                     flow.started.add(index)
@@ -242,17 +272,17 @@ class TensorSplit:
                     origins[index] = frozenset({index})
                 continue
             mine = parts[0] if len(parts) == 1 else frozenset().union(*parts)
-            origins[index] = mine
             if fact.role == "product":
                 flow.rows.add(index)
-                flow.useful |= mine
+                flow.in_row |= mine
             elif fact.role == "loss":
                 flow.divided.add(index)
-                flow.useful |= mine
+                flow.in_loss |= mine
             elif fact.role == "channels" or (
-                fact.role == "pass" and all(s in flow.divided for s in fact.whole)
+                fact.role == "pass" and all(s in origins for s in fact.whole)
             ):
                 flow.divided.add(index)
+                origins[index] = mine
             else:
                 flow.conflicting |= mine
         return flow
@@ -281,12 +311,14 @@ class _Flow:
         started: Columns that read whole tensors.
         divided: Ops that work on parts, columns included.
         rows: Products that end parts.
-        useful: Columns whose parts reach a row or a loss.
+        in_row: Columns whose parts reach a row.
+        in_loss: Columns whose parts reach a loss.
         conflicting: Columns whose parts reach an op that needs the whole.
     """
 
     started: set[int] = field(default_factory=set)
     divided: set[int] = field(default_factory=set)
     rows: set[int] = field(default_factory=set)
-    useful: frozenset[int] = frozenset()
+    in_row: frozenset[int] = frozenset()
+    in_loss: frozenset[int] = frozenset()
     conflicting: frozenset[int] = frozenset()
