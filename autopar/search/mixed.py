@@ -3,7 +3,8 @@
 A mixed plan gives each stage the levels with the least recompute time that fit on its rank,
 solved by :mod:`autopar.search.mixing`; ties go to the first blocks. That is the best choice for
 the step where a rank holds one stage of a pipeline. Where one stage holds the whole model and
-gradient reduction hides behind backward, other levels may hide a little more of it.
+gradient reduction hides behind backward, other levels may hide a little more of it: there the
+uniform levels are tried too, so that a mixed plan is never worse than a uniform one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from autopar.search.mixing_bounds import RunBounds
 
 LEVELS = (NONE, SELECTIVE, FULL)
 """Level of each option of a block."""
+_EQUAL = 1e-12
+"""Relative difference below which two sums count as equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +126,29 @@ class StageMixer:
     def least_needs(self, rank: int) -> Table:
         """``[i, j]``: least bytes of a rank with blocks ``[i, j)``, whatever the levels."""
         needed = self._bounds_of(rank).least_needs(self.copies(rank))
-        return np.asarray(self.limits_bytes[rank] - self._room(rank) + needed)
+        mixed = self.limits_bytes[rank] - self._room(rank) + needed
+        return np.minimum(mixed, self._full_needs(rank))
+
+    def _full_needs(self, rank: int) -> Table:
+        """``[i, j]``: bytes of a rank where every block of the model is computed again in full.
+
+        What enters a stage is then counted with the block that reads it and not once more.
+        """
+        own = memory.framework_bytes(self.layout, rank)
+        full = self._bytes[FULL]
+        return np.asarray(self._once + own + self.copies(rank) * full.kept + full.transient)
 
     def least_seconds(
         self, rank: int, starts: npt.NDArray[np.intp], stops: npt.NDArray[np.intp]
-    ) -> tuple[Table, npt.NDArray[np.bool_]]:
-        """Lower bounds of the recompute seconds of runs, and which may fit."""
+    ) -> Table:
+        """Lower bounds of the recompute seconds of runs; infinite where nothing fits."""
         room = self._room(rank)[starts, stops]
-        return self._bounds_of(rank).at(starts, stops, room, self.copies(rank))
+        bounds = self._bounds_of(rank)
+        mixed, _ = bounds.at(starts, stops, room, self.copies(rank))
+        sums = np.cumsum([0.0, *(block[FULL].seconds for block in bounds.options)])
+        fits = self._full_needs(rank)[starts, stops] <= self.limits_bytes[rank] * (1 + _EQUAL)
+        full = np.where(fits, (sums[stops] - sums[starts]) * (1 - _EQUAL), np.inf)
+        return np.minimum(mixed, full)
 
     @cached_property
     def _solved(self) -> dict[object, Choice | None]:
@@ -170,7 +188,7 @@ class MixedBounds(Bounds):
         if key not in self._least_again:
             starts = np.arange(self.band.blocks + 1)[:, None]
             stops = np.minimum(starts + 1 + np.arange(self.band.width), self.band.blocks)
-            self._least_again[key], _ = self.mixer.least_seconds(rank, starts, stops)
+            self._least_again[key] = self.mixer.least_seconds(rank, starts, stops)
         return self._least_again[key]
 
     def stage_table(self, stage: int, extra: Table | None = None) -> Table:
@@ -243,16 +261,49 @@ class MixedGoal(Goal):
 
     def levels(self, cuts: Cuts) -> Levels | None:
         """Recompute level of every block, ``None`` where a stage does not fit."""
+        return self._best(cuts)[0]
+
+    @cached_property
+    def _found(self) -> dict[Cuts, tuple[Levels | None, float]]:
+        return {}
+
+    def _best(self, cuts: Cuts) -> tuple[Levels | None, float]:
+        """The best levels for some boundaries, and their objective."""
+        if cuts not in self._found:
+            best: tuple[Levels | None, float] = (None, float("inf"))
+            for levels in self._candidates(cuts):
+                value = self._at(levels).value(cuts)
+                if value < best[1]:
+                    best = (levels, value)
+            self._found[cuts] = best
+        return self._found[cuts]
+
+    def _candidates(self, cuts: Cuts) -> list[Levels]:
+        """The solved levels, and uniform ones where those could be better."""
+        mixed = self._smallest(cuts) if self.objective == "memory" else self._fastest(cuts)
+        uniform = [(level,) * self.layout.tables.count for level in LEVELS]
+        if mixed is None:
+            return uniform[FULL:]
+        if self.layout.stages == 1:
+            return [mixed, *uniform]
+        return [mixed, *uniform[FULL:]] if self.objective == "memory" else [mixed]
+
+    def _fastest(self, cuts: Cuts) -> Levels | None:
         found: list[int] = []
         for stage in range(self.layout.stages):
-            rank, run = self.layout.rank_of(stage), (cuts[stage], cuts[stage + 1])
-            if self.objective == "memory":
-                choice: Choice | None = self.mixer.smallest(rank, *run)
-            else:
-                choice = self.mixer.solve(rank, *run)
+            rank = self.layout.rank_of(stage)
+            choice = self.mixer.solve(rank, cuts[stage], cuts[stage + 1])
             if choice is None:
                 return None
             found += [LEVELS[pick] for pick in choice.picks]
+        return tuple(found)
+
+    def _smallest(self, cuts: Cuts) -> Levels:
+        found: list[int] = []
+        for stage in range(self.layout.stages):
+            rank = self.layout.rank_of(stage)
+            picks = self.mixer.smallest(rank, cuts[stage], cuts[stage + 1]).picks
+            found += [LEVELS[pick] for pick in picks]
         return tuple(found)
 
     def _at(self, levels: Levels) -> Goal:
@@ -264,19 +315,12 @@ class MixedGoal(Goal):
 
     def feasible(self, cuts: Cuts) -> bool:
         """True when some levels fit on every rank."""
-        levels = self.levels(cuts)
-        return levels is not None and self._at(levels).feasible(cuts)
+        return self._best(cuts)[0] is not None
 
     def tightest(self, cuts: Cuts) -> tuple[int, float]:
         """Pipeline rank with the largest excess with the smallest levels, and what it needs."""
-        found: list[int] = []
-        for stage in range(self.layout.stages):
-            rank = self.layout.rank_of(stage)
-            picks = self.mixer.smallest(rank, cuts[stage], cuts[stage + 1]).picks
-            found += [LEVELS[pick] for pick in picks]
-        return self._at(tuple(found)).tightest(cuts)
+        return self._at(self._smallest(cuts)).tightest(cuts)
 
     def value(self, cuts: Cuts) -> float:
         """The objective with the best levels, ``inf`` when memory runs out."""
-        levels = self.levels(cuts)
-        return float("inf") if levels is None else self._at(levels).value(cuts)
+        return self._best(cuts)[1]
