@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from autopar.core.version import __version__
 
 if TYPE_CHECKING:
-    from autopar.api import bench, measure_cluster, plan, profile, report, run
+    from autopar.api import bench, choose_machines, measure_cluster, plan, profile, report, run
     from autopar.cluster import Cluster
     from autopar.core.errors import AutoparError
     from autopar.core.estimate import Estimate
@@ -31,6 +31,7 @@ _HOMES = {
     "SearchResult": "autopar.results",
     "Task": "autopar.tasks",
     "bench": "autopar.api",
+    "choose_machines": "autopar.api",
     "measure_cluster": "autopar.api",
     "plan": "autopar.api",
     "profile": "autopar.api",
@@ -49,6 +50,7 @@ __all__ = [
     "Task",
     "__version__",
     "bench",
+    "choose_machines",
     "measure_cluster",
     "plan",
     "profile",

@@ -2,9 +2,19 @@
 
 from autopar.api.benchmark import bench
 from autopar.api.clusters import measure_cluster, resolve_cluster
+from autopar.api.machines import choose_machines
 from autopar.api.planning import plan
 from autopar.api.profiling import profile
 from autopar.api.reporting import report
 from autopar.api.running import run
 
-__all__ = ["bench", "measure_cluster", "plan", "profile", "report", "resolve_cluster", "run"]
+__all__ = [
+    "bench",
+    "choose_machines",
+    "measure_cluster",
+    "plan",
+    "profile",
+    "report",
+    "resolve_cluster",
+    "run",
+]

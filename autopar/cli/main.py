@@ -61,7 +61,19 @@ def _root(
     An option comes from its flag, else AUTOPAR_<VERB>_<OPTION>, else the --config file, else the
     tool.autopar table of ./pyproject.toml, else its default.
     """
-    context.default_map = _defaults(config)
+    context.default_map = _lists(_defaults(config), context.command)
+
+
+def _lists(defaults: dict[str, Any], group: Any) -> dict[str, Any]:
+    """The defaults with one text for a repeatable option as a list of one."""
+    return {
+        verb: {
+            name: [value] if isinstance(value, str) and name in repeatable else value
+            for name, value in options.items()
+        }
+        for verb, options in defaults.items()
+        for repeatable in [{p.name for p in group.commands[verb].params if p.multiple}]
+    }
 
 
 def _defaults(config: Path | None) -> dict[str, Any]:

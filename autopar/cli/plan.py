@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autopar.cli.options import ClusterName, GlobalBatch, Json, Out
+from autopar.cli.options import GlobalBatch, Json, Out
 from autopar.cli.session import session
-from autopar.core.units import format_bytes, format_seconds
+from autopar.core.units import format_bytes, format_seconds, parse_seconds
 from autopar.results import RankedPlan, Rejection, SearchResult
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from autopar.api.planning import Planned
+    from autopar.search.machines import MachineChoice
+
+
+MACHINES = "Which machines"
 
 
 class Objective(StrEnum):
@@ -35,8 +39,25 @@ def command(
     profile: Annotated[
         str, typer.Argument(help="A profile file, or a target to profile first (cached).")
     ],
-    cluster: ClusterName = "local",
+    cluster: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="local[:RANKS], NODESxDEVICES:MACHINE, several joined by +, or a file; "
+            "repeat it to choose among clusters.",
+            show_default="local",
+        ),
+    ] = None,
     global_batch: GlobalBatch = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Samples to train on.", rich_help_panel=MACHINES)
+    ] = None,
+    deadline: Annotated[
+        str | None,
+        typer.Option(help="Longest time, e.g. 24h, 90min, 3d.", rich_help_panel=MACHINES),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Most money, in USD.", rich_help_panel=MACHINES)
+    ] = None,
     objective: Annotated[Objective, typer.Option(help="What to minimise.")] = Objective.TIME,
     sync: Annotated[str, typer.Option(help="Sync modes allowed: exact.")] = "exact",
     fix: Annotated[
@@ -48,6 +69,9 @@ def command(
     max_memory: Annotated[
         str | None, typer.Option(help="Memory limit per device, e.g. 20GiB.")
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Compute dtype to plan for: float32, tf32, bfloat16, float8 ...")
+    ] = "float32",
     top: Annotated[int, typer.Option(min=1, help="Plans to rank.")] = 5,
     explain: Annotated[bool, typer.Option("--explain", help="Say why, with numbers.")] = False,
     why_not: Annotated[
@@ -65,19 +89,25 @@ def command(
 
     Examples: `autopar plan zoo:gpt?size=small --cluster local:2 --out plan.json`,
     `autopar plan profiles/gpt.json --cluster 128x8:a100-80gb-sxm --global-batch 1536 --explain`.
+
+    With --deadline the cheapest machines that meet it, with --budget the fastest within it, of
+    all clusters given and of their smaller powers of two of nodes:
+    `autopar plan gpt.json --cluster 8x8:h100-sxm --samples 1000000 --deadline 24h`.
     """
     with session("plan", json_output=json_output) as talk:
-        from autopar.api.planning import plan_search
-
-        planned = plan_search(
+        planned, choice = _search(
             profile,
-            cluster,
+            tuple(cluster or ("local",)),
+            samples=samples,
+            deadline_s=None if deadline is None else parse_seconds(deadline),
+            budget_usd=budget,
             global_batch=global_batch,
             objective=str(objective),
             sync=sync,
             fix=fix or (),
             forbid=forbid or (),
             max_memory=max_memory,
+            precision=precision,
             top=top,
             seed=seed,
             storage=storage,
@@ -94,7 +124,42 @@ def command(
         for text in result.warnings:
             talk.warn(text)
         data = {**result.to_dict(), "out": str(out) if out else None, "answers": answers}
-        talk.finish(data, lambda console: _show(console, result, explain, answers, out))
+
+        def show(console: Console) -> None:
+            if choice is not None:
+                from autopar.cli.plan_machines import show_machines
+
+                show_machines(console, choice)
+            _show(console, result, explain, answers, out)
+
+        talk.finish(data if choice is None else {**data, **choice.to_dict()}, show)
+
+
+def _search(
+    profile: str,
+    clusters: tuple[str, ...],
+    *,
+    samples: int | None,
+    deadline_s: float | None,
+    budget_usd: float | None,
+    **options: Any,
+) -> tuple[Planned, MachineChoice | None]:
+    """The search on the cluster, or on the machines that are chosen first."""
+    if len(clusters) == 1 and samples is deadline_s is budget_usd is None:
+        from autopar.api.planning import plan_search
+
+        return plan_search(profile, clusters[0], **options), None
+    from autopar.api.machines import machine_search
+
+    found = machine_search(
+        profile,
+        clusters,
+        samples=samples,
+        deadline_s=deadline_s,
+        budget_usd=budget_usd,
+        **options,
+    )
+    return found.planned, found.choice
 
 
 def _answers(planned: Planned, why_not: str | None, what_if: str | None) -> list[str]:

@@ -35,6 +35,22 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * _FACTORS[match[2].lower()])
 
 
+_DURATION = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*(s|min|m|h|d|w)?\s*$", re.IGNORECASE)
+_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def parse_seconds(text: str) -> float:
+    """Read a duration such as ``"24h"``, ``"90min"`` or ``"3d"``; a number alone is seconds.
+
+    Raises:
+        InputError: The text is not a positive duration.
+    """
+    match = _DURATION.match(text)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"'{text}' is not a duration", hint="write it like 24h, 90min or 3d")
+    return float(match[1]) * _SECONDS[(match[2] or "").lower()]
+
+
 def format_bytes(value: float) -> str:
     """A size for people, in binary units: ``"1.50 GiB"``."""
     for unit, factor in (("TiB", 1024**4), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
@@ -59,3 +75,8 @@ def format_count(value: float) -> str:
         if abs(value) >= factor:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.3g}"
+
+
+def format_usd(value: float) -> str:
+    """Money for people: ``"0.0123 USD"``, ``"5,120 USD"``."""
+    return f"{value:,.0f} USD" if value >= 1000 else f"{value:.3g} USD"
