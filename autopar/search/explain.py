@@ -75,11 +75,19 @@ def verdict(best: RankedPlan, certificate: Certificate, objective: str) -> str:
     )
 
 
-def layout_words(best: RankedPlan) -> str:
-    """What the plan's name means."""
+def layout_words(best: RankedPlan, devices: int | None = None) -> str:
+    """What the plan's name means.
+
+    Args:
+        best: The plan.
+        devices: Of the cluster, to say how many stay idle.
+    """
     plan = best.plan
     degrees = {axis: n for axis, n in plan.mesh.to_dict().items() if n > 1}
     product = [f"{n} {AXES[axis].summary}" for axis, n in degrees.items() if axis != "ep"]
+    if plan.zero:
+        sharded = f"{degrees['dp_shard']} {AXES['dp_shard'].summary}"
+        product[product.index(sharded)] = f"{sharded} (ZeRO-{plan.zero})"
     text = f"{' x '.join(product) or 'one rank'} = {plan.world_size} devices"
     if "ep" in degrees:
         text += f", experts over {degrees['ep']} of them"
@@ -92,6 +100,11 @@ def layout_words(best: RankedPlan) -> str:
         shortest, longest = min(lengths), max(lengths)
         each = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
         text += f"; {len(plan.stages)} stages of {each} blocks, schedule {plan.schedule}"
+    if devices is not None and devices > plan.world_size:
+        text += (
+            f". The other {devices - plan.world_size} of {devices} devices stay idle: no plan of "
+            "the space that uses them is better"
+        )
     return f"Plan. {text}."
 
 

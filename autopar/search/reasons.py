@@ -77,7 +77,7 @@ def reasons(
     pairs = [compare_pair(best, item, repricer, result.objective) for item in _rivals(result)]
     return (
         verdict(best, result.certificate, result.objective),
-        layout_words(best),
+        layout_words(best, cluster.device_count),
         binding(best, repricer, asked.max_memory_bytes),
         f"Time. {time_words(best.price.breakdown)}. {useful_words(best.price)}",
         memory_paragraph(best.price, asked.max_memory_bytes),
@@ -130,10 +130,12 @@ def binding(best: RankedPlan, repricer: Repricer, limit_bytes: float | None = No
 def _runners_up(result: SearchResult, pairs: Sequence[Pair]) -> list[str]:
     """Each further plan of the ranking, with the odds that it is the better one."""
     odds = {pair.other.plan.hash: pair.odds for pair in pairs}
+    seen = {result.best.plan.hash}
     lines = []
     for place, item in enumerate(result.top[1:], start=2):
-        if item.plan.hash == result.best.plan.hash:  # another point, the same plan
+        if item.plan.hash in seen:  # another point, the same plan
             continue
+        seen.add(item.plan.hash)
         text = f"Against number {place}, {item.name}. "
         text += compare(result.best, item, result.objective)
         if item.plan.hash in odds:
@@ -191,7 +193,7 @@ def _flips(
     chosen = strategy_name(result.best.plan)
     found, steady = [], []
     for quantity in FLIPS:
-        if quantity == "inter_node_bandwidth" and _one_node(result.best, cluster):
+        if quantity == "inter_node_bandwidth" and cluster.node(cluster.device_count - 1) == 0:
             continue
         if quantity == "devices" and not searches:
             continue
@@ -202,10 +204,17 @@ def _flips(
             continue
         found += [flip.text for flip in flips]
         steady += [] if flips else [quantity]
+    if not searches:
+        rest = "; ".join(text.removesuffix(", among the plans shown") for text in found)
+        return [
+            f"Break-even. Among the plans shown only, {chosen} stays ahead from x1/16 to x16"
+            f"{f' except: {rest}' if found else f' by {_and(steady)}'}; a space of "
+            f"{result.certificate.space:,} points is searched again by --what-if."
+        ]
     text = f"Break-even. {chosen} stays the choice from x1/16 to x16"
-    text += " except: " + "; ".join(found) if found else ""
-    return [text + (f". No flip by {', '.join(steady)}." if steady else ".")]
+    text += f" except: {'; '.join(found)}" if found else ""
+    return [text + (f". No flip by {_and(steady)}." if steady else ".")]
 
 
-def _one_node(best: RankedPlan, cluster: Cluster) -> bool:
-    return len({cluster.node(device) for device in best.plan.placement}) == 1
+def _and(names: list[str]) -> str:
+    return " and ".join(name.replace("_", " ") for name in names)
