@@ -156,14 +156,15 @@ class Goal:
 
     def feasible(self, cuts: Cuts) -> bool:
         """True when every rank's memory, margin included, is within its limit."""
-        return all(_high(n) <= self.limit(rank) for rank, n in enumerate(self._needed(cuts)))
+        ranks = range(self.layout.mesh.pp)
+        return all(_high(self._needs(cuts, rank)) <= self.limit(rank) for rank in ranks)
 
     def _needed(self, cuts: Cuts) -> list[float]:
         """Peak bytes per pipeline coordinate."""
-        return [
-            memory.memory_of_rank(self.layout, cuts, rank).total_bytes
-            for rank in range(self.layout.mesh.pp)
-        ]
+        return [self._needs(cuts, rank) for rank in range(self.layout.mesh.pp)]
+
+    def _needs(self, cuts: Cuts, rank: int) -> float:
+        return memory.memory_of_rank(self.layout, cuts, rank).total_bytes
 
     def tightest(self, cuts: Cuts) -> tuple[int, float]:
         """Pipeline rank with the largest excess over its limit, and the bytes it needs."""
@@ -173,11 +174,10 @@ class Goal:
 
     def value(self, cuts: Cuts) -> float:
         """The objective, ``inf`` when memory runs out."""
-        needed = self._needed(cuts)
-        if any(_high(size) > self.limit(rank) for rank, size in enumerate(needed)):
+        if not self.feasible(cuts):
             return float("inf")
         if self.objective == "memory":
-            return max(needed)
+            return max(self._needed(cuts))
         step = self.layout.step_seconds(cuts)
         if self.objective == "energy":
             return self._energy(cuts, step)

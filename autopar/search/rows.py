@@ -113,7 +113,7 @@ class Rows:
         self._worlds: dict[int, World] = {}
         self._rows: dict[object, Row] = {}
         self._known: dict[object, Row] = {}
-        self._elements: dict[Split, float] = {}
+        self._elements: dict[int, float] = {}
         self._held: dict[tuple[int, int, tuple[bool, ...]], float] = {}
         self._group_rates: dict[object, dict[str, float]] = {}
         self._ranks: dict[object, RankGroups] = {}
@@ -151,16 +151,20 @@ class Rows:
 
     def row(self, group: PointGroup) -> Row:
         """The row of a group."""
-        quick = (group.split, group.microbatch_size, group.world)
-        if self.regular and quick in self._known:
-            return self._known[quick]
-        row = self._known[quick] = self._row(group)
-        return row
+        if not self.regular:
+            return self._row(group)
+        # Equal nodes: what matters of the world is how many devices of a node are busy.
+        busy = self.world(group.world).kinds[0][1]
+        known = (id(group.split), group.microbatch_size, busy)
+        if known not in self._known:
+            self._known[known] = self._row(group)
+        return self._known[known]
 
     def _row(self, group: PointGroup) -> Row:
         world = self.world(group.world)
         around = self._around(group)
-        key = (group.split, group.microbatch_size, world.kinds[0][1], around)
+        kinds = tuple((device.name, busy) for device, busy in world.kinds)
+        key = (group.split, group.microbatch_size, kinds, around)
         if key not in self._rows:
             self._rows[key] = self._make(group, world, around)
         return self._rows[key]
@@ -203,13 +207,13 @@ class Rows:
 
     def elements(self, split: Split) -> float:
         """Different parameter elements on all pipeline ranks together, experts included."""
-        if split not in self._elements:
+        if id(split) not in self._elements:
             work = self.model.work(split)
             tied = sum(
                 size * (len(blocks) - 1) for _, size, blocks in self.model.tables(split).tied
             )
-            self._elements[split] = float(work.parameters.sum() + work.experts.sum()) - tied
-        return self._elements[split]
+            self._elements[id(split)] = float(work.parameters.sum() + work.experts.sum()) - tied
+        return self._elements[id(split)]
 
     def bytes_per_element(self, zero: int, shards: int, offloads: tuple[bool, ...]) -> float:
         """Least weight, gradient and state bytes of an element on one rank."""

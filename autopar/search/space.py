@@ -45,10 +45,7 @@ class PointGroup:
     Attributes:
         dp_replicate: Replicas.
         dp_shard: Ranks that share out states.
-        cp: Context parallel ranks.
-        tp: Tensor parallel ranks.
-        sequence_parallel: With sequence parallelism.
-        ep: Expert parallel ranks.
+        split: How work inside a stage is divided.
         pp: Pipeline ranks.
         microbatch_size: Samples.
         microbatches: Per replica and step.
@@ -57,24 +54,36 @@ class PointGroup:
 
     dp_replicate: int
     dp_shard: int
-    cp: int
-    tp: int
-    sequence_parallel: bool
-    ep: int
+    split: Split
     pp: int
     microbatch_size: int
     microbatches: int
     variants: VariantSet
 
     @property
-    def world(self) -> int:
-        """Devices used."""
-        return self.dp_replicate * self.dp_shard * self.cp * self.tp * self.pp
+    def cp(self) -> int:
+        """Context parallel ranks."""
+        return self.split.cp
 
     @property
-    def split(self) -> Split:
-        """How work inside a stage is divided."""
-        return Split(tp=self.tp, sequence_parallel=self.sequence_parallel, cp=self.cp, ep=self.ep)
+    def tp(self) -> int:
+        """Tensor parallel ranks."""
+        return self.split.tp
+
+    @property
+    def ep(self) -> int:
+        """Expert parallel ranks."""
+        return self.split.ep
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """With sequence parallelism."""
+        return self.split.sequence_parallel
+
+    @property
+    def world(self) -> int:
+        """Devices used."""
+        return self.dp_replicate * self.dp_shard * self.split.cp * self.split.tp * self.pp
 
     def point(self, variant: Variant) -> Point:
         """The point of a variant."""
@@ -216,6 +225,7 @@ class _Builder:
     groups: list[PointGroup] = field(default_factory=list)
     _variants: dict[object, VariantSet] = field(default_factory=dict)
     _tables: dict[int, VariantTable] = field(default_factory=dict)
+    _splits: dict[object, Split] = field(default_factory=dict)
     _reasons: dict[Split, str | None] = field(default_factory=dict)
 
     def build(self) -> Space:
@@ -268,7 +278,7 @@ class _Builder:
         samples = self.batch // dp
         for sequence_parallel in sequence:
             for ep in experts:
-                split = Split(tp=tp, sequence_parallel=sequence_parallel, cp=cp, ep=ep)
+                split = self._split(tp, sequence_parallel, cp, ep)
                 reason = self._split_reason(split)
                 for shard in shards:
                     for size in divisors(samples):
@@ -285,6 +295,13 @@ class _Builder:
         if self.runnable or not experts:
             return [1]
         return [ep for ep in divisors(ranks) if ep <= experts]
+
+    def _split(self, tp: int, sequence_parallel: bool, cp: int, ep: int) -> Split:
+        """One object per split, so that looking things up by it is cheap."""
+        key = (tp, sequence_parallel, cp, ep)
+        if key not in self._splits:
+            self._splits[key] = Split(tp=tp, sequence_parallel=sequence_parallel, cp=cp, ep=ep)
+        return self._splits[key]
 
     def _split_reason(self, split: Split) -> str | None:
         if split not in self._reasons:
@@ -322,10 +339,7 @@ class _Builder:
                 PointGroup(
                     dp_replicate=dp // shard,
                     dp_shard=shard,
-                    cp=split.cp,
-                    tp=split.tp,
-                    sequence_parallel=split.sequence_parallel,
-                    ep=split.ep,
+                    split=split,
                     pp=pp,
                     microbatch_size=size,
                     microbatches=count,
