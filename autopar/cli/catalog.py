@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from autopar.cli.options import Json
 from autopar.cli.session import session
 from autopar.core.units import format_bytes, format_count
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Kind(StrEnum):
@@ -18,13 +21,16 @@ class Kind(StrEnum):
     MACHINES = "machines"
     ZOO = "zoo"
     SCHEDULES = "schedules"
+    STRATEGIES = "strategies"
 
 
 def command(
-    kind: Annotated[Kind | None, typer.Argument(help="machines, zoo or schedules.")] = None,
+    kind: Annotated[
+        Kind | None, typer.Argument(help="machines, zoo, schedules or strategies.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
-    """List the machines, zoo models and schedules that other commands accept.
+    """List the machines, zoo models, schedules and strategies that other commands accept.
 
     Example: `autopar catalog machines`.
     """
@@ -32,9 +38,12 @@ def command(
         kinds = [kind] if kind else list(Kind)
         data = {str(k): _LISTS[k]() for k in kinds}
 
-        def show(console: Any) -> None:
+        def show(console: Console) -> None:
             for name, rows in data.items():
                 console.print(f"[bold]{name}[/bold]")
+                if name == Kind.MACHINES:
+                    _show_machines(console, rows)
+                    continue
                 for row in rows:
                     note = "" if row.get("runnable", True) else " [planned only, not yet run]"
                     console.print(f"  {row['name']:22} {row['summary']}{note}", markup=False)
@@ -42,23 +51,49 @@ def command(
         talk.finish(data, show)
 
 
+def _show_machines(console: Console, rows: list[dict[str, Any]]) -> None:
+    """One line per machine: what limits training on it, then its summary."""
+    from rich.table import Table
+
+    columns = ["name", "devices", "memory", "half precision", "in the node", "between nodes"]
+    table = Table(*columns, "USD/h each", "", box=None, padding=(0, 1, 0, 1))
+    for row in rows:
+        peaks = row["peak_flop_per_s"]
+        half = peaks.get("bfloat16", peaks.get("float16"))
+        price = row["usd_per_hour"]
+        table.add_row(
+            row["name"],
+            str(row["devices_per_node"]),
+            format_bytes(row["memory_bytes"]),
+            "" if half is None else f"{format_count(half)}FLOP/s",
+            f"{format_count(row['intra_bytes_per_s'])}B/s",
+            f"{format_count(row['inter_bytes_per_s'])}B/s",
+            "" if price is None else f"{price:.2f}",
+            row["summary"],
+        )
+    console.print(table)
+
+
 def _machines() -> list[dict[str, Any]]:
-    from autopar.cluster.catalog import load_machine, machine_names
+    from autopar.cluster.catalog import load_entry, machine_names
 
     rows = []
     for name in machine_names():
-        machine = load_machine(name)
-        device = machine.device
-        best = max(device.peak_flop_per_s.items(), key=lambda item: item[1])
+        entry = load_entry(name)
+        machine, device = entry.machine, entry.machine.device
         rows.append(
             {
                 "name": name,
-                "summary": f"{machine.devices_per_node} x {device.name}, "
-                f"{format_bytes(device.memory_bytes)}, {format_count(best[1])}FLOP/s {best[0]}, "
-                f"{machine.intra.name} / {machine.inter.name}",
+                "summary": entry.summary,
+                "device": device.name,
                 "devices_per_node": machine.devices_per_node,
                 "memory_bytes": device.memory_bytes,
+                "memory_bytes_per_s": device.memory_bytes_per_s,
                 "peak_flop_per_s": device.peak_flop_per_s,
+                "intra_bytes_per_s": machine.intra.bytes_per_s,
+                "inter_bytes_per_s": machine.inter.bytes_per_s,
+                "power_watt": device.power_watt,
+                "usd_per_hour": device.usd_per_hour,
             }
         )
     return rows
@@ -83,4 +118,18 @@ def _schedules() -> list[dict[str, Any]]:
     ]
 
 
-_LISTS = {Kind.MACHINES: _machines, Kind.ZOO: _zoo, Kind.SCHEDULES: _schedules}
+def _strategies() -> list[dict[str, Any]]:
+    from autopar.strategies import STRATEGIES
+
+    return [
+        {"name": name, "runnable": False, "summary": STRATEGIES.summary(name)}
+        for name in STRATEGIES
+    ]
+
+
+_LISTS = {
+    Kind.MACHINES: _machines,
+    Kind.ZOO: _zoo,
+    Kind.SCHEDULES: _schedules,
+    Kind.STRATEGIES: _strategies,
+}

@@ -4,7 +4,8 @@ A file ``catalog/NAME.toml`` holds a ``summary``, ``devices_per_node`` (the usua
 ``max_devices_per_node``, the tables ``device``, ``intra`` and ``inter`` with the fields of
 :class:`~autopar.cluster.machine.Device` and :class:`~autopar.cluster.machine.Link`, and a
 ``sources`` table in each that says where every figure comes from. ``device = "OTHER"`` takes the
-device of another file. To add a machine, add a file.
+device of another file, ``intra`` and ``inter`` likewise its links, so that a host on sale repeats
+nothing of its hardware. To add a machine, add a file.
 """
 
 from __future__ import annotations
@@ -77,17 +78,13 @@ def load_entry(name: str) -> CatalogEntry:
         InputError: No such machine; the hint names the closest ones.
     """
     data = _read(name)
-    device = data["device"]
-    if isinstance(device, str):
-        device, device_name = _read(device)["device"], device
-    else:
-        device_name = name
+    device_name, device = _part(name, data, "device")
     machine = Machine(
         name=name,
         device=Device(name=device_name, **device),
         devices_per_node=data["devices_per_node"],
-        intra=Link(**data["intra"]),
-        inter=Link(**data["inter"]),
+        intra=Link(**_part(name, data, "intra")[1]),
+        inter=Link(**_part(name, data, "inter")[1]),
     )
     return CatalogEntry(
         machine=machine,
@@ -96,6 +93,12 @@ def load_entry(name: str) -> CatalogEntry:
         devices_per_node_source=data["devices_per_node_source"],
         inter_scales_with_devices=data.get("inter_scales_with_devices", False),
     )
+
+
+def _part(name: str, data: dict[str, Any], part: str) -> tuple[str, dict[str, Any]]:
+    """A table of a machine file and the name of the file that holds it."""
+    table = data[part]
+    return (table, _read(table)[part]) if isinstance(table, str) else (name, table)
 
 
 def load_machine(name: str) -> Machine:

@@ -19,7 +19,8 @@ PRICED_OPTIONALLY = {"power_watt", "idle_watt", "usd_per_hour"}
 def test_covers_the_machines_promised():
     promised = "v100-16gb v100-32gb v100-32gb-pcie dgx-1 t4 a100-40gb-sxm a100-80gb-sxm "
     promised += "a100-40gb-pcie a100-80gb-pcie a800-80gb-sxm h100-sxm h100-pcie h100-nvl h200-sxm "
-    promised += "h800-sxm b200-sxm gb200 l40s rtx-4090 mi250x mi300x tpu-v4 tpu-v5p cpu-host"
+    promised += "h800-sxm b200-sxm gb200 l40s rtx-4090 mi250x mi300x tpu-v4 tpu-v5p cpu-host "
+    promised += "v100-16gb-pcie dgx-2 dgx-a100 dgx-h100 dgx-b200 p3 p3dn p4d p4de p5 g4dn"
     assert set(promised.split()) <= set(NAMES)
 
 
@@ -95,6 +96,30 @@ def test_a_part_of_a_node_has_a_part_of_its_ports():
     assert "0.5 of" in half.inter.sources["bytes_per_s"]
     one_port = load_entry("t4")
     assert one_port.with_devices(2).inter == one_port.machine.inter
+
+
+@pytest.mark.parametrize(
+    ("host", "device", "devices", "gigabit_per_s"),
+    [
+        ("p3", "v100-16gb", 8, 25),
+        ("p3dn", "v100-32gb", 8, 100),
+        ("g4dn", "t4", 4, 50),
+        ("p4d", "a100-40gb-sxm", 8, 400),
+        ("p4de", "a100-80gb-sxm", 8, 400),
+        ("p5", "h100-sxm", 8, 3200),
+        ("dgx-1", "v100-32gb", 8, 400),
+        ("dgx-2", "v100-32gb", 16, 800),
+        ("dgx-a100", "a100-80gb-sxm", 8, 1600),
+        ("dgx-h100", "h100-sxm", 8, 3200),
+        ("dgx-b200", "b200-sxm", 8, 3200),
+    ],
+)
+def test_hosts_on_sale_are_named_and_repeat_no_device(host, device, devices, gigabit_per_s):
+    machine = load_machine(host)
+    assert machine.name == host and machine.device == load_device(device)
+    assert machine.devices_per_node == devices == load_entry(host).max_devices_per_node
+    assert machine.inter.bytes_per_s * 8 / 1e9 == pytest.approx(gigabit_per_s)
+    assert isinstance(tomllib.loads((FOLDER / f"{host}.toml").read_text())["device"], str)
 
 
 def test_unknown_machine_names_the_closest():
