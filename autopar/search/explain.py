@@ -149,7 +149,8 @@ def compare(best: RankedPlan, other: RankedPlan, objective: str) -> str:
     """How much more another plan needs, and in which parts of the step."""
     mine, theirs = value_of(best.price, objective), value_of(other.price, objective)
     margin = theirs / mine - 1 if mine else 0.0
-    text = f"It needs {margin:+.1%} {_unit(objective)}"
+    ratio = f"{margin:+.1%}" if margin < 1 else f"{1 + margin:.1f} times the"
+    text = f"It needs {ratio} {_unit(objective)}"
     if other.plan.world_size != best.plan.world_size:
         text += f" on {other.plan.world_size} instead of {best.plan.world_size} devices"
     delta = other.price.step_time_s.value - best.price.step_time_s.value
@@ -169,6 +170,7 @@ def proof(certificate: Certificate) -> str:
     rejected = ", ".join(
         f"{count:,} {reason}"
         for reason, count in sorted(certificate.rejected.items(), key=lambda item: -item[1])
+        if count
     )
     text = f"Rejected. Of {certificate.space:,} points "
     if rejected:

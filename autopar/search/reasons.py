@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,8 @@ from autopar.search.sensitivity import RESOURCES, STEP, Repricer
 
 FLIPS = ("inter_node_bandwidth", "memory", "devices")
 """Quantities whose break-even is looked for."""
+_NAMED_CLUSTER = re.compile(r"local(:\d+)?|\d+x\d+:[\w.-]+(\+\d+x\d+:[\w.-]+)*")
+"""Cluster names that the command line understands; others came from a file."""
 NEGLIGIBLE = 0.005
 """A tenth more of a resource that saves less than this share of the step does not limit it."""
 
@@ -162,9 +165,10 @@ def _how_sure(result: SearchResult, pairs: Sequence[Pair], profile: GraphProfile
     last = max((ranks.get(pair.other.plan.hash, 1) for pair in close), default=1)
     text = f"Too close to call. {names}: {rule}."
     if last > 1 and profile.target:
+        name = str(result.cluster.get("name", ""))
+        where = name if _NAMED_CLUSTER.fullmatch(name) else "CLUSTER-FILE"
         text += (
-            f" Measure them: autopar bench '{profile.target}' --cluster "
-            f"{result.cluster.get('name', 'CLUSTER')} --global-batch "
+            f" Measure them: autopar bench '{profile.target}' --cluster {where} --global-batch "
             f"{result.best.plan.global_batch} --plans top:{last}"
         )
     return text

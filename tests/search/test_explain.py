@@ -141,7 +141,7 @@ def test_the_bench_that_would_settle_it_is_written_out(tight: SearchResult):
     named = replace(PROFILE, target="zoo:gpt?size=small")
     text = starting(reasons(tight, named, TIGHT, OPTIONS), "Too close to call.")
     assert (
-        "autopar bench 'zoo:gpt?size=small' --cluster 2x2 --global-batch 16 --plans top:" in text
+        "autopar bench 'zoo:gpt?size=small' --cluster CLUSTER-FILE --global-batch 16 --plans top:" in text
     )
 
 
@@ -155,3 +155,21 @@ def test_break_even_values_name_quantities_and_winners(full: tuple[str, ...]):
     text = starting(full, "Break-even.")
     assert "memory of a device: above" in text
     assert "wins" in text
+
+
+def test_devices_that_stay_idle_and_the_sharding_level_are_told():
+    options = SearchOptions(global_batch=16, fix=("zero=1", "dp_shard=2", "pp=1"))
+    best = search(PROFILE, cluster_of(2, 2), replace(options, fix=(*options.fix, "world=2"))).best
+    words = layout_words(best, 4)
+    assert "2 sharding ranks (ZeRO-1) = 2 devices" in words
+    assert "The other 2 of 4 devices stay idle" in words
+    assert "idle" not in layout_words(best)
+
+
+def test_large_spaces_compare_known_plans_and_say_so(
+    tight: SearchResult, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("autopar.search.reasons.SEARCHED_SPACE", 1)
+    text = starting(reasons(tight, PROFILE, TIGHT, OPTIONS), "Break-even.")
+    assert "Among the plans shown only" in text
+    assert "searched again by --what-if" in text
