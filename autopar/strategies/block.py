@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,7 +32,7 @@ class BlockWork:
         selective_saved_bytes: The same when only outputs of products are kept.
         selective_bytes: Bytes read and written to compute the rest again.
         boundary_bytes: What enters the block, kept when all of it is recomputed.
-        peak_transient_bytes: Largest op output.
+        peak_transient_bytes: Largest op output or tensor that tensor parallel ranks exchange.
         collectives: Communication between its ops, sizes of the tensor all ranks of the group
             hold together.
     """
@@ -51,6 +51,10 @@ class BlockWork:
     boundary_bytes: Amount
     peak_transient_bytes: Amount
     collectives: tuple[Collective, ...]
+
+
+_Kind = tuple[str, Amount, tuple[tuple[bool, bool, int], ...]]
+"""Signature, backward bytes, and per op: works on a part, ends parts, collectives."""
 
 
 class Strategies:
@@ -112,14 +116,38 @@ class Strategies:
         return count
 
     def works(self, split: Split) -> tuple[BlockWork, ...]:
-        """One entry per block; blocks of equal signature share theirs."""
+        """One entry per block; blocks of equal :attr:`kinds` share theirs."""
         if split not in self._works:
-            known: dict[str, BlockWork] = {}
-            for block in self.profile.blocks:
-                if block.signature not in known:
-                    known[block.signature] = _Division(self, split, block).work()
-            self._works[split] = tuple(known[b.signature] for b in self.profile.blocks)
+            known: dict[_Kind, BlockWork] = {}
+            for kind, block in zip(self.kinds, self.profile.blocks, strict=True):
+                if kind not in known:
+                    known[kind] = _Division(self, split, block).work()
+            self._works[split] = tuple(known[kind] for kind in self.kinds)
         return self._works[split]
+
+    @cached_property
+    def kinds(self) -> tuple[_Kind, ...]:
+        """What decides a block's work: its signature and how it stands among other blocks.
+
+        Repeated blocks may differ in how many later ops read their result, whose gradients
+        backward adds up, and in their part in tensor parallelism: in a chain of equal layers
+        columns and rows take turns.
+        """
+        tensor = self.tensor
+        sent: Counter[int] = Counter(
+            item.op for item in tensor.collectives(sequence_parallel=False)
+        )
+        return tuple(
+            (
+                block.signature,
+                block.backward_bytes,
+                tuple(
+                    (op in tensor.divided, op in tensor.rows, sent[op])
+                    for op in range(block.first_op, block.stop_op)
+                ),
+            )
+            for block in self.profile.blocks
+        )
 
     @cached_property
     def collectives(self) -> dict[tuple[str, bool], dict[int, list[Collective]]]:
@@ -161,6 +189,7 @@ class _Division:
         dense, experts = self._parameters()
         whole = self._whole_share()
         work = self._whole()
+        collectives = tuple(self._collectives())
         return replace(
             work,
             matmuls=matmuls,
@@ -176,8 +205,8 @@ class _Division:
             selective_saved_bytes=self._selective(parts),
             selective_bytes=_sum((op.forward_bytes, share) for op, share in streams),
             boundary_bytes=_scaled(self.block.boundary_bytes, whole),
-            peak_transient_bytes=self._largest(parts),
-            collectives=tuple(self._collectives()),
+            peak_transient_bytes=self._largest(parts, collectives),
+            collectives=collectives,
         )
 
     def _whole(self) -> BlockWork:
@@ -288,11 +317,13 @@ class _Division:
         )
         return _smaller(outputs, everything)
 
-    def _largest(self, parts: list[float]) -> Amount:
+    def _largest(self, parts: list[float], collectives: tuple[Collective, ...]) -> Amount:
+        """Largest op output, or tensor that tensor parallel ranks gather or sum."""
         batch = self.s.profile.batch
         sizes = [
             _scaled(op.output_bytes, share) for op, share in zip(self.ops, parts, strict=True)
         ]
+        sizes += [item.size_bytes for item in collectives if item.axis == "tp"]
         return max(sizes, key=lambda size: size.at(batch), default=Amount())
 
     def _collectives(self) -> list[Collective]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
+
+from autopar.strategies.matmul import Products
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -25,3 +28,13 @@ class Split:
 
 WHOLE = Split()
 """Nothing is divided."""
+
+
+class Strategy(Protocol):
+    """One way to divide the ops of a profile; made from its :class:`Products`."""
+
+    def __init__(self, products: Products) -> None: ...
+
+    def why_not(self, degree: int, /) -> str | None:
+        """Why the model cannot be divided over ``degree`` ranks, or ``None``."""
+        ...
