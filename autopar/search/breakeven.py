@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from autopar.cluster import Cluster
 from autopar.core.errors import InfeasibleError, InputError
@@ -12,9 +13,10 @@ from autopar.core.registry import did_you_mean
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
-from autopar.results import PlanPrice, RankedPlan, SearchResult
+from autopar.results import Certificate, PlanPrice, RankedPlan, SearchResult
 from autopar.search.change import scaled_cluster
 from autopar.search.driver import find
+from autopar.search.flips import TOLERANCE, BreakEven, axes_used, bisect, nearer
 from autopar.search.goal import value_of
 from autopar.search.infeasible import least_memory
 from autopar.search.options import SearchOptions
@@ -23,56 +25,22 @@ from autopar.search.quantities import QUANTITIES
 
 LIMIT = 16.0
 """Scales from 1/16 to 16 are looked at."""
-TOLERANCE = 0.02
-"""Relative width to which a flip is located."""
 MEMORY_TOLERANCE = 0.05
-"""The same for memory, where every step is a search."""
+"""Relative width to which a flip by memory is located, where every step is a search."""
+Effort = Literal["full", "ends", "known"]
+"""How often to search again: around every flip, at the ends of the range only, or not at all."""
 SEARCHED_SPACE = 4_000
-"""Spaces up to this many points are searched again; in larger ones known plans are compared."""
+"""Points up to which a space is searched again around every flip."""
+ENDS_SPACE = 1_000_000
+"""Points up to which a space is searched again at the ends of the range ..."""
+ENDS_PARTITIONS = 1_000
+"""... when the search that is explained simulated no more stage partitions than this."""
 MATERIAL = 0.01
 """A strategy that is ahead by less at the far end does not count as a flip."""
 TIE = 1e-9
 """Relative differences below this are no difference."""
 ROUNDS = 4
 """Pairs of searches that may correct a flip before it is reported unconfirmed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakEven:
-    """A flip of the choice.
-
-    Attributes:
-        quantity: Name in :data:`autopar.search.quantities.QUANTITIES`.
-        scale: Factor on the quantity at the flip; below 1 when it flips downwards.
-        now: The quantity now, SI units.
-        at: The quantity at the flip, SI units.
-        winner: What wins beyond the flip, priced there; ``None`` when nothing fits any more.
-        confirmed: True when full searches just before and at the flip agree with it; else it is
-            the flip among the plans that were known.
-    """
-
-    quantity: str
-    scale: float
-    now: float
-    at: float
-    winner: RankedPlan | None
-    confirmed: bool
-
-    @property
-    def text(self) -> str:
-        """One sentence."""
-        show = QUANTITIES[self.quantity].show
-        side = "below" if self.scale < 1 else "above"
-        what = (
-            f"{strategy_name(self.winner.plan)} wins ({self.winner.name})"
-            if self.winner is not None
-            else "nothing fits"
-        )
-        text = (
-            f"{QUANTITIES[self.quantity].title}: {side} {show(self.at)} "
-            f"(x{self.scale:.2g} of {show(self.now)}) {what}"
-        )
-        return text if self.confirmed else text + ", among the plans shown"
 
 
 def break_even(
@@ -83,7 +51,7 @@ def break_even(
     options: SearchOptions | None = None,
     *,
     limit: float = LIMIT,
-    searches: bool = True,
+    effort: Effort = "full",
 ) -> tuple[BreakEven, ...]:
     """The nearest flips of the chosen strategy when one quantity falls or rises.
 
@@ -100,8 +68,9 @@ def break_even(
         quantity: Name in :data:`autopar.search.quantities.QUANTITIES`.
         options: Of the search in question.
         limit: Largest factor looked at.
-        searches: Search again on changed clusters; without it only the plans of the result are
-            compared, which takes no time and may miss a plan that wins earlier.
+        effort: ``full`` as above; ``ends`` searches at the limits only and compares what is known
+            between them; ``known`` compares the plans of the result. The cheaper, the likelier
+            that a plan which wins earlier is missed.
 
     Returns:
         None, one or two flips; downwards first.
@@ -111,11 +80,10 @@ def break_even(
     """
     hunt = _hunt(result, profile, cluster, quantity, options)
     if quantity == "devices":
-        found = [hunt.by_doubling(limit, up=up) for up in (False, True)] if searches else []
-    elif searches:
-        found = [hunt.flip(edge) for edge in (1 / limit, limit)]
+        full = effort == "full"
+        found = [hunt.by_doubling(limit, up=up) for up in (False, True)] if full else []
     else:
-        found = [hunt.known_flip(edge) for edge in (1 / limit, limit)]
+        found = [hunt.look(edge, effort) for edge in (1 / limit, limit)]
     return tuple(item for item in found if item is not None)
 
 
@@ -128,7 +96,7 @@ def flip_until(
     options: SearchOptions | None = None,
     *,
     known: Iterable[Plan] = (),
-    searches: bool = True,
+    effort: Effort = "full",
 ) -> BreakEven | None:
     """The nearest flip on the way from the cluster as it is to ``edge`` times a quantity.
 
@@ -140,14 +108,14 @@ def flip_until(
         edge: Factor at which to stop looking.
         options: Of the search in question.
         known: Plans to compare beside those of the result.
-        searches: As in :func:`break_even`.
+        effort: As in :func:`break_even`.
 
     Raises:
         InputError: Unknown quantity, or the cluster cannot take the change.
     """
     hunt = _hunt(result, profile, cluster, quantity, options)
     hunt.learn(known)
-    return hunt.flip(edge) if searches else hunt.known_flip(edge)
+    return hunt.look(edge, effort)
 
 
 def _hunt(
@@ -170,6 +138,14 @@ def _hunt(
         quantity=quantity,
         options=replace(asked, global_batch=batch, top=1, storage=None),
     )
+
+
+def effort_for(certificate: Certificate) -> Effort:
+    """What a space is worth, by how long its search took: the same on every machine."""
+    if certificate.space <= SEARCHED_SPACE:
+        return "full"
+    quick = certificate.partitions_priced <= ENDS_PARTITIONS
+    return "ends" if certificate.space <= ENDS_SPACE and quick else "known"
 
 
 @dataclass(kw_only=True)
@@ -243,6 +219,14 @@ class _Hunt:
         mine = min(values[key] for key, plan in self.known.items() if self.own(plan))
         winner = min(values, key=lambda key: values[key])
         return self.known[winner] if values[winner] < mine * (1 - margin) else None
+
+    def look(self, edge: float, effort: Effort) -> BreakEven | None:
+        """The flip nearest to scale 1 between 1 and ``edge``, with some effort."""
+        if effort == "full":
+            return self.flip(edge)
+        if effort == "ends" and (winner := self.search(edge)) is not None:
+            self.learn([winner.plan])
+        return self.known_flip(edge)
 
     def flip(self, edge: float) -> BreakEven | None:
         """The flip nearest to scale 1 between 1 and ``edge``."""
@@ -352,28 +336,3 @@ class _Hunt:
                 return self._even(scale, best, confirmed=True)
             factor *= 2
         return None
-
-
-def axes_used(plan: Plan) -> tuple[str, ...]:
-    """Mesh axes of a plan that are larger than 1."""
-    return tuple(axis for axis, degree in plan.mesh.to_dict().items() if degree > 1)
-
-
-def nearer(scale: float) -> float:
-    """A scale moved towards 1 by the tolerance."""
-    distance = math.log(scale)
-    return math.exp(math.copysign(max(0.0, abs(distance) - TOLERANCE), distance))
-
-
-def bisect(
-    holds: Callable[[float], bool], near: float, far: float, tolerance: float = TOLERANCE
-) -> float:
-    """The scale nearest to ``near`` at which a condition holds that holds at ``far``.
-
-    Bisection on the logarithm to a relative tolerance; right if the condition, once true, stays.
-    """
-    good = far
-    while abs(math.log(good / near)) > tolerance:
-        middle = math.sqrt(near * good)
-        near, good = (near, middle) if holds(middle) else (middle, good)
-    return good

@@ -12,10 +12,11 @@ from autopar.core.units import format_bytes, format_seconds
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
 from autopar.results import PlanPrice, RankedPlan, SearchResult
-from autopar.search.breakeven import LIMIT, SEARCHED_SPACE, BreakEven, flip_until
+from autopar.search.breakeven import LIMIT, effort_for, flip_until
 from autopar.search.change import changed_cluster, parse_changes
 from autopar.search.driver import find
 from autopar.search.explain import compare
+from autopar.search.flips import BreakEven
 from autopar.search.goal import value_of
 from autopar.search.infeasible import feasible, least_memory
 from autopar.search.options import SearchOptions
@@ -340,7 +341,7 @@ def _break_even(
             far,
             options,
             known=[after.plan],
-            searches=result.certificate.space <= SEARCHED_SPACE,
+            effort="full" if effort_for(result.certificate) == "full" else "known",
         )
         if flip is not None:
             return flip

@@ -11,7 +11,7 @@ from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan, SearchResult
-from autopar.search.breakeven import SEARCHED_SPACE, break_even
+from autopar.search.breakeven import Effort, break_even, effort_for
 from autopar.search.explain import (
     FULL,
     baseline_paragraphs,
@@ -25,6 +25,7 @@ from autopar.search.explain import (
 from autopar.search.options import SearchOptions
 from autopar.search.pairs import CLOSE, Pair, compare_pair, overlap
 from autopar.search.parts import seconds_by_part, strategy_name, time_words, useful_share
+from autopar.search.quantities import QUANTITIES
 from autopar.search.sensitivity import RESOURCES, STEP, Repricer
 
 FLIPS = ("inter_node_bandwidth", "memory", "devices")
@@ -192,33 +193,30 @@ def _assumed(result: SearchResult, pairs: Sequence[Pair]) -> str:
 def _flips(
     result: SearchResult, profile: GraphProfile, cluster: Cluster, options: SearchOptions
 ) -> list[str]:
-    """Break-even values, where searching again is quick."""
-    searches = result.certificate.space <= SEARCHED_SPACE
+    """Break-even values, with the effort that the space allows."""
+    effort = effort_for(result.certificate)
     chosen = strategy_name(result.best.plan)
     found, steady = [], []
     for quantity in FLIPS:
         if quantity == "inter_node_bandwidth" and cluster.node(cluster.device_count - 1) == 0:
             continue
-        if quantity == "devices" and not searches:
+        if quantity == "devices" and effort != "full":
             continue
+        spent: Effort = "known" if quantity == "memory" and effort == "ends" else effort
         try:
-            flips = break_even(result, profile, cluster, quantity, options, searches=searches)
+            flips = break_even(result, profile, cluster, quantity, options, effort=spent)
         except InputError as error:  # a mixed or measured cluster cannot be changed so
             steady.append(f"{quantity} ({error.message})")
             continue
         found += [flip.text for flip in flips]
-        steady += [] if flips else [quantity]
-    if not searches:
-        rest = "; ".join(text.removesuffix(", among the plans shown") for text in found)
-        return [
-            f"Break-even. Among the plans shown only, {chosen} stays ahead from x1/16 to x16"
-            f"{f' except: {rest}' if found else f' by {_and(steady)}'}; a space of "
-            f"{result.certificate.space:,} points is searched again by --what-if."
-        ]
+        steady += [] if flips else [QUANTITIES[quantity].title]
     text = f"Break-even. {chosen} stays the choice from x1/16 to x16"
-    text += f" except: {'; '.join(found)}" if found else ""
-    return [text + (f". No flip by {_and(steady)}." if steady else ".")]
-
-
-def _and(names: list[str]) -> str:
-    return " and ".join(name.replace("_", " ") for name in names)
+    text += f" except: {'; '.join(found)}." if found else "."
+    text += f" No flip by {' and '.join(steady)}." if steady else ""
+    if effort != "full":
+        ends = " and the best at either end" if effort == "ends" else ""
+        text += (
+            f" Compared were the plans shown{ends}; --what-if searches the space of "
+            f"{result.certificate.space:,} points again."
+        )
+    return [text.replace(", among the plans compared", "")] if effort != "full" else [text]

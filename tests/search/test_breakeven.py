@@ -9,8 +9,14 @@ import pytest
 from autopar.core.errors import InputError
 from autopar.results import SearchResult
 from autopar.search import SearchOptions, search
-from autopar.search.breakeven import BreakEven, bisect, break_even, flip_until
+from autopar.search.breakeven import (
+    Effort,
+    break_even,
+    effort_for,
+    flip_until,
+)
 from autopar.search.change import scaled_cluster
+from autopar.search.flips import BreakEven, bisect
 from autopar.search.parts import strategy_name
 
 from .builders import chain_profile, cluster_of, gpu
@@ -63,8 +69,8 @@ def test_a_slow_network_makes_another_strategy_win_and_the_text_says_where(resul
 
 
 def test_without_searches_only_known_plans_are_compared(result: SearchResult):
-    flips = break_even(result, PROFILE, CLUSTER, "inter_node_bandwidth", OPTIONS, searches=False)
-    assert all(not flip.confirmed and "among the plans shown" in flip.text for flip in flips)
+    flips = break_even(result, PROFILE, CLUSTER, "inter_node_bandwidth", OPTIONS, effort="known")
+    assert all(not flip.confirmed and "among the plans compared" in flip.text for flip in flips)
     known = {strategy_name(item.plan) for item in result.top} | {
         strategy_name(item.plan) for item in result.baselines.values() if hasattr(item, "plan")
     }
@@ -101,3 +107,24 @@ def test_devices_flip_at_the_first_doubling_with_other_axes(result: SearchResult
 def test_unknown_quantities_are_refused(result: SearchResult):
     with pytest.raises(InputError, match="cannot change"):
         break_even(result, PROFILE, CLUSTER, "colour", OPTIONS)
+
+
+def test_the_best_plans_at_the_ends_find_the_flip_that_searching_finds(result: SearchResult):
+    def down(effort: Effort) -> BreakEven:
+        flips = break_even(
+            result, PROFILE, CLUSTER, "inter_node_bandwidth", OPTIONS, effort=effort
+        )
+        return next(flip for flip in flips if flip.scale < 1)
+
+    cheap, sure = down("ends"), down("full")
+    assert not cheap.confirmed
+    assert cheap.scale <= sure.scale * 1.05  # a plan unknown to it may win earlier
+    assert cheap.scale > sure.scale / 3
+
+
+def test_effort_shrinks_with_the_space(result: SearchResult):
+    small = result.certificate
+    assert effort_for(replace(small, space=100)) == "full"
+    assert effort_for(replace(small, space=100_000, partitions_priced=10)) == "ends"
+    assert effort_for(replace(small, space=100_000, partitions_priced=100_000)) == "known"
+    assert effort_for(replace(small, space=10_000_000, partitions_priced=10)) == "known"

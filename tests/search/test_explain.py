@@ -141,7 +141,8 @@ def test_the_bench_that_would_settle_it_is_written_out(tight: SearchResult):
     named = replace(PROFILE, target="zoo:gpt?size=small")
     text = starting(reasons(tight, named, TIGHT, OPTIONS), "Too close to call.")
     assert (
-        "autopar bench 'zoo:gpt?size=small' --cluster CLUSTER-FILE --global-batch 16 --plans top:" in text
+        "autopar bench 'zoo:gpt?size=small' --cluster CLUSTER-FILE --global-batch 16 --plans top:"
+        in text
     )
 
 
@@ -169,7 +170,7 @@ def test_devices_that_stay_idle_and_the_sharding_level_are_told():
 def test_large_spaces_compare_known_plans_and_say_so(
     tight: SearchResult, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autopar.search.reasons.SEARCHED_SPACE", 1)
+    monkeypatch.setattr("autopar.search.breakeven.SEARCHED_SPACE", 1)
     text = starting(reasons(tight, PROFILE, TIGHT, OPTIONS), "Break-even.")
-    assert "Among the plans shown only" in text
-    assert "searched again by --what-if" in text
+    assert "Compared were the plans shown and the best at either end" in text
+    assert "--what-if searches the space" in text
