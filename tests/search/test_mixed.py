@@ -134,3 +134,21 @@ def test_room_for_everything_means_no_recompute() -> None:
     assert found.levels is not None
     assert set(found.levels) == {0}
     assert np.isfinite(goal.value(found.cuts or ()))
+
+
+def test_mixed_beats_every_uniform_level_where_memory_is_tight() -> None:
+    """No recompute does not fit, full recompute does but is slower than what the memory allows."""
+    profile = chain_profile(
+        [2e12] * 12, saved_bytes=400 * MB, activation_bytes=20 * MB, signatures=["layer"] * 12
+    )
+    model = CostModel(profile, cluster_of(1, 2))
+    options = SearchOptions(max_memory_bytes=4.9e9)
+    found = {}
+    for level in ("none", "full", "mixed"):
+        point = Point(pp=2, schedule="1f1b", microbatch_size=1, microbatches=8, recompute=level)
+        found[level] = PartitionSearch(goal=goal_for(point, model, options)).solve()
+    assert found["none"].cuts is None
+    assert found["mixed"].value < 0.95 * found["full"].value
+    levels = found["mixed"].levels
+    assert levels is not None
+    assert {0, 2} <= set(levels)
