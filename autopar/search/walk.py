@@ -254,11 +254,9 @@ class Walk:
         """What was looked at and what can still be better than the best."""
         best = self.best
         closed = self._groups[self._opened :]
-        left = min(
-            *(bound for bound, _, _ in (*self._heap[:1], *self.beaten)),
-            *(float(self._bounds[i]) for i in closed[:1]),
-            math.inf,
-        )
+        bounds = [bound for bound, _, _ in (*self._heap[:1], *self.beaten)]
+        bounds += [float(self._bounds[i]) for i in closed[:1]]
+        left = min(bounds, default=math.inf)
         unexplored = min(left, self.open_bound)
         gap = max(0.0, (best - unexplored) / best) if math.isfinite(best) and best > 0 else 0.0
         return Certificate(

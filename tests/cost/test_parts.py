@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from search.builders import chain_profile, cluster_of, gpu
 
+from autopar.calibration.kernels import gemm_seconds, phase_seconds
 from autopar.cluster import Cluster, CollectiveCurve, Device, NodeGroup
 from autopar.core.errors import InputError
 from autopar.cost import CostModel, price
@@ -14,6 +16,7 @@ from autopar.cost import constants as k
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel, interpolate
 from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
+from autopar.cost.states import ParameterBytes
 from autopar.graph import BlockCurve, GraphProfile, Measurement
 from autopar.search import SearchOptions, plan_for
 
@@ -76,16 +79,27 @@ def test_slowdown_is_interpolated_and_extended():
     assert interpolate({}, 3) == 1.0
 
 
-def test_roofline_takes_the_largest_of_compute_memory_and_launch():
+def test_roofline_joins_products_streams_and_launches():
     profile = chain_profile([1e12, 0.0, 1.0], activation_bytes=1e9)
     model = ComputeModel(profile, cluster_of(1, 1), "float32")
-    forward, _ = model.block_seconds(1, gpu(), 1)
-    assert forward[0] == pytest.approx(1e12 / (1e14 * 0.75) + 5e-6)
-    assert forward[1] == pytest.approx((1e9 + 4e6) / (2e12 * 0.8))
+    c = model.constants(gpu())
+    forward, backward = model.block_seconds(1, gpu(), 1)
+    side = np.array([(1e12 / 2) ** (1 / 3)])
+    product = gemm_seconds(
+        c, side, side, side, item_bytes=4.0, peak_flop_per_s=1e14,
+        memory_bytes_per_s=2e12 * c.memory_efficiency, multiprocessors=1.0,
+    )  # fmt: skip
+    host = c.launch_s
+    assert forward[0] == pytest.approx(float(phase_seconds(c, product, np.array([host]))[0]))
+    stream = (1e9 + 4e6) * c.stream_bytes / (2e12 * c.memory_efficiency)
+    assert forward[1] == pytest.approx(
+        (stream**c.phase_norm + host**c.phase_norm) ** (1 / c.phase_norm)
+    )
+    assert backward[0] > 1.9 * float(product[0])
     small = ComputeModel(
         chain_profile([1.0] * 3, activation_bytes=1.0), cluster_of(1, 1), "float32"
     )
-    assert small.block_seconds(1, gpu(), 1)[0][0] == pytest.approx(5e-6, rel=0.1)
+    assert small.block_seconds(1, gpu(), 1)[0][0] == pytest.approx(host, rel=0.1)
 
 
 def test_a_dtype_without_peak_is_refused_never_replaced():
@@ -231,6 +245,18 @@ def test_mixed_devices_pace_a_stage_by_the_slowest():
     assert sizes == [3, 1]
 
 
-def test_cost_model_shares_byte_scale():
+def test_half_precision_keeps_float32_gradients_and_master_weights():
     half = CostModel(chain_profile([1e9] * 3), cluster_of(1, 1), "float16")
-    assert half.compute.byte_scale == 0.5
+    assert half.compute.activation_scale == 0.5
+    assert (half.sizes.weight, half.sizes.gradient, half.sizes.state) == (2, 4, 12)
+    full = CostModel(chain_profile([1e9] * 3), cluster_of(1, 1), "float32")
+    assert (full.sizes.weight, full.sizes.gradient, full.sizes.state) == (4, 4, 8)
+
+
+def test_sharing_divides_states_then_gradients_then_weights():
+    sizes = ParameterBytes.of("bfloat16", 2.0)
+    assert sizes.held(0, 8, offload=False) == (2, 4, 12)
+    assert sizes.held(1, 4, offload=False) == (2, 4, 3)
+    assert sizes.held(2, 4, offload=False) == (2, 1, 3)
+    assert sizes.held(3, 4, offload=False) == (0.5, 1, 3)
+    assert sizes.held(3, 4, offload=True) == (0.5, 1, 0)

@@ -41,7 +41,7 @@ def test_round_trip_keeps_the_hash(tmp_path: Path) -> None:
 def test_derived_figures() -> None:
     plan = make(microbatch_size=3)
     assert (plan.world_size, plan.global_batch, plan.chunks) == (4, 24, 1)
-    assert plan.name == "dp2·pp2·1f1b·m4·b3·rc"
+    assert plan.name == "dp2·pp2·1f1b·m4·b3·rc1"
 
 
 @pytest.mark.parametrize(

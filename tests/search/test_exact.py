@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,31 +14,51 @@ from autopar.cluster import Cluster, NodeGroup
 from autopar.core.errors import InfeasibleError
 from autopar.cost import CostModel, price
 from autopar.cost.constants import MEMORY_MARGIN
+from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.graph import GraphProfile
 from autopar.search import SearchOptions, search
+from autopar.search.chunks import chunked_cuts
 from autopar.search.goal import value_of
 from autopar.search.plans import build_plan
+from autopar.search.point import Point
 from autopar.search.space import build_space
 
 from .builders import chain_profile, cluster_of, gpu
 
 
+def partitions(point: Point, profile: GraphProfile) -> Iterator[tuple[int, ...]]:
+    n = len(profile.blocks)
+    if point.chunks > 1:
+        yield from chunked_cuts(profile, point.stages)
+        return
+    for inner in itertools.combinations(range(1, n), point.stages - 1):
+        yield (0, *inner, n)
+
+
+def all_levels(point: Point, profile: GraphProfile) -> Iterator[tuple[int, ...] | None]:
+    if point.recompute != "mixed":
+        yield None
+        return
+    yield from itertools.product((NONE, SELECTIVE, FULL), repeat=len(profile.blocks))
+
+
 def brute_force(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> float:
-    """Smallest objective over all points and partitions that fit, by pricing every one."""
+    """Smallest objective over all points, partitions and levels that fit, by pricing each."""
     model = CostModel(profile, cluster, options.precision)
-    n, best = len(profile.blocks), math.inf
+    best = math.inf
     limit = options.max_memory_bytes or math.inf
     for point in build_space(profile, cluster, options).points:
-        for inner in itertools.combinations(range(1, n), point.stages - 1):
-            plan = build_plan(point, (0, *inner, n), model, options)
-            result = price(plan, profile, cluster, model)
-            fits = all(
-                part.total_bytes * (1 + MEMORY_MARGIN.value)
-                <= min(limit, *(cluster.device(d).memory_bytes for d in group))
-                for part, group in zip(result.memory, groups(plan), strict=True)
-            )
-            if fits:
-                best = min(best, value_of(result, options.objective))
+        for cuts in partitions(point, profile):
+            for levels in all_levels(point, profile):
+                plan = build_plan(point, cuts, model, options, levels)
+                result = price(plan, profile, cluster, model)
+                fits = all(
+                    part.total_bytes * (1 + MEMORY_MARGIN.value)
+                    <= min(limit, *(cluster.device(d).memory_bytes for d in group))
+                    for part, group in zip(result.memory, groups(plan), strict=True)
+                )
+                if fits:
+                    best = min(best, value_of(result, options.objective))
     return best
 
 
@@ -47,8 +68,8 @@ def groups(plan) -> list[list[int]]:
 
 
 @st.composite
-def profiles(draw: st.DrawFn) -> GraphProfile:
-    n = draw(st.integers(3, 7))
+def profiles(draw: st.DrawFn, most: int = 6) -> GraphProfile:
+    n = draw(st.integers(3, most))
     flops = draw(st.lists(st.sampled_from([1e10, 5e10, 1e11, 3e11]), min_size=n, max_size=n))
     sizes = draw(st.lists(st.sampled_from([4, 400_000, 40_000_000]), min_size=n, max_size=n))
     pairs = list(itertools.combinations(range(n), 2))
@@ -77,23 +98,51 @@ def clusters(draw: st.DrawFn) -> Cluster:
     return first
 
 
-@pytest.mark.parametrize("objective", ["time", "memory", "energy", "cost"])
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
-@given(profile=profiles(), cluster=clusters(), batch=st.sampled_from([1, 2, 4, 6, 8]))
-def test_search_equals_brute_force(
-    objective: str, profile: GraphProfile, cluster: Cluster, batch: int
-):
-    options = SearchOptions(global_batch=batch, objective=objective, top=1)
+def check(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> None:
     expected = brute_force(profile, cluster, options)
     if math.isinf(expected):
         with pytest.raises(InfeasibleError):
             search(profile, cluster, options)
         return
     result = search(profile, cluster, options)
-    assert value_of(result.best.price, objective) == pytest.approx(expected, rel=1e-9)
+    assert value_of(result.best.price, options.objective) == pytest.approx(expected, rel=1e-9)
     assert result.certificate.gap == 0
     certificate = result.certificate
     rejected = sum(certificate.rejected.values())
     assert certificate.space == rejected + certificate.bounded + certificate.priced
+
+
+SETTINGS = settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+
+
+@pytest.mark.parametrize("objective", ["time", "memory", "energy", "cost"])
+@SETTINGS
+@given(profile=profiles(), cluster=clusters(), batch=st.sampled_from([1, 2, 4, 6]))
+def test_search_equals_brute_force(
+    objective: str, profile: GraphProfile, cluster: Cluster, batch: int
+):
+    options = SearchOptions(
+        global_batch=batch, objective=objective, top=1, forbid=("recompute=mixed",)
+    )
+    check(profile, cluster, options)
+
+
+@SETTINGS
+@given(
+    profile=profiles(most=4),
+    cluster=clusters(),
+    batch=st.sampled_from([1, 2, 4]),
+    memory=st.sampled_from([None, 1.9e9, 2.1e9, 2.4e9, 3e9]),
+)
+def test_levels_per_block_equal_brute_force(
+    profile: GraphProfile, cluster: Cluster, batch: int, memory: float | None
+):
+    options = SearchOptions(
+        global_batch=batch,
+        top=1,
+        max_memory_bytes=memory,
+        fix=("recompute=mixed", "offload=off"),
+    )
+    check(profile, cluster, options)

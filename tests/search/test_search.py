@@ -42,9 +42,9 @@ def test_gpt3_on_1024_devices_is_proved_best_quickly():
     result = search(profile, cluster, SearchOptions(global_batch=1536, top=5))
     spent = time.process_time() - began
     assert result.certificate.gap == 0
-    assert result.best.plan.mesh.pp == 64
+    assert result.certificate.space > 50_000
     assert 3 <= len(result.top) <= 5
-    assert spent < 6.0  # 1.0-1.5 s on a quiet core
+    assert spent < 15.0  # 1.5-2.5 s on a quiet core
 
 
 def test_a_point_by_specification():
@@ -66,7 +66,7 @@ def test_a_point_by_specification():
         ("pp=2,pp=3", "both 2 and 3"),
         ("schedule=1f2b", "unknown schedule"),
         ("", "empty"),
-        ("tp=2", "not in the space"),
+        ("tp=2", "no pair of products"),
         ("pp=8", "needs 8 devices"),
         ("dp=3", "not divisible"),
         ("pp=2,m=5", "samples"),
@@ -149,17 +149,18 @@ def test_nothing_fits_names_the_constraint_and_a_relaxation_that_works():
 
 def test_relaxations_drop_a_wish_or_add_devices():
     with pytest.raises(InfeasibleError) as caught:
-        search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=("pp=1",)))
+        wishes = ("pp=1", "dp_shard=1", "offload=off")
+        search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=wishes))
     assert "drop --fix pp=1" in (caught.value.hint or "")
-    small = cluster_of(1, 1, device=gpu(memory=8e9))
+    small = cluster_of(1, 1, device=gpu(memory=4e9))
     with pytest.raises(InfeasibleError) as caught:
         search(PROFILE, small, SearchOptions(global_batch=16))
     assert "use devices with at least" in (caught.value.hint or "")
-    nodes = cluster_of(1, 2, device=gpu(memory=6e9))
+    nodes = cluster_of(1, 2, device=gpu(memory=4.2e9))
     with pytest.raises(InfeasibleError) as caught:
         search(PROFILE, nodes, SearchOptions(global_batch=16))
     assert "use 4 devices" in (caught.value.hint or "")
-    search(PROFILE, cluster_of(2, 2, device=gpu(memory=6e9)), SearchOptions(global_batch=16))
+    search(PROFILE, cluster_of(2, 2, device=gpu(memory=4.2e9)), SearchOptions(global_batch=16))
 
 
 def test_an_empty_space_and_a_missing_peak_are_named():
