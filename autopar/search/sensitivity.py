@@ -10,6 +10,7 @@ from autopar.calibration.constants import SPECS
 from autopar.cluster import Cluster
 from autopar.cost import CostModel, price
 from autopar.cost import constants as k
+from autopar.cost.compute import ComputeModel
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import PlanPrice
@@ -97,6 +98,36 @@ def _link(name: str, *, rate: bool) -> Callable[[GraphProfile, Cluster, float], 
     return change
 
 
+def _launch(profile: GraphProfile, cluster: Cluster, factor: float) -> World:
+    """Hosts that launch faster; see :func:`_model` for the calibrated launch time of devices."""
+    groups = tuple(
+        replace(
+            group,
+            machine=replace(
+                group.machine,
+                device=replace(
+                    group.machine.device, launch_s=group.machine.device.launch_s / factor
+                ),
+            ),
+        )
+        for group in cluster.groups
+    )
+    return profile, replace(cluster, groups=groups)
+
+
+def _model(resource: str, factor: float, world: World, precision: str) -> CostModel:
+    """The cost model of a changed world."""
+    profile, cluster = world
+    model = CostModel(profile, cluster, precision)
+    if resource == "launch":
+        shipped = model.compute.calibration
+        known = dict(shipped.factors.get("launch_s", {}))
+        known["global"] = known.get("global", 1.0) / factor
+        faster = replace(shipped, factors={**shipped.factors, "launch_s": known})
+        model.compute = ComputeModel(profile, cluster, precision, calibration=faster)
+    return model
+
+
 RESOURCES = {
     resource.name: resource
     for resource in (
@@ -135,6 +166,13 @@ RESOURCES = {
             change=_link("latency", rate=False),
             constant="collective_latency_s",
         ),
+        Resource(
+            name="launch",
+            title="faster kernel launches",
+            limit="Kernel launches limit this plan",
+            change=_launch,
+            constant="launch_s",
+        ),
     )
 }
 """What the step time is tested against, by name."""
@@ -167,8 +205,8 @@ class Repricer:
         """
         key = (resource, factor, plan.precision)
         if key not in self._models:
-            profile, cluster = RESOURCES[resource].change(self.profile, self.cluster, factor)
-            self._models[key] = CostModel(profile, cluster, plan.precision)
+            world = RESOURCES[resource].change(self.profile, self.cluster, factor)
+            self._models[key] = _model(resource, factor, world, plan.precision)
         model = self._models[key]
         return price(plan, model.profile, model.cluster, model)
 
@@ -195,7 +233,7 @@ class Repricer:
         if len(nodes) == 1:
             skipped = skipped | {"inter_node_bandwidth"}
         if self.cluster.measured:
-            skipped = skipped | {"memory_bandwidth"}
+            skipped = skipped | {"memory_bandwidth", "launch"}
         return [name for name in RESOURCES if name not in skipped]
 
     def uncertainty(self, resource: str) -> float:
@@ -208,6 +246,7 @@ class Repricer:
         floor = k.MEASURED_SPREAD_FLOOR.value / Z90
         if resource == "compute" and measurement is not None and self.cluster.measured:
             return max(measurement.spread / Z90, floor)
-        if resource not in ("compute", "memory_bandwidth") and self.cluster.curves:
+        links = ("intra_node_bandwidth", "inter_node_bandwidth", "latency")
+        if resource in links and self.cluster.curves:
             return floor
         return _SPREAD[RESOURCES[resource].constant]

@@ -52,7 +52,7 @@ def test_shares_of_all_resources_are_no_more_than_the_step():
 
 def test_one_device_hangs_on_no_link():
     shares = elasticities(HEAVY, plan(HEAVY, "dp=1,pp=1,m=16"))
-    assert set(shares) == {"compute", "memory_bandwidth"}
+    assert set(shares) == {"compute", "memory_bandwidth", "launch"}
     assert shares["compute"] > 0.9
 
 
@@ -103,3 +103,11 @@ def test_strategies_leave_out_schedules_and_microbatches():
     assert names == {"dp2·pp2"}
     assert strategy_name(plan(HEAVY, "dp=1,pp=1,m=16").plan) == "single"
     assert strategy_name(plan(HEAVY, "dp=4,m=1").plan) == "dp4"
+
+
+def test_tiny_kernels_hang_on_their_launches():
+    tiny = chain_profile([1e6] * 6, parameter_bytes=[4_000] * 6, activation_bytes=1e3)
+    shares = elasticities(tiny, plan(tiny, "dp=1,pp=1,m=16"))
+    assert max(shares, key=lambda name: shares[name]) == "launch"
+    assert shares["launch"] > 0.5
+    assert elasticities(HEAVY, plan(HEAVY, "dp=1,m=16"))["launch"] < 0.1
