@@ -55,10 +55,11 @@ def plan_search(
     fix: Sequence[str] = (),
     forbid: Sequence[str] = (),
     max_memory: str | int | None = None,
-    precision: str = "float32",
+    precision: str = "auto",
     top: int = 5,
     seed: int = 0,
     storage: str | None = None,
+    space: str = "auto",
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Planned:
@@ -73,7 +74,10 @@ def plan_search(
         fix: ``axis=value`` constraints a plan must meet.
         forbid: ``axis=value`` combinations a plan must avoid.
         max_memory: Memory limit per device (``"20GiB"``), the device's own by default.
-        precision: Parameter and compute dtype; the executor runs float32 only.
+        precision: Compute dtype; ``auto`` is bfloat16 (float32 master weights) where every device
+            has a peak for it, float32 elsewhere and on measured clusters.
+        space: ``full``, ``runnable`` (what :func:`autopar.run` executes), or ``auto``: runnable
+            on a measured cluster, full elsewhere.
         top: How many plans to rank.
         seed: Seed of the search.
         storage: Optuna storage URL; in memory by default.
@@ -98,8 +102,10 @@ def plan_search(
         top=top,
         seed=seed,
         storage=storage,
+        space=space,
     )
     where = resolve_cluster(cluster, progress=progress)
+    options = options.resolved(where)
     what, path = resolve_profile(profile, where, progress=progress)
     result = search(what, where, options)
     why = Explainer(result=result, profile=what, cluster=where, options=options)
@@ -119,10 +125,11 @@ def search_options(
     fix: Sequence[str] = (),
     forbid: Sequence[str] = (),
     max_memory: str | int | None = None,
-    precision: str = "float32",
+    precision: str = "auto",
     top: int = 5,
     seed: int = 0,
     storage: str | None = None,
+    space: str = "auto",
 ) -> SearchOptions:
     """Search options from the words of the command line.
 
@@ -143,6 +150,7 @@ def search_options(
         top=top,
         seed=seed,
         storage=storage,
+        space=space,
     )
 
 

@@ -35,6 +35,14 @@ class Objective(StrEnum):
     COST = "cost"
 
 
+class Space(StrEnum):
+    """Which plans compete."""
+
+    AUTO = "auto"
+    FULL = "full"
+    RUNNABLE = "runnable"
+
+
 def command(
     profile: Annotated[
         str, typer.Argument(help="A profile file, or a target to profile first (cached).")
@@ -70,8 +78,12 @@ def command(
         str | None, typer.Option(help="Memory limit per device, e.g. 20GiB.")
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Compute dtype to plan for: float32, tf32, bfloat16, float8 ...")
-    ] = "float32",
+        str, typer.Option(help="Compute dtype: float32, tf32, bfloat16, float16, float8 or auto.")
+    ] = "auto",
+    space: Annotated[
+        Space,
+        typer.Option(help="full, what autopar run executes, or auto: runnable where measured."),
+    ] = Space.AUTO,
     top: Annotated[int, typer.Option(min=1, help="Plans to rank.")] = 5,
     explain: Annotated[bool, typer.Option("--explain", help="Say why, with numbers.")] = False,
     why_not: Annotated[
@@ -111,6 +123,7 @@ def command(
             top=top,
             seed=seed,
             storage=storage,
+            space=str(space),
             progress=talk.progress,
         )
         answers = _answers(planned, why_not, what_if)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from autopar.calibration import Constants
 from autopar.calibration.kernels import (
@@ -100,18 +101,15 @@ class Roofline:
     def _rows(self, blocks: list[BlockWork], samples: float, tp: int) -> dict[str, Vector]:
         c, size = self.constants, len(blocks)
         owner, forward, data, weight = self._products(blocks, samples)
-        matmul_f = np.bincount(owner, forward, size)
-        matmul_w = np.bincount(owner, weight, size)
-        matmul_b = np.bincount(owner, data, size) + matmul_w
-        flash = np.array(
-            [
-                sum(
-                    float(flash_seconds(c, np.float64(a.flop.at(samples)), self.attention_peak))
-                    for a in block.attention
-                )
-                for block in blocks
-            ]
+        matmul_f, matmul_d, matmul_w = (
+            np.asarray(np.bincount(owner, seconds, size), dtype=np.float64)
+            for seconds in (forward, data, weight)
         )
+        matmul_b = matmul_d + matmul_w
+        attention = np.array(
+            [sum(a.flop.at(samples) for a in block.attention) for block in blocks], dtype=float
+        )
+        flash = flash_seconds(c, attention, self.attention_peak)
         stream = c.stream_bytes * self.scale / self.bytes_per_s
         stream_f = np.array([b.forward_bytes.at(samples) for b in blocks]) * stream
         stream_b = np.array([b.backward_bytes.at(samples) for b in blocks]) * stream
@@ -119,7 +117,8 @@ class Roofline:
         forward_device = matmul_f + flash + stream_f
         backward_device = matmul_b + BACKWARD_FLASH * flash + stream_b
         kernels = np.array([b.kernels for b in blocks], dtype=float)
-        launches = host_seconds(c, kernels, np.float64(tp)) * (self.launch_s / c.launch_s)
+        launches = host_seconds(c, kernels, np.full_like(kernels, tp))
+        launches = launches * (self.launch_s / c.launch_s)
         return {
             "forward_device": forward_device,
             "backward_device": backward_device,
@@ -131,7 +130,7 @@ class Roofline:
 
     def _products(
         self, blocks: list[BlockWork], samples: float
-    ) -> tuple[Vector, Vector, Vector, Vector]:
+    ) -> tuple[npt.NDArray[np.intp], Vector, Vector, Vector]:
         """Block, forward, input-gradient and weight-gradient seconds of every product."""
         pairs: list[tuple[int, Matmul]] = [
             (i, matmul) for i, block in enumerate(blocks) for matmul in block.matmuls

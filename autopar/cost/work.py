@@ -38,7 +38,7 @@ class StageWork:
 
     @cached_property
     def works(self) -> tuple[BlockWork, ...]:
-        """One entry per block; equal signatures share theirs."""
+        """One entry per block; blocks that are alike share theirs."""
         return self.strategies.works(self.split)
 
     @cached_property

@@ -18,6 +18,7 @@ from autopar.executor.gradients import clip
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.traffic import Traffic
 from autopar.plans import Plan
+from autopar.schedules import SCHEDULES
 from autopar.tasks import Task
 
 
@@ -143,8 +144,19 @@ def check_supported(plan: Plan) -> None:
         }
         raise InputError(
             f"plan {plan.name} uses {extra}, the executor runs dp_replicate and pp",
-            hint="plan again with " + " ".join(f"--fix {axis}=1" for axis in extra),
+            hint="plan again with --space runnable",
         )
+    selective = any(stage.selective for stage in plan.stages)
+    for used, what in (
+        (plan.offload, "optimizer state in host memory"),
+        (selective, "selective recompute"),
+        (not SCHEDULES.load(plan.schedule).runnable, f"schedule '{plan.schedule}'"),
+    ):
+        if used:
+            raise InputError(
+                f"plan {plan.name} has {what}, which the executor does not run yet",
+                hint="plan again with --space runnable",
+            )
     if plan.precision != "float32":
         raise InputError(
             f"plan {plan.name} has precision '{plan.precision}', the executor runs float32",

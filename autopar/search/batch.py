@@ -238,7 +238,8 @@ class Batch:
     def _part(self) -> Array:
         """Largest part of a block's work that is forward ``[group, sharing, level]``."""
         work, forward = self.totals.work, self.totals.forward
-        return np.divide(forward, work, out=np.zeros_like(work), where=work > 0).max(axis=3)
+        ratio = np.divide(forward, work, out=np.zeros_like(work), where=work > 0)
+        return np.asarray(ratio.max(axis=3))
 
     def _tailed(self, columns: Indices) -> Array:
         """One stage per rank, its own tail counted ``[group, column]``.
@@ -255,7 +256,7 @@ class Batch:
         filled = 1 - (1 - np.minimum(part / rounds, 1.0)) ** self.pp
         forward = self.totals.forward.sum(axis=3)[:, sharing, level]
         some = rounds * self._fullest[:, sharing, level]
-        return np.maximum(some, forward / np.maximum(filled, 1e-300))
+        return np.asarray(np.maximum(some, forward / np.maximum(filled, 1e-300)))
 
     @cached_property
     def _elements_per_second(self) -> Array:
@@ -402,7 +403,7 @@ def fullest_rank(work: Array, ranks: int) -> Array:
     falling = -np.sort(-work, axis=-1)
     picked = falling[..., ::ranks]
     counts = np.arange(1, picked.shape[-1] + 1)
-    return np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks)
+    return np.asarray(np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks))
 
 
 def _by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:

@@ -41,7 +41,21 @@ def find(
     profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
 ) -> SearchResult:
     """:func:`search`; without ``relaxations`` an infeasible search only says what is lacking."""
+    if not cluster.uniform:
+        from autopar.search.placed import (
+            find_placed,
+        )  # it searches order by order with this module
+
+        return find_placed(profile, cluster, options, relaxations=relaxations)
+    return find_in_order(profile, cluster, options, relaxations=relaxations)
+
+
+def find_in_order(
+    profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
+) -> SearchResult:
+    """:func:`find` with ranks on devices 0, 1, 2 ... of the cluster."""
     began = time.perf_counter()
+    options = options.resolved(cluster)
     model = CostModel(profile, cluster, options.precision)
     walk = Walk(
         model=model,

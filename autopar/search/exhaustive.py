@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from autopar.search.front import Vectors, covered
-from autopar.search.members import Members
-from autopar.search.pareto import Outcome, seed_members
+from autopar.search.members import Members, Outcome
 from autopar.search.point import Point
 from autopar.search.quick import QuickBounds
 from autopar.search.space import Space
+
+_AT_ONCE = 64
+"""Points priced between two looks at which others are left."""
 
 
 def exhaust(members: Members, space: Space) -> Outcome:
@@ -20,7 +22,6 @@ def exhaust(members: Members, space: Space) -> Outcome:
     levels, where open) that are best for one of the objectives; compromises between those are not
     in the set.
     """
-    seed_members(members, space)
     points, bounds = bounded_points(members, space)
     while len(points):
         left = ~members.covers(bounds)
@@ -37,10 +38,6 @@ def exhaust(members: Members, space: Space) -> Outcome:
     return Outcome(
         complete=True, resolution=0.0, open_bounds=np.zeros((0, len(members.objectives)))
     )
-
-
-_AT_ONCE = 64
-"""Points priced between two looks at which others are left."""
 
 
 def bounded_points(members: Members, space: Space) -> tuple[list[Point], Vectors]:

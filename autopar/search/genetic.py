@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from autopar.search.exhaustive import open_bounds
-from autopar.search.members import Members
-from autopar.search.pareto import Outcome
+from autopar.search.members import Members, Outcome
 from autopar.search.point import Point
 from autopar.search.space import PointGroup, Space
 from autopar.search.study import quiet
@@ -18,6 +17,8 @@ from autopar.search.variants import Variant
 
 if TYPE_CHECKING:
     import optuna
+
+Item = TypeVar("Item", PointGroup, Variant)
 
 POPULATION = 40
 """Points of a generation."""
@@ -39,69 +40,78 @@ VARIANT_GENES = tuple(field.name for field in fields(Variant))
 GENES = (*GROUP_GENES, *VARIANT_GENES)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Code:
     """Points as fractions, one per axis: each picks among the values that earlier ones leave.
 
     Every vector of fractions is a point of the space, so no trial is wasted on meshes that do not
     divide the devices, and neighbours in a fraction are neighbours on its axis.
 
-    Attributes:
+    Args:
         groups: Of the space.
     """
 
-    groups: tuple[PointGroup, ...]
+    def __init__(self, groups: Sequence[PointGroup]) -> None:
+        self._groups = _Branch(list(groups), GROUP_GENES)
+        self._variants: dict[int, _Branch[Variant]] = {}
 
     def decode(self, fractions: Sequence[float]) -> Point:
-        """The point of some fractions in ``[0, 1)``."""
-        groups: Sequence[PointGroup] = self.groups
-        for axis, fraction in zip(GROUP_GENES, fractions, strict=False):
-            groups = _pick(groups, axis, fraction)
-        group = groups[0]
-        variants: Sequence[Variant] = group.variants.variants
-        for axis, fraction in zip(VARIANT_GENES, fractions[len(GROUP_GENES) :], strict=True):
-            variants = _pick(variants, axis, fraction)
-        return group.point(variants[0])
+        """The point of some fractions between 0 and 1."""
+        group = self._groups.pick(fractions[: len(GROUP_GENES)])
+        return group.point(self._of(group).pick(fractions[len(GROUP_GENES) :]))
 
     def encode(self, point: Point) -> list[float]:
         """Fractions that decode to a point of the space."""
-        found: list[float] = []
-        groups: Sequence[PointGroup] = self.groups
-        for axis in GROUP_GENES:
-            fraction, groups = _place(groups, axis, getattr(point, axis))
-            found.append(fraction)
-        variants: Sequence[Variant] = groups[0].variants.variants
-        for axis in VARIANT_GENES:
-            fraction, variants = _place(variants, axis, getattr(point, axis))
-            found.append(fraction)
-        return found
+        on = point.sequence_parallel == "on"
+        wanted = [on if a == "sequence_parallel" else getattr(point, a) for a in GROUP_GENES]
+        fractions, group = self._groups.place(wanted)
+        more, _ = self._of(group).place([getattr(point, a) for a in VARIANT_GENES])
+        return fractions + more
+
+    def _of(self, group: PointGroup) -> _Branch[Variant]:
+        key = id(group.variants)
+        if key not in self._variants:
+            self._variants[key] = _Branch(list(group.variants.variants), VARIANT_GENES)
+        return self._variants[key]
 
 
-def _values[Item: (PointGroup, Variant)](items: Sequence[Item], axis: str) -> list[int | str]:
-    return sorted({getattr(item, axis) for item in items})
+class _Branch(Generic[Item]):
+    """Items by their value on the first of some axes, each part branching on the next one."""
 
+    def __init__(self, items: list[Item], axes: Sequence[str]) -> None:
+        self.items = items
+        self.axes = axes
+        self._parts: dict[Any, _Branch[Item]] | None = None
 
-def _pick[Item: (PointGroup, Variant)](
-    items: Sequence[Item], axis: str, fraction: float
-) -> list[Item]:
-    values = _values(items, axis)
-    value = values[min(int(fraction * len(values)), len(values) - 1)]
-    return [item for item in items if getattr(item, axis) == value]
+    @property
+    def parts(self) -> dict[Any, _Branch[Item]]:
+        """Value -> items that have it, in rising order; made when it is looked at."""
+        if self._parts is None:
+            found: dict[Any, list[Item]] = {}
+            for item in self.items:
+                found.setdefault(getattr(item, self.axes[0]), []).append(item)
+            self._parts = {v: _Branch(found[v], self.axes[1:]) for v in sorted(found)}
+        return self._parts
 
+    def pick(self, fractions: Sequence[float]) -> Item:
+        """The item of one fraction per axis."""
+        if not self.axes:
+            return self.items[0]
+        values = list(self.parts)
+        value = values[min(int(fractions[0] * len(values)), len(values) - 1)]
+        return self.parts[value].pick(fractions[1:])
 
-def _place[Item: (PointGroup, Variant)](
-    items: Sequence[Item], axis: str, wanted: int | str | bool
-) -> tuple[float, list[Item]]:
-    if axis == "sequence_parallel":
-        wanted = wanted == "on"
-    values = _values(items, axis)
-    fraction = (values.index(wanted) + 0.5) / len(values)
-    return fraction, [item for item in items if getattr(item, axis) == wanted]
+    def place(self, wanted: Sequence[Any]) -> tuple[list[float], Item]:
+        """Fractions of an item with some values, and the item."""
+        if not self.axes:
+            return [], self.items[0]
+        values = list(self.parts)
+        fractions, item = self.parts[wanted[0]].place(wanted[1:])
+        return [(values.index(wanted[0]) + 0.5) / len(values), *fractions], item
 
 
 def evolve(members: Members, space: Space) -> Outcome:
     """Search with NSGA-II from the members that are there; all it prices joins them."""
-    study, code = _study(members, space), Code(groups=space.groups)
+    study, code = _study(members), Code(space.groups)
     known: dict[Point, tuple[float, ...] | None] = {}
     seeds = [code.encode(member.point) for member in members.kept]
     with quiet():
@@ -119,7 +129,7 @@ def evolve(members: Members, space: Space) -> Outcome:
     return Outcome(complete=False, resolution=0.0, open_bounds=open_bounds(members, space))
 
 
-def _study(members: Members, space: Space) -> optuna.Study:
+def _study(members: Members) -> optuna.Study:
     import optuna
 
     sampler = optuna.samplers.NSGAIISampler(

@@ -12,8 +12,11 @@ from autopar.cost.price import layout_of
 from autopar.results import RankedPlan
 from autopar.search.change import changed_cluster
 from autopar.search.options import SearchOptions
+from autopar.search.parts import bytes_by_part, part_name
 from autopar.search.plans import rank_plan
-from autopar.search.space import Space, build_space
+from autopar.search.space import Space, build_space, fixed_spec
+from autopar.search.spec import Spec, Value
+from autopar.search.variants import AXES as VARIANT_AXES
 from autopar.search.walk import Walk
 
 MAX_GROWTH = 64
@@ -54,10 +57,17 @@ def diagnose(
     message = (
         f"no plan fits in memory: the smallest, {smallest.name}, needs "
         f"{format_bytes(needs[rank])} on pipeline rank {rank}, {holder} "
-        f"{format_bytes(limits[rank])}"
+        f"{format_bytes(limits[rank])}; most of it are {_largest(smallest, rank)}"
     )
     hint = _relaxations(model, options, max(needs), capped) if relaxations else None
     return InfeasibleError(message, hint=hint)
+
+
+def _largest(plan: RankedPlan, rank: int) -> str:
+    """The two largest parts of a rank's memory."""
+    parts = bytes_by_part(plan.price.memory[rank])
+    first = sorted(parts, key=lambda key: -parts[key])[:2]
+    return " and ".join(f"{part_name(key)} ({format_bytes(parts[key])})" for key in first)
 
 
 def _empty(model: CostModel, options: SearchOptions, space: Space) -> InfeasibleError:
@@ -67,10 +77,32 @@ def _empty(model: CostModel, options: SearchOptions, space: Space) -> Infeasible
     hints = _without_wishes(model, options)
     if space.rejected.get("batch not divisible by replicas"):
         hints.append("choose a --global-batch that more device counts divide")
+    wrong = unknown_values(model, options, fixed_spec(options))
     return InfeasibleError(
-        f"none of the {space.size} points of the space is left: {reasons}",
+        f"none of the {space.size} points of the space is left: {'; '.join([reasons, *wrong])}",
         hint="; or ".join(hints) if hints else "change --global-batch or the cluster",
     )
+
+
+def unknown_values(model: CostModel, options: SearchOptions, wanted: Spec) -> list[str]:
+    """For every wanted value that no point has: what its axis takes."""
+    free = replace(options, fix={}, forbid=())
+    everything = build_space(model.profile, model.cluster, free, model.strategies)
+    found = []
+    for axis, value in wanted.items():
+        known = _values(everything, axis)
+        if value not in known:
+            shown = ", ".join(str(v) for v in known[:12]) + (" ..." if len(known) > 12 else "")
+            found.append(f"{axis}={value} is not in the space, {axis} takes {shown}")
+    return found
+
+
+def _values(space: Space, axis: str) -> list[Value]:
+    """Values of an axis that occur in a space, in rising order."""
+    if axis in VARIANT_AXES:
+        return space.values(axis)
+    points = (group.point(group.variants.variants[0]) for group in space.groups)
+    return sorted({point.value(axis) for point in points})
 
 
 def _no_device(model: CostModel, options: SearchOptions) -> str | None:

@@ -14,14 +14,12 @@ from typing import Any
 
 from autopar.cluster import Cluster, NodeGroup
 from autopar.core.errors import InfeasibleError, InputError
-from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.search.driver import find, search
 from autopar.search.machine_words import choice_words, no_offer, set_words, skip_words
 from autopar.search.offers import Offer, Wishes, pareto, pick
 from autopar.search.options import SearchOptions
-from autopar.search.quick import QuickBounds
-from autopar.search.space import build_space
+from autopar.search.placed import least_objective
 
 Progress = Callable[[str, int, int], None]
 
@@ -139,12 +137,7 @@ def _common(sets: Sequence[tuple[GraphProfile, Cluster]], options: SearchOptions
 
 def least_step_s(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> float:
     """No plan of the space takes a shorter step; ``inf`` when none can work."""
-    model = CostModel(profile, cluster, options.precision)
-    timed = replace(options, objective="time")
-    space = build_space(profile, cluster, timed, model.strategies)
-    bounds, reasons = QuickBounds(model, timed).groups(space.groups)
-    open_bounds = [float(b) for b, why in zip(bounds, reasons, strict=True) if why is None]
-    return min(open_bounds, default=math.inf)
+    return least_objective(profile, cluster, replace(options, objective="time"))
 
 
 @dataclass(kw_only=True)

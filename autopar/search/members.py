@@ -39,6 +39,21 @@ class Member:
     values: tuple[float, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an engine leaves beside the members.
+
+    Attributes:
+        complete: Nothing is open.
+        resolution: Relative steps in memory that were not told apart.
+        open_bounds: Bounds of the points that are neither priced nor ruled out.
+    """
+
+    complete: bool
+    resolution: float
+    open_bounds: Vectors
+
+
 @dataclass(kw_only=True)
 class Members:
     """Prices points for several objectives and keeps the plans that nothing dominates.

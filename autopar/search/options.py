@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from autopar.cluster import Cluster
@@ -33,7 +33,8 @@ class SearchOptions:
             its most promising stage boundaries (fewer when simulating more would take long).
         seed: Seed of the study and of the plans.
         storage: Optuna storage URL; in memory when ``None``.
-        precision: Parameter and compute dtype.
+        precision: Compute dtype; ``auto`` is bfloat16 with float32 master weights where every
+            device has a peak for it, float32 elsewhere and on measured clusters.
         clip_norm: Gradient clipping of the plans.
         space: ``full``, ``runnable`` (what ``autopar run`` executes today), or ``auto``:
             runnable on a measured cluster, where a plan is there to be run, full elsewhere.
@@ -51,7 +52,7 @@ class SearchOptions:
     top: int = 3
     seed: int = 0
     storage: str | None = None
-    precision: str = "float32"
+    precision: str = "auto"
     clip_norm: float | None = None
     space: str = "auto"
 
@@ -76,6 +77,15 @@ class SearchOptions:
                 f"unknown space '{self.space}'", hint=did_you_mean(self.space, list(SPACES))
             )
         self.sync_modes()
+
+    def resolved(self, cluster: Cluster) -> SearchOptions:
+        """The same with ``auto`` replaced by what it stands for on a cluster."""
+        if self.precision != "auto":
+            return self
+        devices = [group.machine.device for group in cluster.groups]
+        narrow = all("bfloat16" in device.peak_flop_per_s for device in devices)
+        precision = "bfloat16" if narrow and not cluster.measured else "float32"
+        return replace(self, precision=precision)
 
     def only_runnable(self, cluster: Cluster) -> bool:
         """True when plans that the executor cannot run are left out."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -27,14 +27,15 @@ from autopar.cost import CostModel
 from autopar.cost import constants as k
 from autopar.graph import GraphProfile
 from autopar.results.pareto import ParetoPlan, ParetoProof, ParetoSet
+from autopar.search.exhaustive import exhaust
 from autopar.search.front import Vectors, hypervolume, knee
 from autopar.search.goal import value_of
 from autopar.search.infeasible import diagnose
-from autopar.search.members import Member, Members
+from autopar.search.members import Member, Members, Outcome
+from autopar.search.optima import by_world, optimum, seed_members
 from autopar.search.options import SearchOptions
 from autopar.search.plans import rank_plan
 from autopar.search.space import Space, build_space
-from autopar.search.walk import Priced, Walk
 
 OBJECTIVES = ("time", "memory", "energy", "cost")
 ENGINES = ("auto", "sweep", "exhaustive", "nsga2")
@@ -42,25 +43,8 @@ RESOLUTION = 0.02
 """Relative step of the memory limit of a sweep; finer steps only tell mixed plans apart."""
 EXHAUSTIVE_POINTS = 3_000
 """Points up to which ``auto`` prices all that bounds leave open, some ten seconds."""
-_EQUAL = 1e-12
-"""Relative difference below which two objectives count as equal."""
 _REFERENCE = 1.1
 """The hypervolume is measured below the worst values of the set times this."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What an engine leaves beside the members.
-
-    Attributes:
-        complete: Nothing is open.
-        resolution: Relative steps in memory that were not told apart.
-        open_bounds: Bounds of the points that are neither priced nor ruled out.
-    """
-
-    complete: bool
-    resolution: float
-    open_bounds: Vectors
 
 
 def parse_objectives(text: str | Sequence[str]) -> tuple[str, ...]:
@@ -149,26 +133,14 @@ def _run(engine: str, members: Members, space: Space) -> Outcome:
             )
         return sweep(members, space)
     if engine == "exhaustive":
-        from autopar.search.exhaustive import exhaust
-
+        seed_members(members, space)
         return exhaust(members, space)
     if engine == "nsga2":
-        from autopar.search.genetic import evolve
+        from autopar.search.genetic import evolve  # needs Optuna, which is slow to import
 
         seed_members(members, space)
         return evolve(members, space)
     raise InputError(f"unknown engine '{engine}'", hint=did_you_mean(engine, list(ENGINES)))
-
-
-def optimum(model: CostModel, options: SearchOptions, space: Space) -> tuple[Priced | None, bool]:
-    """The best plan of a space for one objective, and whether it is proved."""
-    walk = Walk(model=model, options=replace(options, top=1), space=space)
-    walk.start()
-    while walk.next() is not None:
-        pass
-    best = min(walk.priced, key=lambda item: item.value, default=None)
-    # The walk ends when no bound is below the best; what it gave up is in ``open_bound``.
-    return best, best is None or walk.open_bound >= best.value * (1 - _EQUAL)
 
 
 def sweep(members: Members, space: Space) -> Outcome:
@@ -205,24 +177,6 @@ def _limits(members: Members, space: Space, objective: str) -> Iterator[bool]:
         used = member.values[members.objectives.index("memory")]
         high = used * (1 + k.MEMORY_MARGIN.value)
         options = replace(options, max_memory_bytes=high * (1 - RESOLUTION))
-
-
-def by_world(space: Space) -> list[Space]:
-    """The space for each number of devices."""
-    worlds = sorted({group.world for group in space.groups})
-    return [
-        replace(space, groups=tuple(g for g in space.groups if g.world == world))
-        for world in worlds
-    ]
-
-
-def seed_members(members: Members, space: Space) -> None:
-    """The best plan of each objective, over the space and on each number of devices."""
-    for part in by_world(space):
-        for question in members.questions:
-            best, _ = optimum(members.model, question, part)
-            if best is not None:
-                members.add(best.point, best.cuts, best.levels)
 
 
 def _plan(member: Member, members: Members) -> ParetoPlan:

@@ -18,14 +18,13 @@ from autopar.search.driver import find
 from autopar.search.explain import compare
 from autopar.search.flips import BreakEven
 from autopar.search.goal import value_of
-from autopar.search.infeasible import feasible, least_memory
+from autopar.search.infeasible import feasible, least_memory, unknown_values
 from autopar.search.options import SearchOptions
 from autopar.search.pairs import compare_pair, overlap
 from autopar.search.parts import difference_words, differences, memory_words
 from autopar.search.sensitivity import RESOURCES, Repricer
 from autopar.search.space import Space, build_space, fixed_spec
-from autopar.search.spec import Spec, Value, describe, parse_spec
-from autopar.search.variants import AXES as VARIANT_AXES
+from autopar.search.spec import Spec, describe, parse_spec
 
 _TIE = 1e-9
 _SAME = 5e-4
@@ -186,27 +185,16 @@ def _outside(
         asked = replace(options, fix=wanted)
         allowed = build_space(profile, cluster, asked, model.strategies)
         return None if allowed.groups else "--forbid rules it out."
-    everything = build_space(profile, cluster, free, model.strategies)
-    for axis, value in wanted.items():
-        known = _values(everything, axis)
-        if value not in known:
-            shown = ", ".join(str(v) for v in known[:12]) + (" ..." if len(known) > 12 else "")
-            alone = build_space(
-                profile, cluster, replace(free, fix={axis: value}), model.strategies
-            )
-            return f"{axis}={value} is not in the space; {axis} takes {shown}.{_why(alone)}"
+    unknown = unknown_values(model, options, wanted)
+    if unknown:
+        axis = unknown[0].partition("=")[0]
+        alone = replace(free, fix={axis: wanted[axis]})
+        why = _why(build_space(profile, cluster, alone, model.strategies))
+        return f"{unknown[0]}.{why}"
     return (
         f"no point has {describe(wanted)} together on {cluster.device_count} devices with global "
-        f"batch {everything.global_batch} and {len(profile.blocks)} blocks.{_why(narrowed)}"
+        f"batch {narrowed.global_batch} and {len(profile.blocks)} blocks.{_why(narrowed)}"
     )
-
-
-def _values(space: Space, axis: str) -> list[Value]:
-    """Values of an axis that occur in the space, in rising order."""
-    if axis in VARIANT_AXES:
-        return space.values(axis)
-    points = (group.point(group.variants.variants[0]) for group in space.groups)
-    return sorted({point.value(axis) for point in points})
 
 
 def _why(empty: Space) -> str:

@@ -38,7 +38,7 @@ def plan_for(
         InputError: The specification is outside the space.
         InfeasibleError: No stage boundaries fit in memory.
     """
-    options = options or SearchOptions()
+    options = (options or SearchOptions()).resolved(cluster)
     model = CostModel(profile, cluster, options.precision)
     batch = options.batch_for(profile, cluster.device_count)
     point = (
@@ -89,7 +89,7 @@ def spread(
         InputError: Bad options.
         InfeasibleError: No plan fits.
     """
-    options = options or SearchOptions()
+    options = (options or SearchOptions()).resolved(cluster)
     model = CostModel(profile, cluster, options.precision)
     ranked = ranked_points(model, options)
     last = len(ranked) - 1

@@ -163,7 +163,9 @@ class Walk:
 
     def _release(self, entry: _Entry | None) -> None:
         """A point does not fit: the ones it would have included may."""
-        for bound, index in entry.behind if entry else ():
+        if entry is None:
+            return
+        for bound, index in entry.behind:
             self._waiting -= 1
             self._offer(bound, _Entry(group=entry.group, index=index, behind=()))
 
