@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from autopar.core.errors import InputError
+from autopar.core.errors import InfeasibleError, InputError
 from autopar.results import RankedPlan, SearchResult
 from autopar.search import (
     SearchOptions,
@@ -148,3 +148,13 @@ def test_prices_change_the_bill_only(tight: SearchResult):
     cost = tight.best.price.cost_usd
     assert cost is not None
     assert f"{cost.value / 2:.4g} USD a step instead of {cost.value:.4g}" in answer.text
+
+
+def test_when_nothing_fits_the_largest_parts_are_named():
+    with pytest.raises(InfeasibleError, match=r"most of it are optimizer state \(3\.73 GiB\)"):
+        search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=(*PLAIN, "dp=4", "pp=1")))
+
+
+def test_wishes_outside_the_space_are_told_what_there_is():
+    with pytest.raises(InfeasibleError, match="pp=3 is not in the space, pp takes 1, 2, 4"):
+        search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=("pp=3",)))
