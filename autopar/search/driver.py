@@ -42,9 +42,8 @@ def find(
 ) -> SearchResult:
     """:func:`search`; without ``relaxations`` an infeasible search only says what is lacking."""
     if not cluster.uniform:
-        from autopar.search.placed import (
-            find_placed,
-        )  # it searches order by order with this module
+        # Searches order by order with this module, which therefore cannot import it above.
+        from autopar.search.placed import find_placed
 
         return find_placed(profile, cluster, options, relaxations=relaxations)
     return find_in_order(profile, cluster, options, relaxations=relaxations)

@@ -45,9 +45,14 @@ class _Searched:
 
 def least_objective(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> float:
     """No plan of the space has a smaller objective; ``inf`` when none can work."""
-    batch = options.batch_for(profile, cluster.device_count)
-    fixed = replace(options, global_batch=batch)
+    fixed = _fixed(profile, cluster, options)
     return min(_least(profile, order.cluster, fixed) for order in device_orders(cluster))
+
+
+def _fixed(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> SearchOptions:
+    """Global batch and precision of the whole cluster, so that all orders do the same work."""
+    batch = options.batch_for(profile, cluster.device_count)
+    return replace(options.resolved(cluster), global_batch=batch)
 
 
 def _least(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> float:
@@ -72,8 +77,7 @@ def find_placed(
     from autopar.search.driver import find_in_order  # it dispatches to this module
 
     began = time.perf_counter()
-    batch = options.batch_for(profile, cluster.device_count)
-    fixed = replace(options, global_batch=batch)
+    fixed = _fixed(profile, cluster, options)
     bounds = [
         (_least(profile, order.cluster, fixed), index, order)
         for index, order in enumerate(device_orders(cluster))

@@ -45,6 +45,7 @@ def all_levels(point: Point, profile: GraphProfile) -> Iterator[tuple[int, ...] 
 
 def brute_force(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> float:
     """Smallest objective over all points, partitions and levels that fit, by pricing each."""
+    options = options.resolved(cluster)
     model = CostModel(profile, cluster, options.precision)
     best = math.inf
     limit = options.max_memory_bytes or math.inf

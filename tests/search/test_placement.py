@@ -38,6 +38,7 @@ def mixed(fast: int, slow: int, *, peak: float = 2.5e13, memory: float = 80e9) -
 
 def brute_force(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> float:
     """Best objective over all points, boundaries and arrangements of devices."""
+    options = options.resolved(cluster)
     model = CostModel(profile, cluster, options.precision)
     n = len(profile.blocks)
     best = math.inf
