@@ -18,7 +18,7 @@ from autopar.search.variants import Variant
 if TYPE_CHECKING:
     import optuna
 
-Item = TypeVar("Item", PointGroup, Variant)
+Item = TypeVar("Item")
 
 POPULATION = 40
 """Points of a generation."""
@@ -123,8 +123,8 @@ def evolve(members: Members, space: Space) -> Outcome:
             if point not in known:
                 known[point] = _price(members, point)
             values = known[point]
-            trial.set_user_attr("fits", values is not None)
             # Values of a point that does not fit are never compared: the constraint comes first.
+            trial.set_constraint("fits in memory", 0.0 if values is not None else 1.0)
             study.tell(trial, values if values is not None else [0.0] * len(members.objectives))
     return Outcome(complete=False, resolution=0.0, open_bounds=open_bounds(members, space))
 
@@ -132,11 +132,7 @@ def evolve(members: Members, space: Space) -> Outcome:
 def _study(members: Members) -> optuna.Study:
     import optuna
 
-    sampler = optuna.samplers.NSGAIISampler(
-        population_size=POPULATION,
-        seed=members.options.seed,
-        constraints_func=lambda trial: (0.0 if trial.user_attrs["fits"] else 1.0,),
-    )
+    sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=members.options.seed)
     with quiet():
         return optuna.create_study(
             sampler=sampler, directions=["minimize"] * len(members.objectives)

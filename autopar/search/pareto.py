@@ -41,8 +41,8 @@ OBJECTIVES = ("time", "memory", "energy", "cost")
 ENGINES = ("auto", "sweep", "exhaustive", "nsga2")
 RESOLUTION = 0.02
 """Relative step of the memory limit of a sweep; finer steps only tell mixed plans apart."""
-EXHAUSTIVE_POINTS = 3_000
-"""Points up to which ``auto`` prices all that bounds leave open, some ten seconds."""
+EXHAUSTIVE_POINTS = 10_000
+"""Points up to which ``auto`` prices all that bounds leave open; at worst half a minute."""
 _REFERENCE = 1.1
 """The hypervolume is measured below the worst values of the set times this."""
 
@@ -79,6 +79,9 @@ def pareto_search(
 ) -> ParetoSet:
     """The plans that no other plan of the space beats in every objective.
 
+    On a mixed cluster ranks take the devices in the cluster's own order; other orders are not
+    looked at, so the set is not complete.
+
     Args:
         profile: What is trained.
         cluster: Where.
@@ -92,7 +95,8 @@ def pareto_search(
     """
     began = time.perf_counter()
     names = parse_objectives(objectives)
-    options = replace(options or SearchOptions(), objective=names[0], top=1, storage=None)
+    options = (options or SearchOptions()).resolved(cluster)
+    options = replace(options, objective=names[0], top=1, storage=None)
     model = CostModel(profile, cluster, options.precision)
     space = build_space(profile, cluster, options, model.strategies)
     members = Members(model=model, options=options, objectives=names)
@@ -196,7 +200,7 @@ def _proof(
         possible[:, members.objectives.index("memory")] *= 1 - outcome.resolution
     return ParetoProof(
         engine=engine,
-        complete=outcome.complete,
+        complete=outcome.complete and members.model.cluster.uniform,
         resolution=outcome.resolution,
         space=space.size,
         priced=members.priced,

@@ -1,0 +1,76 @@
+"""Continuous knobs of a plan that is found: the gradient bucket size, by Optuna's TPE sampler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from autopar.cost import CostModel, price
+from autopar.results import RankedPlan
+from autopar.search.goal import value_of
+from autopar.search.options import SearchOptions
+
+TRIALS = 40
+"""Bucket sizes tried; pricing one takes a millisecond."""
+LEAST_BUCKET_BYTES = 2**20
+"""Smaller buckets are all latency (Li et al. 2020, PyTorch Distributed, figure 8)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A plan with another bucket size.
+
+    Attributes:
+        ranked: The plan and its price; the one given when no size is better.
+        before: Objective before.
+        after: Objective now.
+        trials: Sizes tried.
+    """
+
+    ranked: RankedPlan
+    before: float
+    after: float
+    trials: int
+
+
+def tune_bucket(
+    ranked: RankedPlan, model: CostModel, options: SearchOptions, *, trials: int = TRIALS
+) -> Tuned:
+    """The bucket size that makes a plan's objective smallest.
+
+    Small buckets start early and hide behind backward, large ones waste less latency; two of them
+    take memory. The optimum of the sampler is not proved.
+
+    Args:
+        ranked: The plan; its own bucket size is tried first.
+        model: Shared caches.
+        options: Objective, memory limit and seed.
+        trials: Sizes to try.
+    """
+    import optuna
+
+    from autopar.search.study import quiet
+
+    plan = ranked.plan
+    before = value_of(ranked.price, options.objective)
+    most = max(2.0 * LEAST_BUCKET_BYTES, model.profile.parameter_bytes, float(plan.bucket_bytes))
+    if plan.mesh.dp_replicate * plan.mesh.dp_shard * plan.mesh.cp < 2:
+        return Tuned(ranked=ranked, before=before, after=before, trials=0)
+    best, value = ranked, before
+    with quiet():
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=options.seed))
+        study.enqueue_trial({"bucket_bytes": float(plan.bucket_bytes)})
+        for _ in range(trials):
+            trial = study.ask()
+            size = int(trial.suggest_float("bucket_bytes", LEAST_BUCKET_BYTES, most, log=True))
+            draft = replace(plan, bucket_bytes=size)
+            cost = price(draft, model.profile, model.cluster, model)
+            limit = min(cost.capacity_bytes, options.max_memory_bytes or cost.capacity_bytes)
+            if cost.peak_memory_bytes.high > limit:
+                study.tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            found = value_of(cost, options.objective)
+            study.tell(trial, found)
+            if found < value:
+                best = RankedPlan(plan=draft.with_predicted(cost.to_dict()), price=cost)
+                value = found
+    return Tuned(ranked=best, before=before, after=value, trials=trials)
