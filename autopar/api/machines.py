@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopar.api.clusters import Progress, resolve_cluster
-from autopar.api.planning import Planned, resolve_profile, search_options
+from autopar.api.planning import Planned, resolve_profile, search_options, with_reasons
 from autopar.cluster import Cluster
 from autopar.graph import GraphProfile
 from autopar.tasks import Task
@@ -92,12 +92,7 @@ def machine_search(
         cluster=chosen.cluster,
         options=choice.options,
     )
-    words = choice.explanation
-    result = replace(
-        chosen.result,
-        explanation=(words, *chosen.result.explanation),
-        reasons=lambda: (words, *why()),
-    )
+    result = with_reasons(chosen.result, why, (choice.explanation,))
     path = paths[chosen.profile.fingerprint, chosen.profile.device]
     if path is not None:
         result = replace(result, profile={**result.profile, "path": str(path.absolute())})

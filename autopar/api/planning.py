@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,12 +109,32 @@ def plan_search(
     what, path = resolve_profile(profile, where, progress=progress)
     result = search(what, where, options)
     why = Explainer(result=result, profile=what, cluster=where, options=options)
-    result = replace(result, reasons=why)
+    result = with_reasons(result, why)
     if path is not None:
         result = replace(result, profile={**result.profile, "path": str(path.absolute())})
     if out is not None:
         result.save(Path(out))
     return Planned(result=result, profile=what, cluster=where, options=options)
+
+
+def with_reasons(
+    result: SearchResult, why: Callable[[], tuple[str, ...]], opening: tuple[str, ...] = ()
+) -> SearchResult:
+    """The result with its full reasons, asked for later, behind what only the search knows.
+
+    Args:
+        result: The search; its paragraph about the order of machines is kept.
+        why: The full reasons.
+        opening: Paragraphs to put first.
+    """
+    from autopar.search.placed import PLACEMENT
+
+    placement = tuple(text for text in result.explanation if text.startswith(PLACEMENT))
+    return replace(
+        result,
+        explanation=(*opening, *result.explanation),
+        reasons=lambda: (*opening, *placement, *why()),
+    )
 
 
 def search_options(

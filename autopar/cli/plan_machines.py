@@ -60,5 +60,7 @@ def _value(estimate: Estimate | None) -> str:
 
 def _plan(offer: Offer) -> str:
     if offer.result is None:
-        return f"{'skipped' if offer.skipped else 'none'}: {offer.reason}"
-    return offer.result.best.name
+        reason = offer.reason or ""
+        return f"skipped: {reason}" if offer.skipped else f"none: {reason.partition(':')[0]}"
+    best = offer.result.best
+    return f"{best.name} {best.plan.precision}"

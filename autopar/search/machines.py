@@ -32,7 +32,8 @@ class MachineChoice:
         offers: Every set that was looked at, in the order given, smaller node counts first.
         chosen: The set to take, searched in full.
         wishes: What was asked of the machines.
-        options: What was asked of the plans, the common global batch included.
+        options: What was asked of the plans, with the common global batch and the precision
+            of the chosen set.
     """
 
     offers: tuple[Offer, ...]
@@ -124,7 +125,7 @@ def choose_machines(
         offers=tuple(best if offer is chosen else offer for offer in offers),
         chosen=best,
         wishes=wishes,
-        options=chooser.options,
+        options=chooser.options.resolved(chosen.cluster),
     )
 
 

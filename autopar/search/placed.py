@@ -23,6 +23,8 @@ from autopar.search.placement import DeviceOrder, device_orders
 from autopar.search.quick import QuickBounds
 from autopar.search.space import build_space
 
+PLACEMENT = "Placement."
+"""Opens the paragraph about the order of machines."""
 NO_PLAN = "no plan fits on these machines in this order"
 
 
@@ -207,7 +209,7 @@ def _history(results: Iterable[SearchResult]) -> Iterable[tuple[int, float, floa
 def placement_words(found: Sequence[tuple[DeviceOrder, SearchResult]], orders: int) -> str:
     """Which machines hold the first stages, and what the next order would take."""
     order, result = found[0]
-    text = f"Placement. Ranks run over {order.words}, the best of {orders} orders of machines"
+    text = f"{PLACEMENT} Ranks run over {order.words}, the best of {orders} orders of machines"
     for other, next_best in found[1:]:
         if other.words != order.words:
             here, there = (r.best.price.step_time_s.value for r in (result, next_best))

@@ -90,6 +90,18 @@ def test_table_for_people(capsys: pytest.CaptureFixture[str], profile: str) -> N
     assert "machines" in shown and "* chosen" in shown and "kWh" in shown
 
 
+def test_mixed_cluster_says_where_the_ranks_run(
+    capsys: pytest.CaptureFixture[str], profile: str
+) -> None:
+    mixed = ("--cluster", "1x2:t4+1x2:a100-80gb-pcie", "--global-batch", "8")
+    _, document = plan(capsys, profile, *mixed, "--explain")
+    data = document["data"]
+    assert data["cluster"]["name"] == "1x2:t4+1x2:a100-80gb-pcie"
+    assert data["certificate"]["gap"] == 0
+    assert any(text.startswith("Placement. Ranks run over") for text in data["explanation"])
+    assert set(data["best"]["plan"]["placement"]) >= {2, 3}  # the faster machine
+
+
 @pytest.mark.parametrize("arguments", [("--deadline", "soon"), ("--budget", "-3")])
 def test_junk_wishes_are_bad_input(
     capsys: pytest.CaptureFixture[str], profile: str, arguments: tuple[str, str]
