@@ -1,0 +1,211 @@
+"""Constants of the memory model: meaning, unit, default, source, and the fitted values we ship.
+
+Planner and validation read the same set, see :meth:`MemoryConstants.shipped`. Fitted values rest
+on published peaks, see ``docs/validation-memory.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from autopar.core.errors import InputError
+from autopar.core.io import read_document, write_document
+from autopar.core.units import GIB
+
+SCHEMA = "autopar.memory_calibration"
+SCHEMA_VERSION = 1
+SHIPPED = Path(__file__).with_name("shipped_memory.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySpec:
+    """One constant of the memory model.
+
+    Attributes:
+        name: Attribute of :class:`MemoryConstants`.
+        default: Value with no data.
+        unit: Unit of the value.
+        text: What it is.
+        source: Why the default has this value.
+        width: Standard deviation of its logarithm before data are seen.
+    """
+
+    name: str
+    default: float
+    unit: str
+    text: str
+    source: str
+    width: float
+
+
+MEMORY_SPECS: tuple[MemorySpec, ...] = (
+    MemorySpec(
+        name="allocator_margin",
+        default=1.06,
+        unit="1",
+        text="reserved over allocated bytes: rounding and fragmentation of a caching allocator",
+        source="assumed; 2-10 % is what torch.cuda memory statistics of training runs show",
+        width=0.05,
+    ),
+    MemorySpec(
+        name="framework_bytes",
+        default=1.5 * GIB,
+        unit="bytes",
+        text="context, libraries and workspaces of a rank that allocator statistics do not count, "
+        "on a device of 108 multiprocessors; the driver reserves them per multiprocessor",
+        source="assumed; CUDA context 0.3-0.6 GiB, cuBLAS and kernels loaded on first use",
+        width=0.5,
+    ),
+    MemorySpec(
+        name="communicator_bytes",
+        default=0.4 * GIB,
+        unit="bytes",
+        text="NCCL buffers of one communicator; a rank has one per parallel dimension and one for "
+        "all ranks",
+        source="assumed; 16-32 channels with 4-10 MiB of buffers each way",
+        width=0.5,
+    ),
+    MemorySpec(
+        name="bucket_bytes",
+        default=1.0e9,
+        unit="bytes",
+        text="one gradient bucket of a sharded optimizer; two are alive",
+        source="DeepSpeed's default reduce_bucket_size of 5e8 elements, 2 bytes each",
+        width=0.4,
+    ),
+    MemorySpec(
+        name="activation_factor",
+        default=1.0,
+        unit="1",
+        text="kept activations over the bytes that the ops of a block save for backward",
+        source="1 by definition: the counts are Korthikanti et al. 2022, section 4",
+        width=0.08,
+    ),
+    MemorySpec(
+        name="transient_factor",
+        default=1.0,
+        unit="1",
+        text="working set of the block being computed over its saved tensors and widest output",
+        source="1 by definition",
+        width=0.3,
+    ),
+    MemorySpec(
+        name="logit_bytes",
+        default=8.0,
+        unit="bytes",
+        text="bytes per logit at a loss that works in place, 16-bit runs; torch's own "
+        "cross-entropy takes 1.75 times as much",
+        source="16-bit logits 2, float32 copy 4 that becomes the gradient, 16-bit gradient 2",
+        width=0.25,
+    ),
+    MemorySpec(
+        name="update_share",
+        default=1.0,
+        unit="1",
+        text="part of the optimizer's temporaries that does not fit into freed activation memory",
+        source="1: flat buffers need contiguous memory that fragments of activations do not give",
+        width=0.3,
+    ),
+)
+"""All constants, in a fixed order."""
+EAGER_LOSS = 1.75
+"""``torch.nn.functional.cross_entropy`` in float32 over an in-place loss: 16-bit logits 2 bytes,
+log-softmax 4, gradients of the loss's two ops 4 each, over the 8 of ``logit_bytes``."""
+REFERENCE_MULTIPROCESSORS = 108.0
+"""Multiprocessors of the device that ``framework_bytes`` is stated for (A100)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryConstants:
+    """One set of constants, see :data:`MEMORY_SPECS` for units and sources.
+
+    Attributes:
+        allocator_margin: Reserved over allocated bytes.
+        framework_bytes: Context, libraries and workspaces at ``REFERENCE_MULTIPROCESSORS``.
+        communicator_bytes: Buffers per communicator.
+        bucket_bytes: One gradient bucket.
+        activation_factor: Kept activations over the counted ones.
+        transient_factor: Working set over the counted one.
+        logit_bytes: Per logit, 16-bit runs.
+        update_share: Part of optimizer temporaries that adds to the peak.
+        low_factor: Central estimate -> lower end of the range.
+        high_factor: Central estimate -> upper end, which decides feasibility.
+        margins: Framework generation -> factor on ``allocator_margin``; absent ones are 1.
+        fitted_on: What data the values rest on; empty for defaults.
+    """
+
+    allocator_margin: float
+    framework_bytes: float
+    communicator_bytes: float
+    bucket_bytes: float
+    activation_factor: float
+    transient_factor: float
+    logit_bytes: float
+    update_share: float
+    low_factor: float = 0.8
+    high_factor: float = 1.2
+    margins: Mapping[str, float] = field(default_factory=dict)
+    fitted_on: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def defaults(cls) -> MemoryConstants:
+        """The values with no data; the range is the assumed 20 % either way."""
+        return cls.of({spec.name: spec.default for spec in MEMORY_SPECS})
+
+    @classmethod
+    def of(
+        cls, values: Mapping[str, float], margins: Mapping[str, float] | None = None
+    ) -> MemoryConstants:
+        """From one value per name of :data:`MEMORY_SPECS`, with the assumed range."""
+        keywords: dict[str, Any] = dict(values)
+        return cls(**keywords, margins=margins or {})
+
+    @classmethod
+    def shipped(cls) -> MemoryConstants:
+        """The fitted values that come with autopar."""
+        return _shipped()
+
+    def margin(self, framework: str) -> float:
+        """Allocator margin of a framework generation; what all have in common when unknown."""
+        return self.allocator_margin * self.margins.get(framework, 1.0)
+
+    def with_range(self, low_factor: float, high_factor: float) -> MemoryConstants:
+        """The same values with another range."""
+        return replace(self, low_factor=low_factor, high_factor=high_factor)
+
+    def save(self, path: Path) -> None:
+        """Write the file atomically."""
+        body = {**asdict(self), "margins": dict(self.margins), "fitted_on": dict(self.fitted_on)}
+        write_document(path, SCHEMA, SCHEMA_VERSION, body)
+
+    @classmethod
+    def load(cls, path: Path) -> MemoryConstants:
+        """Read fitted values.
+
+        Raises:
+            InputError: Missing, truncated, of another schema, or a value is not positive.
+        """
+        data = read_document(path, SCHEMA, SCHEMA_VERSION)
+        numbers = [f.name for f in fields(cls) if f.name not in ("margins", "fitted_on")]
+        try:
+            values: dict[str, Any] = {name: float(data[name]) for name in numbers}
+            margins = {str(name): float(value) for name, value in data["margins"].items()}
+            constants = cls(**values, margins=margins, fitted_on=dict(data["fitted_on"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(
+                f"{path}: bad memory calibration: {error}", hint="fit it again"
+            ) from error
+        for name, value in {**values, **margins}.items():
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{path}: {name} is {value}, not positive", hint="fit it again")
+        return constants
+
+
+@cache
+def _shipped() -> MemoryConstants:
+    return MemoryConstants.load(SHIPPED)
