@@ -1,0 +1,269 @@
+"""What a memory estimate needs beyond a row's plan: what its framework keeps and how it counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.calibration.memory import EAGER_LOSS
+from autopar.validation.rows import Row
+
+Array = npt.NDArray[np.float64]
+
+RECOMPUTE_ASSUMED = "recompute"
+"""Start of the note on a row whose source does not state recompute."""
+MASTER_BYTES = 12.0
+"""Adam in mixed precision: float32 parameter and two moments (Rajbhandari et al. 2020)."""
+ADAM_BYTES = 8.0
+"""Two float32 moments; the parameter is its own master."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Habits:
+    """What a framework generation keeps on a device.
+
+    Attributes:
+        gradient_bytes: Per parameter through a step of a 16-bit run.
+        bf16_gradient_bytes: The same where bfloat16 runs keep float32 gradients as well; these
+            are what the optimizer reads, so the update makes no copy and buckets are float32;
+            0 for no difference.
+        update_bytes: Per parameter of the local shard while the optimizer runs: float32 gradients
+            and temporaries.
+        sharded_update_bytes: The same under ZeRO-3, whose gradients are float32 shards already.
+        buckets: Gradient buckets of a sharded optimizer.
+        eager_loss: The loss is torch's cross-entropy, not one that works in place.
+        whole_device: Its memory figure counts the whole device, with context and communicators;
+            else the allocator's bytes only.
+        pipeline_gathers: With pipeline stages, ZeRO-3 parameters and gradients stay whole through
+            the step, so as not to be gathered for each microbatch.
+        selective_products: Selective recompute keeps every other matrix product, not all but the
+            attention scores.
+        keeps_gathered: Sequence parallel inputs of a block's products are kept as gathered, on
+            every rank of the tensor parallel group.
+        tied: Embedding and head share a matrix; ``None``: unless the MLP is gated.
+        recompute: What it recomputes when the row does not say and memory is what tells; empty: as
+            the row's assumption.
+        stages: ``even`` as the rows say, ``late`` where the remainder goes to the last stages,
+            ``balanced`` where the head counts as the blocks it equals in parameters.
+        source: Where this was read.
+    """
+
+    gradient_bytes: float = 2.0
+    bf16_gradient_bytes: float = 0.0
+    update_bytes: float = 0.0
+    sharded_update_bytes: float = 0.0
+    buckets: float = 0.0
+    eager_loss: bool = False
+    whole_device: bool = True
+    pipeline_gathers: bool = False
+    selective_products: bool = False
+    keeps_gathered: bool = False
+    tied: bool | None = None
+    recompute: str = ""
+    stages: str = "even"
+    source: str
+
+
+_DEEPSPEED = Habits(
+    update_bytes=4.0,
+    buckets=2.0,
+    source="DeepSpeed stage_1_and_2.py: 16-bit gradients, float32 copy of the shard at the update",
+)
+_MEGATRON_CORE = Habits(
+    gradient_bytes=4.0, whole_device=False, source="Megatron-Core DDP: float32 gradient buffer"
+)
+HABITS: Mapping[str, Habits] = {
+    "bigscience": Habits(
+        update_bytes=4.0,
+        bf16_gradient_bytes=6.0,
+        buckets=2.0,
+        source="DeepSpeed; its BF16_Optimizer adds float32 gradients to the 16-bit ones",
+    ),
+    "bigscience-2021": _DEEPSPEED,
+    "megatron-deepspeed": _DEEPSPEED,
+    "sailor": _DEEPSPEED,
+    "amp": Habits(
+        update_bytes=4.0,
+        recompute="none",
+        source="DeepSpeed; no recompute is inferred: 16-way data parallelism of 0.36e9 parameters "
+        "fails on 15 GiB at microbatch 2, far below what recompute would need",
+    ),
+    "deepspeed": _DEEPSPEED,
+    "megatron": Habits(
+        update_bytes=4.0, source="Megatron-LM FP16 optimizer: float32 copy of the gradients"
+    ),
+    "megatron-bridge": _MEGATRON_CORE,
+    "nemo": _MEGATRON_CORE,
+    "megatron-core": _MEGATRON_CORE,
+    "internevo": Habits(
+        update_bytes=14.0,
+        sharded_update_bytes=8.0,
+        stages="late",
+        source="InternLM hybrid_zero_optim.py: flat 16-bit and float32 gradients of the shard, "
+        "2 + 4; torch 1.13 foreach AdamW: root and denominator of the second moment, 4 + 4",
+    ),
+    "torchtitan": Habits(
+        whole_device=False,
+        eager_loss=True,
+        pipeline_gathers=True,
+        selective_products=True,
+        source="torchtitan parallelize_llama.py: no reshard with pipeline stages, SAC by op",
+    ),
+    "fsdp1": Habits(
+        whole_device=False, eager_loss=True, source="FullyShardedDataParallel documentation"
+    ),
+    "nanotron": Habits(
+        gradient_bytes=4.0,
+        whole_device=False,
+        keeps_gathered=True,
+        tied=True,
+        stages="balanced",
+        source="nanotron: float32 gradient accumulator, stages balanced by block cost; printed "
+        "sizes fit one table; kept inputs inferred from the growth of the peak with tp",
+    ),
+}
+"""Framework generation -> habits; a new source is one entry."""
+USUAL = Habits(
+    whole_device=False, eager_loss=True, source="mixed precision Adam and torch's own loss"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Columns of the memory formula that step times do not need; one entry per row.
+
+    Attributes:
+        weight_bytes: Per parameter and activation element.
+        gradient_bytes: Per parameter.
+        optimizer_bytes: Per parameter of the shard.
+        update_bytes: Per parameter of the shard, while the optimizer runs.
+        reduce_bytes: Per parameter of a bucket or gathered unit being reduced.
+        buckets: Gradient buckets.
+        loss: Factor on the bytes per logit.
+        whole_device: 1 where the measured figure counts the whole device.
+        pipeline_gathers: 1 where ZeRO-3 parameters stay whole with pipeline stages.
+        selective_products: 1 where selective recompute keeps every other product.
+        keeps_gathered: 1 where gathered inputs of products are kept.
+        tied: 1 where embedding and head share one matrix.
+        micros: Microbatches per step.
+        trained: Trained part of the parameters.
+        capacity_bytes: Of the smallest device.
+        full, selective: 1 with that recompute.
+        first, middle, last: Blocks of those stages.
+    """
+
+    weight_bytes: Array
+    gradient_bytes: Array
+    optimizer_bytes: Array
+    update_bytes: Array
+    reduce_bytes: Array
+    buckets: Array
+    loss: Array
+    whole_device: Array
+    pipeline_gathers: Array
+    selective_products: Array
+    keeps_gathered: Array
+    tied: Array
+    micros: Array
+    trained: Array
+    capacity_bytes: Array
+    full: Array
+    selective: Array
+    first: Array
+    middle: Array
+    last: Array
+
+
+LORA_SHARE = 0.003
+"""Trained part of the parameters with adapters of rank 8-16 on all projections."""
+
+
+def facts(rows: Sequence[Row]) -> Facts:
+    """Memory facts of rows, in their order."""
+    entries = [_facts(row) for row in rows]
+    names = [f.name for f in fields(Facts)]
+    return Facts(**{name: np.array([entry[name] for entry in entries], float) for name in names})
+
+
+def _facts(row: Row) -> dict[str, float]:
+    habits = HABITS.get(row.framework, USUAL)
+    text = row.printed.get("precision", "").lower()
+    gradient = habits.gradient_bytes
+    weight, optimizer, update = 2.0, MASTER_BYTES, habits.update_bytes
+    reduce = weight
+    if row.zero == 3:
+        reduce, update = 4.0, habits.sharded_update_bytes
+    if "bf16" in text and habits.bf16_gradient_bytes:
+        gradient, reduce, update = habits.bf16_gradient_bytes, 4.0, 0.0
+    if row.precision in ("tf32", "float32"):
+        weight, gradient, optimizer = 4.0, 4.0, ADAM_BYTES
+    elif "bf16-true" in text:
+        optimizer, reduce = ADAM_BYTES / 2, 2.0  # Lightning: everything is 16 bit
+    tied = not row.shape.gated if habits.tied is None else habits.tied
+    first, middle, last = _stages(row, habits)
+    recompute = habits.recompute if unstated_recompute(row) and habits.recompute else row.recompute
+    return {
+        "weight_bytes": weight,
+        "gradient_bytes": gradient,
+        "optimizer_bytes": optimizer,
+        "update_bytes": update,
+        "reduce_bytes": reduce,
+        "buckets": habits.buckets if row.zero and row.dp > 1 else 0.0,
+        "loss": EAGER_LOSS if habits.eager_loss else 1.0,
+        "whole_device": habits.whole_device,
+        "pipeline_gathers": habits.pipeline_gathers,
+        "selective_products": habits.selective_products,
+        "keeps_gathered": habits.keeps_gathered,
+        "tied": tied,
+        "micros": _microbatches(row),
+        "trained": LORA_SHARE if row.lora else 1.0,
+        "capacity_bytes": capacity_bytes(row),
+        "full": recompute == "full",
+        "selective": recompute == "selective",
+        "first": first,
+        "middle": middle,
+        "last": last,
+    }
+
+
+def unstated_recompute(row: Row) -> bool:
+    """Whether the recompute of a row is an assumption, of this package or of who copied it."""
+    return "AC assumed" in row.printed.get("notes", "") or any(
+        note.startswith(RECOMPUTE_ASSUMED) for note in row.assumed
+    )
+
+
+def _stages(row: Row, habits: Habits) -> tuple[float, float, float]:
+    """Blocks of the first, the largest middle and the last stage."""
+    layers, pp = row.shape.layers, row.pp
+    if pp == 1 or habits.stages == "even":
+        return row.stage_layers
+    most, least = -(-layers // pp), layers // pp
+    if habits.stages == "late":
+        return float(least), float(most) if pp > 2 else 0.0, float(most)
+    shape = row.shape
+    attention = shape.hidden * (2 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    block = attention + (2 + shape.gated) * shape.hidden * shape.ffn
+    head = shape.vocab * shape.hidden / block
+    share = (layers + head) / pp
+    last = max(1.0, round(share - head))
+    rest = (layers - last) / (pp - 1)
+    return rest, rest if pp > 2 else 0.0, last
+
+
+def _microbatches(row: Row) -> float:
+    """Microbatches per step, also where only the notes count them."""
+    printed = re.search(r"micro_num (\d+)", row.printed.get("notes", ""))
+    return float(printed[1]) if printed else row.microbatches
+
+
+def capacity_bytes(row: Row) -> float:
+    """Memory of a device: what its name says, else the catalogue's."""
+    sizes = re.findall(r"(\d+)\s?GB", row.printed.get("gpu", ""))
+    if sizes:
+        return min(float(size) for size in sizes) * 1024**3
+    return float(row.platform.memory_bytes)
