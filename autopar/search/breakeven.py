@@ -129,7 +129,7 @@ def _hunt(
         raise InputError(
             f"cannot change '{quantity}'", hint=did_you_mean(quantity, list(QUANTITIES))
         )
-    asked = options or SearchOptions(objective=result.objective)
+    asked = (options or SearchOptions(objective=result.objective)).resolved(cluster)
     batch = asked.batch_for(profile, cluster.device_count)
     return _Hunt(
         result=result,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from autopar.core.units import format_bytes, format_seconds
+from autopar.plans import Plan
 from autopar.results import Certificate, PlanPrice, RankedPlan, Rejection
 from autopar.search.goal import value_of
 from autopar.search.options import SearchOptions
@@ -100,12 +101,27 @@ def layout_words(best: RankedPlan, devices: int | None = None) -> str:
         shortest, longest = min(lengths), max(lengths)
         each = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
         text += f"; {len(plan.stages)} stages of {each} blocks, schedule {plan.schedule}"
+    text += "".join(f"; {saver}" for saver in _memory_savers(plan))
     if devices is not None and devices > plan.world_size:
         text += (
             f". The other {devices - plan.world_size} of {devices} devices stay idle: no plan of "
             "the space that uses them is better"
         )
     return f"Plan. {text}."
+
+
+def _memory_savers(plan: Plan) -> list[str]:
+    """What a plan does to need less memory, besides dividing the model."""
+    blocks = sum(len(stage.blocks) for stage in plan.stages)
+    savers = ["sequence parallel"] if plan.sequence_parallel else []
+    for word, count in (
+        ("full", sum(len(stage.recompute) for stage in plan.stages)),
+        ("selective", sum(len(stage.selective) for stage in plan.stages)),
+    ):
+        if count:
+            share = "all" if count == blocks else f"{count} of {blocks}"
+            savers.append(f"{word} recompute of {share} blocks")
+    return [*savers, "optimizer state in host memory"] if plan.offload else savers
 
 
 def useful_words(price: PlanPrice) -> str:
@@ -135,18 +151,32 @@ def baseline_paragraphs(
 ) -> list[str]:
     """What people try first, against the chosen plan."""
     lines = []
+    impossible = [
+        f"{name} {item.detail}" for name, item in baselines.items() if isinstance(item, Rejection)
+    ]
+    if impossible:
+        lines.append(f"Not possible. {'; '.join(impossible)}.")
     for name, item in baselines.items():
         if isinstance(item, Rejection):
-            lines.append(f"Against {name}. Not possible: {item.detail}.")
-        elif item.plan.hash == best.plan.hash:
+            continue
+        if item.plan.hash == best.plan.hash:
             lines.append(f"Against {name}. It is the chosen plan.")
         else:
             lines.append(f"Against {name}, {item.name}. {compare(best, item, objective)}")
     return lines
 
 
-def compare(best: RankedPlan, other: RankedPlan, objective: str) -> str:
-    """How much more another plan needs, and in which parts of the step."""
+def compare(
+    best: RankedPlan, other: RankedPlan, objective: str, *, odds: float | None = None
+) -> str:
+    """How much more another plan needs, in which parts of the step, and how sure that is.
+
+    Args:
+        best: The chosen plan.
+        other: What it is compared with.
+        objective: What was minimised.
+        odds: Probability that the other plan is the better one, where it was worked out.
+    """
     mine, theirs = value_of(best.price, objective), value_of(other.price, objective)
     margin = theirs / mine - 1 if mine else 0.0
     ratio = f"{margin:+.1%}" if margin < 1 else f"{1 + margin:.1f} times the"
@@ -158,6 +188,9 @@ def compare(best: RankedPlan, other: RankedPlan, objective: str) -> str:
     if gains:
         longer = "longer" if delta >= 0 else "shorter"
         text += f", {format_seconds(abs(delta))} {longer} a step: {difference_words(gains)}"
+    if odds is not None:
+        likely = "under 1%" if odds < 0.01 else f"{odds:.0%}"
+        return f"{text}. Odds that it is in fact the better one: {likely}."
     if objective in ("time", "time-to-target") and (
         other.price.step_time_s.low <= best.price.step_time_s.high
     ):

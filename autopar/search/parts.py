@@ -9,7 +9,7 @@ from autopar.plans import Plan
 from autopar.results import CostBreakdown, MemoryBreakdown, RankedPlan
 
 _WORDS = {
-    "collective_s": "tensor, context, expert and ZeRO-3 collectives",
+    "collective_s": "collectives inside layers",
     "pipeline_communication_s": "waiting for pipeline messages",
     "gradient_sync_s": "exposed gradient synchronisation",
     "bubble_s": "bubble (idle in the pipeline)",

@@ -21,7 +21,7 @@ from autopar.search.goal import value_of
 from autopar.search.infeasible import feasible, least_memory, unknown_values
 from autopar.search.options import SearchOptions
 from autopar.search.pairs import compare_pair, overlap
-from autopar.search.parts import difference_words, differences, memory_words
+from autopar.search.parts import difference_words, differences, memory_words, strategy_name
 from autopar.search.sensitivity import RESOURCES, Repricer
 from autopar.search.space import Space, build_space, fixed_spec
 from autopar.search.spec import Spec, describe, parse_spec
@@ -95,7 +95,7 @@ def why_not_answer(
     Raises:
         InputError: Unknown axis or value.
     """
-    options = options or SearchOptions()
+    options = (options or SearchOptions()).resolved(cluster)
     wanted = parse_spec(spec)
     question = describe(wanted)
     clash = _outside(profile, cluster, wanted, options)
@@ -133,12 +133,11 @@ def _slower(
         f"{format_seconds(best.price.step_time_s.value)}, "
         f"{format_bytes(plan.price.peak_memory_bytes.value)} against "
         f"{format_bytes(best.price.peak_memory_bytes.value)} on the fullest rank. "
-        f"{compare(best, plan, options.objective)}"
     )
     if options.objective == "memory" or not overlap(best, plan):
-        return text
+        return text + compare(best, plan, options.objective)
     pair = compare_pair(best, plan, Repricer(profile, cluster), options.objective)
-    text += f" Odds that it is in fact the better one: {pair.odds:.0%}."
+    text += compare(best, plan, options.objective, odds=pair.odds)
     if pair.drivers:
         name, factor = pair.drivers[0]
         text += f" It would win with {RESOURCES[name].title} at x{factor:.2g} of what is assumed."
@@ -224,7 +223,7 @@ def what_if_answer(
     Raises:
         InputError: The change cannot be read or applied.
     """
-    options = options or SearchOptions()
+    options = (options or SearchOptions()).resolved(cluster)
     changed = changed_cluster(cluster, spec)
     batch = options.batch_for(profile, cluster.device_count)
     then = replace(options, global_batch=batch, top=1, storage=None)
@@ -243,6 +242,11 @@ def what_if_answer(
     if same:
         moved = "" if _cuts(after) == _cuts(before) else " with other stage boundaries"
         text = f"The choice stays {after.name}{moved} ({times})"
+    elif strategy_name(after.plan) == strategy_name(before.plan):
+        text = (
+            f"The choice stays {strategy_name(after.plan)}, but for its details: {before.name} "
+            f"becomes {after.name} ({times})"
+        )
     else:
         text = f"The choice flips from {before.name} to {after.name} ({times})"
     text += f". {_repriced(before, kept)}"

@@ -140,16 +140,9 @@ def _runners_up(result: SearchResult, pairs: Sequence[Pair]) -> list[str]:
         if item.plan.hash in seen:  # another point, the same plan
             continue
         seen.add(item.plan.hash)
-        text = f"Against number {place}, {item.name}. "
-        text += compare(result.best, item, result.objective)
-        if item.plan.hash in odds:
-            text += f" Odds that it is in fact the better one: {_odds(odds[item.plan.hash])}."
-        lines.append(text)
+        words = compare(result.best, item, result.objective, odds=odds.get(item.plan.hash))
+        lines.append(f"Against number {place}, {item.name}. {words}")
     return lines
-
-
-def _odds(probability: float) -> str:
-    return "under 1%" if probability < 0.01 else f"{probability:.0%}"
 
 
 def _how_sure(result: SearchResult, pairs: Sequence[Pair], profile: GraphProfile) -> str:
