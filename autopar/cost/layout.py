@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from autopar.cluster.overhead import NO_OVERHEAD
+from autopar.core.estimate import Estimate
 from autopar.cost import constants as k
 from autopar.cost.blocks import Surroundings
 from autopar.cost.collectives import CommunicationModel
@@ -19,6 +20,7 @@ from autopar.graph import Amount
 from autopar.plans import Mesh
 from autopar.results import StageCost, TiedSync, Transfer
 from autopar.strategies import Split
+from autopar.sync import SyncContext, SyncGroup, parse_sync
 
 Cuts = tuple[int, ...]
 """Block boundaries ``0 = c0 < c1 < ... < cS = n``; stage ``s`` is ``[c_s, c_s+1)``."""
@@ -97,6 +99,13 @@ class Layout:
     def program(self) -> Program:
         """The schedule's actions in one order."""
         return self.model.program(self.schedule, self.mesh.pp, self.stages, self.microbatches)
+
+    @cached_property
+    def steps_multiplier(self) -> Estimate:
+        """Steps to the same loss over those of exact synchronisation."""
+        group = self.ranks.data(0)[0]
+        context = SyncContext(group=SyncGroup(ranks=group.ranks, nodes=group.nodes))
+        return parse_sync(self.sync).steps_multiplier(context)
 
     @cached_property
     def _coordinates(self) -> tuple[int, ...]:
@@ -194,6 +203,11 @@ class Layout:
                 self.model.compute.optimizer_seconds_per_element(device, busy, self.offload)
                 for device, busy in self.model.kinds(self.placement, self.groups[rank])
             ),
+            memory_bytes_per_s=min(
+                device.memory_bytes_per_s
+                for device, _ in self.model.kinds(self.placement, self.groups[rank])
+            ),
+            compute_s=self.microbatches * self.spans[rank].total / self.mesh.pp,
             mode=self.sync,
         )
 

@@ -48,7 +48,8 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
         transient_bytes=max(float(bytes_.block_transient[i:j].max()) for i, j in spans),
         communication_bytes=sum(bytes_.messages_of(i, j) for i, j in spans)
         + max(float(bytes_.block_gathered[i:j].max()) for i, j in spans)
-        + float(bytes_.buckets(np.asarray(dense))),
+        + float(bytes_.buckets(np.asarray(dense)))
+        + layout.syncs[rank].held_bytes(dense),
         framework_bytes=framework_bytes(layout, rank),
     )
 

@@ -12,7 +12,7 @@ from autopar.cost.blocks import BlockSeconds, Surroundings, block_seconds
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
 from autopar.cost.simulate import Program, compile_program
-from autopar.cost.states import ParameterBytes
+from autopar.cost.states import ParameterBytes, auto_precision
 from autopar.cost.tables import Table, Tables, prefix_differences
 from autopar.cost.work import FULL, SELECTIVE, Levels, StageWork, Vector
 from autopar.graph import GraphProfile
@@ -93,7 +93,7 @@ class CostModel:
     Args:
         profile: What is trained.
         cluster: Where.
-        precision: Compute dtype.
+        precision: Compute dtype, or ``auto``, see :func:`autopar.cost.states.auto_precision`.
 
     Raises:
         InputError: Unknown precision.
@@ -104,6 +104,7 @@ class CostModel:
     ) -> None:
         self.profile = profile
         self.cluster = cluster
+        precision = auto_precision(cluster) if precision == "auto" else precision
         self.precision = precision
         ratio = profile.optimizer.state_bytes_per_parameter_byte
         self.sizes = ParameterBytes.of(precision, ratio)

@@ -151,6 +151,7 @@ def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
         transfers=tuple(transfers),
         step_overhead_s=layout.overhead_s,
         tied_syncs=tuple(layout.tied_syncs(cuts)),
+        steps_multiplier=layout.steps_multiplier,
         assumptions=assumptions(layout),
     )
     step, breakdown = step_and_breakdown(plan, draft, layout.program)

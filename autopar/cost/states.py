@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 
 ITEM_BYTES = {
@@ -18,6 +19,13 @@ ITEM_BYTES = {
 
 MASTER_BYTES = 4
 """Narrow formats accumulate gradients and update weights in float32 (Micikevicius et al. 2018)."""
+
+
+def auto_precision(cluster: Cluster) -> str:
+    """bfloat16 where every device has a peak for it, float32 elsewhere and where measured."""
+    devices = [group.machine.device for group in cluster.groups]
+    narrow = all("bfloat16" in device.peak_flop_per_s for device in devices)
+    return "bfloat16" if narrow and not cluster.measured else "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

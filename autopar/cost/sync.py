@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
 from autopar.cost.ranks import Shapes
 from autopar.cost.states import ParameterBytes
+from autopar.cost.sync_cost import SyncLinks, sync_memory_bytes, sync_seconds
+from autopar.sync import Sync, SyncGroup, parse_sync
+
+PLAIN = "all_reduce"
+"""The mode that averages whole gradients in every step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +42,8 @@ class StageSync:
         concurrency: Groups that synchronise at the same time.
         bucket_bytes: Gradient bucket size.
         optimizer_s: Optimizer seconds per element that a rank updates.
+        memory_bytes_per_s: Rate at which the device streams memory.
+        compute_s: Forward and backward of a step, behind which stale modes hide.
         mode: Sync mode and compression.
     """
 
@@ -51,7 +58,45 @@ class StageSync:
     concurrency: int
     bucket_bytes: float
     optimizer_s: float
-    mode: str = "all_reduce"
+    memory_bytes_per_s: float
+    compute_s: float = 0.0
+    mode: str = PLAIN
+
+    @cached_property
+    def _sync(self) -> Sync | None:
+        """The mode, ``None`` for plain synchronisation of gradients."""
+        return None if self.mode == PLAIN else parse_sync(self.mode)
+
+    def _group(self) -> SyncGroup:
+        return SyncGroup(ranks=self.data[0].ranks, nodes=self.data[0].nodes)
+
+    def _other(self, dense: float, backward_s: float, compute_s: float) -> tuple[float, float]:
+        """Full and exposed seconds of another mode or of compressed gradients."""
+        assert self._sync is not None  # the caller looked
+        links = SyncLinks(
+            group=self._group(),
+            seconds=self._message,
+            memory_bytes_per_s=self.memory_bytes_per_s,
+            bucket_bytes=self.bucket_bytes,
+            element_bytes=self.sizes.gradient,
+        )
+        size = dense * self.sizes.gradient
+        return sync_seconds(self._sync, size, links, backward_s=backward_s, compute_s=compute_s)
+
+    def _message(self, kind: str, size_bytes: float, scope: str) -> float:
+        if scope == "all":
+            return self._slowest(kind, size_bytes, self.data)
+        inside = tuple(
+            replace(group, ranks=group.most, nodes=1, fewest=group.most) for group in self.data
+        )
+        return self._slowest(kind, size_bytes, inside)
+
+    def held_bytes(self, dense: float) -> float:
+        """Bytes a rank keeps for the mode beside weights, gradients and optimizer state."""
+        if self._sync is None:
+            return 0.0
+        size = dense * self.sizes.gradient
+        return sync_memory_bytes(self._sync, size, self._group(), self.sizes.gradient)
 
     def seconds(self, dense: float, experts: float = 0.0) -> float:
         """All of it, one after the other, nothing overlapped.
@@ -61,6 +106,9 @@ class StageSync:
             experts: Expert parameter elements on a rank.
         """
         key = (dense, experts)
+        if key not in self._known and self._sync is not None:
+            exposed = self._other(dense, 0.0, self.compute_s)[1] if dense > 0 else 0.0
+            self._known[key] = exposed + self._experts(experts)
         if key not in self._known:
             buckets = bucketed_seconds(
                 dense * self.sizes.gradient, self.bucket_bytes, self._bucket
@@ -88,6 +136,9 @@ class StageSync:
             slowdown: Extra backward time per second of communication beside it.
         """
         tail = self._gather(sum(ready)) + self._experts(experts)
+        if self._sync is not None:
+            whole, left = self._other(sum(ready), sum(backward_s), self.compute_s)
+            return whole + tail, left + tail
         if self._bucket(self.bucket_bytes) == 0.0:
             return tail, tail
         sizes = [elements * self.sizes.gradient for elements in ready]

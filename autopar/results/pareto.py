@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from autopar.results.search import RankedPlan
@@ -23,10 +23,14 @@ class ParetoPlan:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
-            "name": self.ranked.name,
             "values": self.values,
-            "plan": self.ranked.to_dict()["plan"],
+            **self.ranked.to_dict(),
         }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ParetoPlan:
+        """Inverse of :meth:`to_dict`."""
+        return cls(values=data["values"], ranked=RankedPlan.from_dict(data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,19 @@ class ParetoSet:
     knee: int
     proof: ParetoProof
     search_time_s: float
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ParetoSet:
+        """Inverse of :meth:`to_dict`; other keys are passed over."""
+        proof = data["pareto_proof"]
+        names = {field.name for field in fields(ParetoProof)}
+        return cls(
+            objectives=tuple(proof["objectives"]),
+            plans=tuple(ParetoPlan.from_dict(row) for row in data["pareto"]),
+            knee=proof["knee"],
+            proof=ParetoProof(**{k: v for k, v in proof.items() if k in names}),
+            search_time_s=proof["search_time_s"],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """``pareto`` and ``pareto_proof`` of ``plan --json``."""

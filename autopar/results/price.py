@@ -70,6 +70,10 @@ class TiedSync:
     seconds: float
 
 
+EXACT = Estimate(value=1.0, low=1.0, high=1.0, source="analytic")
+"""Exact synchronisation takes the steps it takes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanPrice:
     """Prediction for one plan on one cluster.
@@ -89,6 +93,7 @@ class PlanPrice:
         transfers: Between virtual stages.
         step_overhead_s: Seconds per step outside the schedule's actions.
         tied_syncs: Gradient sums over copies of tied parameters, after each stage's own.
+        steps_multiplier: Steps to the same loss over those of exact synchronisation.
         assumptions: Constants assumed rather than measured, for the report.
     """
 
@@ -105,6 +110,7 @@ class PlanPrice:
     transfers: tuple[Transfer, ...]
     step_overhead_s: float = 0.0
     tied_syncs: tuple[TiedSync, ...] = ()
+    steps_multiplier: Estimate = EXACT
     assumptions: tuple[str, ...] = field(default=())
 
     @property
@@ -128,6 +134,7 @@ class PlanPrice:
             "stage_costs": [asdict(cost) for cost in self.stage_costs],
             "transfers": [asdict(transfer) for transfer in self.transfers],
             "step_overhead_s": self.step_overhead_s,
+            "steps_multiplier": self.steps_multiplier.to_dict(),
             "tied_syncs": [
                 {"ranks": list(t.ranks), "seconds": t.seconds} for t in self.tied_syncs
             ],
@@ -162,5 +169,8 @@ class PlanPrice:
                 TiedSync(ranks=tuple(row["ranks"]), seconds=row["seconds"])
                 for row in data.get("tied_syncs", ())
             ),
+            steps_multiplier=Estimate.from_dict(data["steps_multiplier"])
+            if "steps_multiplier" in data
+            else EXACT,
             assumptions=tuple(data["assumptions"]),
         )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import optuna
     import pandas as pd
 
+    from autopar.results.pareto import ParetoSet
+
 SCHEMA = "autopar.search_result"
 SCHEMA_VERSION = 1
 
@@ -101,6 +103,8 @@ class SearchResult:
         cluster: Summary of the cluster (name, devices, hash).
         study_name: Name of the Optuna study.
         provenance: Versions, host, command.
+        pareto: Plans that no other beats in every objective, when several were asked for;
+            ``best`` is then the best in the first of them.
         study: The Optuna study itself; not stored in the file.
         reasons: Says more than ``explanation`` when called, at the price of more pricing; not
             stored in the file.
@@ -119,6 +123,7 @@ class SearchResult:
     cluster: dict[str, Any] = field(default_factory=dict)
     study_name: str = ""
     provenance: dict[str, Any] = field(default_factory=dict, compare=False)
+    pareto: ParetoSet | None = None
     study: optuna.Study | None = field(default=None, compare=False, repr=False)
     reasons: Callable[[], tuple[str, ...]] | None = field(default=None, compare=False, repr=False)
 
@@ -159,6 +164,7 @@ class SearchResult:
             "cluster": self.cluster,
             "study": self.study_name,
             "provenance": self.provenance,
+            **(self.pareto.to_dict() if self.pareto is not None else {}),
         }
 
     @classmethod
@@ -183,6 +189,7 @@ class SearchResult:
                 cluster=data["cluster"],
                 study_name=data["study"],
                 provenance=data["provenance"],
+                pareto=_pareto(data),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
@@ -210,3 +217,11 @@ def _baseline(row: dict[str, Any]) -> RankedPlan | Rejection:
     if row.get("rejected"):
         return Rejection(name=row["name"], reason=row["reason"], detail=row["detail"])
     return RankedPlan.from_dict(row)
+
+
+def _pareto(data: dict[str, Any]) -> ParetoSet | None:
+    if "pareto_proof" not in data:
+        return None
+    from autopar.results.pareto import ParetoSet  # holds ranked plans, so it imports this module
+
+    return ParetoSet.from_dict(data)

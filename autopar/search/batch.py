@@ -164,11 +164,13 @@ class Batch:
         own = self._rate("replicas") * sizes.gradient / self._shards[:, None]
         scatter = self._rate("scatter") * sizes.gradient
         gather = self._rate("gather") * sizes.weight
-        return np.where(
+        plain = np.where(
             zero == 0,
             self._rate("all_reduce") * sizes.gradient,
             own + np.where(zero == 1, scatter, 0.0) + np.where(zero <= 2, gather, 0.0),
         )
+        # Other modes may send next to nothing in most steps.
+        return np.where(self.table.plain[None, :], plain, 0.0)
 
     @cached_property
     def _optimizer(self) -> Array:
@@ -185,8 +187,10 @@ class Batch:
 
     def _objectives(self, seconds: Array) -> Array:
         quick, name = self.quick, self.quick.options.objective
-        if name in ("time", "time-to-target"):
+        if name == "time":
             return seconds
+        if name == "time-to-target":
+            return np.asarray(seconds * self.table.least_multiplier[None, :])
         result = np.empty_like(seconds)
         computing = self._columns(self._work)
         for i, (group, world) in enumerate(zip(self.groups, self.worlds, strict=True)):

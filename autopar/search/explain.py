@@ -93,8 +93,9 @@ def layout_words(best: RankedPlan, devices: int | None = None) -> str:
     if "ep" in degrees:
         text += f", experts over {degrees['ep']} of them"
     text += (
-        f"; {plan.microbatches} microbatches of {plan.microbatch_size} samples per replica, "
-        f"global batch {plan.global_batch}"
+        f"; {_count(plan.microbatches, 'microbatch', 'es')} of "
+        f"{_count(plan.microbatch_size, 'sample', 's')} per replica, global batch "
+        f"{plan.global_batch}"
     )
     if len(plan.stages) > 1:
         lengths = [len(stage.blocks) for stage in plan.stages]
@@ -108,6 +109,10 @@ def layout_words(best: RankedPlan, devices: int | None = None) -> str:
             "the space that uses them is better"
         )
     return f"Plan. {text}."
+
+
+def _count(number: int, word: str, ending: str) -> str:
+    return f"{number} {word}{'' if number == 1 else ending}"
 
 
 def _memory_savers(plan: Plan) -> list[str]:
@@ -147,9 +152,20 @@ def memory_paragraph(price: PlanPrice, limit_bytes: float | None = None) -> str:
 
 
 def baseline_paragraphs(
-    best: RankedPlan, baselines: Mapping[str, RankedPlan | Rejection], objective: str
+    best: RankedPlan,
+    baselines: Mapping[str, RankedPlan | Rejection],
+    objective: str,
+    odds: Mapping[str, float] | None = None,
 ) -> list[str]:
-    """What people try first, against the chosen plan."""
+    """What people try first, against the chosen plan.
+
+    Args:
+        best: The chosen plan.
+        baselines: As in the search result.
+        objective: What was minimised.
+        odds: Plan hash -> probability that it is the better one, where it was worked out.
+    """
+    known = odds or {}
     lines = []
     impossible = [
         f"{name} {item.detail}" for name, item in baselines.items() if isinstance(item, Rejection)
@@ -162,7 +178,8 @@ def baseline_paragraphs(
         if item.plan.hash == best.plan.hash:
             lines.append(f"Against {name}. It is the chosen plan.")
         else:
-            lines.append(f"Against {name}, {item.name}. {compare(best, item, objective)}")
+            words = compare(best, item, objective, odds=known.get(item.plan.hash))
+            lines.append(f"Against {name}, {item.name}. {words}")
     return lines
 
 

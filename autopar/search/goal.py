@@ -93,6 +93,8 @@ class Goal:
                     hint="add prices to the cluster or choose another objective",
                 )
             return rate, 0.0
+        if self.objective == "time-to-target":
+            return self.layout.steps_multiplier.value, 0.0
         if self.objective != "energy":
             return 1.0, 0.0
         idle = floor = 0.0
@@ -210,6 +212,8 @@ def value_of(price: PlanPrice, objective: str) -> float:
     """
     if objective == "memory":
         return price.peak_memory_bytes.value
+    if objective == "time-to-target":
+        return price.step_time_s.value * price.steps_multiplier.value
     estimate = {"energy": price.energy_joule, "cost": price.cost_usd}.get(
         objective, price.step_time_s
     )

@@ -9,13 +9,16 @@ from typing import Literal, get_args
 from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
+from autopar.cost.states import auto_precision
 from autopar.graph import GraphProfile
+from autopar.sync import COMPRESSIONS, SYNC_MODES, canonical_sync
 
 Objective = Literal["time", "time-to-target", "memory", "energy", "cost"]
 SPACES = ("auto", "full", "runnable")
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
-SYNC_MODES = ("all_reduce",)
-"""Sync modes a plan can have; all of them exact."""
+EXACT_MODES = ("all_reduce",)
+"""What ``exact`` stands for. The synchronous parameter server is exact too, but sends the same
+bytes with more messages; it competes when it is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,31 +85,29 @@ class SearchOptions:
         """The same with ``auto`` replaced by what it stands for on a cluster."""
         if self.precision != "auto":
             return self
-        devices = [group.machine.device for group in cluster.groups]
-        narrow = all("bfloat16" in device.peak_flop_per_s for device in devices)
-        precision = "bfloat16" if narrow and not cluster.measured else "float32"
-        return replace(self, precision=precision)
+        return replace(self, precision=auto_precision(cluster))
 
     def only_runnable(self, cluster: Cluster) -> bool:
         """True when plans that the executor cannot run are left out."""
         return self.space == "runnable" or (self.space == "auto" and cluster.measured)
 
     def sync_modes(self) -> tuple[str, ...]:
-        """Modes that are allowed.
+        """Modes that compete: the exact ones, those named, or with ``any`` all of them.
+
+        Modes that change the mathematics compete on time to target only, unless they are named.
 
         Raises:
             InputError: A mode is unknown.
         """
+        if self.sync == "any" and self.objective == "time-to-target":
+            compressed = (f"all_reduce+{name}" for name in COMPRESSIONS if name != "none")
+            return tuple(canonical_sync(text) for text in (*SYNC_MODES, *compressed))
         if self.sync in ("exact", "any"):
-            return SYNC_MODES
+            return EXACT_MODES
         modes = tuple(filter(None, (mode.strip() for mode in self.sync.split(","))))
-        for mode in modes:
-            if mode not in SYNC_MODES:
-                known = [*SYNC_MODES, "exact", "any"]
-                raise InputError(f"unknown sync mode '{mode}'", hint=did_you_mean(mode, known))
         if not modes:
             raise InputError("no sync mode is allowed", hint="use --sync exact")
-        return modes
+        return tuple(dict.fromkeys(canonical_sync(mode) for mode in modes))
 
     def batch_for(self, profile: GraphProfile, devices: int) -> int:
         """The global batch: as given, else the profiled batch on every device."""

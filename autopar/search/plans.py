@@ -84,7 +84,7 @@ def build_plan(
         schedule=point.schedule,
         microbatches=point.microbatches,
         microbatch_size=point.microbatch_size,
-        precision=options.precision,
+        precision=model.precision,
         zero=point.zero,
         sequence_parallel=point.sequence_parallel == "on",
         offload=point.offload == "on",

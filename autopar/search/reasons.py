@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,14 +79,15 @@ def reasons(
     asked = options or SearchOptions(objective=result.objective)
     best, repricer = result.best, Repricer(profile, cluster)
     pairs = [compare_pair(best, item, repricer, result.objective) for item in _rivals(result)]
+    odds = {pair.other.plan.hash: pair.odds for pair in pairs}
     return (
         verdict(best, result.certificate, result.objective),
         layout_words(best, cluster.device_count),
         binding(best, repricer, asked.max_memory_bytes),
         f"Time. {time_words(best.price.breakdown)}. {useful_words(best.price)}",
         memory_paragraph(best.price, asked.max_memory_bytes),
-        *baseline_paragraphs(best, result.baselines, result.objective),
-        *_runners_up(result, pairs),
+        *baseline_paragraphs(best, result.baselines, result.objective, odds),
+        *_runners_up(result, odds),
         _how_sure(result, pairs, profile),
         proof(result.certificate),
         _assumed(result, pairs),
@@ -131,9 +132,8 @@ def binding(best: RankedPlan, repricer: Repricer, limit_bytes: float | None = No
     return f"Binding constraint. {text}"
 
 
-def _runners_up(result: SearchResult, pairs: Sequence[Pair]) -> list[str]:
+def _runners_up(result: SearchResult, odds: Mapping[str, float]) -> list[str]:
     """Each further plan of the ranking, with the odds that it is the better one."""
-    odds = {pair.other.plan.hash: pair.odds for pair in pairs}
     seen = {result.best.plan.hash}
     lines = []
     for place, item in enumerate(result.top[1:], start=2):
@@ -171,7 +171,7 @@ def _how_sure(result: SearchResult, pairs: Sequence[Pair], profile: GraphProfile
 def _assumed(result: SearchResult, pairs: Sequence[Pair]) -> str:
     """Constants that were not measured, and which of them alone could flip the choice."""
     turning = [
-        f"{RESOURCES[name].title} at x{factor:.2g} of what is assumed puts {pair.other.name} ahead"
+        f"{RESOURCES[name].title} at x{factor:.3g} of what is assumed puts {pair.other.name} ahead"
         for pair in pairs
         for name, factor in pair.drivers[:1]
     ]

@@ -209,7 +209,7 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
         recompute=("none", "full") if runnable else RECOMPUTE,
         zero=ZERO,
         offload=("off", "on") if offload else ("off",),
-        sync=options.sync_modes(),
+        sync=("all_reduce",) if runnable else options.sync_modes(),
         blocks=len(profile.blocks),
     )
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from autopar.cluster import Cluster
+from autopar.core.errors import InputError
+from autopar.core.units import format_bytes
 from autopar.cost import CostModel, price
-from autopar.results import RankedPlan
+from autopar.graph import GraphProfile
+from autopar.results import RankedPlan, SearchResult
 from autopar.search.goal import value_of
 from autopar.search.options import SearchOptions
 
@@ -30,6 +34,33 @@ class Tuned:
     before: float
     after: float
     trials: int
+
+
+def tuned_result(
+    result: SearchResult, profile: GraphProfile, cluster: Cluster, options: SearchOptions
+) -> tuple[SearchResult, str]:
+    """The result with the best plan's gradient bucket size tuned, and a sentence that says so.
+
+    Raises:
+        InputError: The cluster is mixed: each plan is priced on an order of machines of its own.
+    """
+    if not cluster.uniform:
+        raise InputError(
+            f"plans on the mixed cluster '{cluster.name}' cannot be tuned",
+            hint="leave out --tune",
+        )
+    model = CostModel(profile, cluster, result.best.plan.precision)
+    tuned = tune_bucket(result.best, model, options)
+    if tuned.trials == 0:
+        words = "Bucket size: nothing to tune, the plan does not reduce gradients in buckets."
+    else:
+        sizes = [format_bytes(r.plan.bucket_bytes) for r in (result.best, tuned.ranked)]
+        gain = 1 - tuned.after / tuned.before
+        words = (
+            f"Bucket size: {sizes[0]} to {sizes[1]} lowers {options.objective} by {gain:.2%}, the "
+            f"best of {tuned.trials} sizes that Optuna's TPE sampler tried (not proved)."
+        )
+    return replace(result, best=tuned.ranked, top=(tuned.ranked, *result.top[1:])), words
 
 
 def tune_bucket(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from autopar.schedules import SCHEDULES
 from autopar.search.spec import Spec
+from autopar.sync import SyncContext, SyncGroup, parse_sync
 
 Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
@@ -20,6 +21,8 @@ V_CHUNKS = (2,)
 """Stages per rank of schedules placed in a V."""
 RECOMPUTE = ("none", "selective", "full", "mixed")
 ZERO = (1, 2, 3)
+PLAIN = "all_reduce"
+"""The sync mode that averages whole gradients in every step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,18 @@ class VariantTable:
         self.recompute = np.array(
             [RECOMPUTE.index(v.recompute) for v in self.variants], dtype=np.intp
         )
+
+    @cached_property
+    def plain(self) -> Mask:
+        """True where whole gradients are averaged in every step."""
+        return np.array([v.sync == PLAIN for v in self.variants], dtype=bool)
+
+    @cached_property
+    def least_multiplier(self) -> npt.NDArray[np.float64]:
+        """Steps to the same loss over those of exact modes; the literature knows no group."""
+        context = SyncContext(group=SyncGroup(ranks=2))
+        known = {s: parse_sync(s).steps_multiplier(context).value for s in self.choices.sync}
+        return np.array([known[v.sync] for v in self.variants])
 
     @cached_property
     def schedules(self) -> tuple[tuple[tuple[str, int], Indices], ...]:
@@ -212,6 +227,8 @@ def _impossible(name: str, chunks: int, table: VariantTable, microbatches: int) 
 def _unwanted(variant: Variant, wanted: Spec, forbidden: list[Spec]) -> str | None:
     if variant.recompute == "mixed" and variant.chunks > 1:
         return "recompute is mixed where a rank holds one stage"
+    if variant.sync != PLAIN and variant.zero > 0 and not parse_sync(variant.sync).shardable:
+        return "sync mode keeps whole states"
     if not variant.matches(wanted):
         return "not what --fix asks for"
     if any(variant.matches(spec) for spec in forbidden):

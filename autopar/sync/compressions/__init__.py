@@ -1,0 +1,1 @@
+"""Ways to write gradients in fewer bytes, one file each."""

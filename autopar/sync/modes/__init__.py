@@ -1,0 +1,1 @@
+"""Ways to keep replicas together, one file each."""

@@ -1,0 +1,72 @@
+"""Bytes one rank sends and receives in a collective, ring algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from autopar.sync.base import Message, Overlap
+
+
+def all_reduce(size_bytes: float, ranks: int, overlap: Overlap = "none") -> Message:
+    """Sum on every rank: ``2 (n-1)/n`` of the tensor each way (Patarasuk & Yuan 2009)."""
+    wire = 2.0 * (ranks - 1) / ranks * size_bytes
+    return Message(
+        kind="all_reduce",
+        size_bytes=size_bytes,
+        sent_bytes=wire,
+        received_bytes=wire,
+        overlap=overlap,
+    )
+
+
+def all_gather(size_bytes: float, ranks: int, overlap: Overlap = "none") -> Message:
+    """Every rank ends with all ``size_bytes``; ``(n-1)/n`` of them pass each way."""
+    wire = (ranks - 1) / ranks * size_bytes
+    return Message(
+        kind="all_gather",
+        size_bytes=size_bytes,
+        sent_bytes=wire,
+        received_bytes=wire,
+        overlap=overlap,
+    )
+
+
+def all_to_all(size_bytes: float, ranks: int, overlap: Overlap = "none") -> Message:
+    """Every rank sends ``1/n`` of its ``size_bytes`` to each other rank."""
+    wire = (ranks - 1) / ranks * size_bytes
+    return Message(
+        kind="all_to_all",
+        size_bytes=size_bytes,
+        sent_bytes=wire,
+        received_bytes=wire,
+        overlap=overlap,
+    )
+
+
+def push(encoded_bytes: float, ranks: int, servers: int, overlap: Overlap) -> Message:
+    """Each rank sends ``1/S`` of its payload to each server; servers are ranks too.
+
+    A rank with a server sends ``(S-1)/S`` of the payload, a rank without sends it whole. A server
+    receives ``(n-1)/S`` of it, which sets the time: that of an all-to-all in which a rank gets as
+    much.
+    """
+    sent = encoded_bytes if servers < ranks else (ranks - 1) / ranks * encoded_bytes
+    return Message(
+        kind="all_to_all",
+        size_bytes=encoded_bytes * ranks / servers,
+        sent_bytes=sent,
+        received_bytes=(ranks - 1) / servers * encoded_bytes,
+        overlap=overlap,
+    )
+
+
+def pull(size_bytes: float, ranks: int, servers: int, overlap: Overlap) -> Message:
+    """The way back of :func:`push`: each server sends its shard to each other rank."""
+    there = push(size_bytes, ranks, servers, overlap)
+    return replace(there, sent_bytes=there.received_bytes, received_bytes=there.sent_bytes)
+
+
+def periodic(messages: Iterable[Message], per_step: float) -> tuple[Message, ...]:
+    """The same messages ``per_step`` times a step, after the step, hidden behind nothing."""
+    return tuple(replace(m, per_step=m.per_step * per_step, overlap="none") for m in messages)
