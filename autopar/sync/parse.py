@@ -181,7 +181,6 @@ def _number(kind: str, name: str, option: Option, text: str) -> float:
         ) from error
 
 
-def _written(item: AbstractSyncMode | AbstractCompression) -> str:
-    options: tuple[Option, ...] = type(item).options
-    values = [getattr(item, option.name) for option in options]
+def _written(item: Item) -> str:
+    values = [getattr(item, option.name) for option in item.options]
     return ":".join([item.name, *(f"{value:.12g}" for value in values if value is not None)])
