@@ -28,12 +28,14 @@ class Planned:
         profile: The profile.
         cluster: The cluster.
         options: The search options.
+        tuning: What tuning the best plan brought, if it was asked for.
     """
 
     result: SearchResult
     profile: GraphProfile
     cluster: Cluster
     options: SearchOptions
+    tuning: str | None = None
 
 
 def plan(
@@ -60,6 +62,7 @@ def plan_search(
     seed: int = 0,
     storage: str | None = None,
     space: str = "auto",
+    tune: bool = False,
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Planned:
@@ -69,7 +72,9 @@ def plan_search(
         profile: A profile, its file, a task or a target string (profiled first, cached).
         cluster: A cluster, its file, a catalogue string or ``local[:ranks]``.
         global_batch: Samples per optimizer step over all replicas.
-        objective: ``time``, ``memory``, ``energy`` or ``cost``.
+        objective: ``time``, ``memory``, ``energy`` or ``cost``; several joined by commas also find
+            ``.pareto``, the plans that no other beats in all of them, and the best plan is the
+            best in the first.
         sync: ``exact``.
         fix: ``axis=value`` constraints a plan must meet.
         forbid: ``axis=value`` combinations a plan must avoid.
@@ -81,6 +86,7 @@ def plan_search(
         top: How many plans to rank.
         seed: Seed of the search.
         storage: Optuna storage URL; in memory by default.
+        tune: Tune the gradient bucket size of the best plan, with Optuna.
         out: File to write the search result to.
         progress: ``progress(stage, done, total)`` of profiling and cluster measurement.
 
@@ -89,11 +95,14 @@ def plan_search(
         InfeasibleError: Nothing fits; the hint names the smallest relaxation that works.
     """
     from autopar.search import search
+    from autopar.search.pareto import pareto_search, parse_objectives
     from autopar.search.reasons import Explainer
+    from autopar.search.tune import tuned_result
 
+    objectives = parse_objectives(objective) if "," in objective else (objective,)
     options = search_options(
         global_batch=global_batch,
-        objective=objective,
+        objective=objectives[0],
         sync=sync,
         fix=fix,
         forbid=forbid,
@@ -108,13 +117,18 @@ def plan_search(
     options = options.resolved(where)
     what, path = resolve_profile(profile, where, progress=progress)
     result = search(what, where, options)
+    if len(objectives) > 1:
+        result = replace(result, pareto=pareto_search(what, where, objectives, options))
+    tuning = None
+    if tune:
+        result, tuning = tuned_result(result, what, where, options)
     why = Explainer(result=result, profile=what, cluster=where, options=options)
     result = with_reasons(result, why)
     if path is not None:
         result = replace(result, profile={**result.profile, "path": str(path.absolute())})
     if out is not None:
         result.save(Path(out))
-    return Planned(result=result, profile=what, cluster=where, options=options)
+    return Planned(result=result, profile=what, cluster=where, options=options, tuning=tuning)
 
 
 def with_reasons(

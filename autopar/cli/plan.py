@@ -11,6 +11,7 @@ import typer
 
 from autopar.cli.options import GlobalBatch, Json, Out
 from autopar.cli.session import session
+from autopar.core.errors import InputError
 from autopar.core.units import format_bytes, format_seconds, parse_seconds
 from autopar.results import RankedPlan, Rejection, SearchResult
 
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 
 
 MACHINES = "Which machines"
-
-
-class Objective(StrEnum):
-    """What to minimise."""
-
-    TIME = "time"
-    TIME_TO_TARGET = "time-to-target"
-    MEMORY = "memory"
-    ENERGY = "energy"
-    COST = "cost"
 
 
 class Space(StrEnum):
@@ -66,7 +57,13 @@ def command(
     budget: Annotated[
         float | None, typer.Option(help="Most money, in USD.", rich_help_panel=MACHINES)
     ] = None,
-    objective: Annotated[Objective, typer.Option(help="What to minimise.")] = Objective.TIME,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="time, time-to-target, memory, energy or cost; a list like time,memory for the "
+            "plans that no other beats in all of them."
+        ),
+    ] = "time",
     sync: Annotated[str, typer.Option(help="Sync modes allowed: exact.")] = "exact",
     fix: Annotated[
         list[str] | None, typer.Option(help="Demand axis=value, e.g. pp=2; repeatable.")
@@ -85,6 +82,9 @@ def command(
         typer.Option(help="full, what autopar run executes, or auto: runnable where measured."),
     ] = Space.AUTO,
     top: Annotated[int, typer.Option(min=1, help="Plans to rank.")] = 5,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Tune the best plan's gradient bucket size.")
+    ] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say why, with numbers.")] = False,
     why_not: Annotated[
         str | None, typer.Option(help="Why not this plan, e.g. 'pp=2,schedule=gpipe'.")
@@ -114,7 +114,7 @@ def command(
             deadline_s=None if deadline is None else parse_seconds(deadline),
             budget_usd=budget,
             global_batch=global_batch,
-            objective=str(objective),
+            objective=objective,
             sync=sync,
             fix=fix or (),
             forbid=forbid or (),
@@ -124,9 +124,11 @@ def command(
             seed=seed,
             storage=storage,
             space=str(space),
+            tune=tune,
             progress=talk.progress,
         )
-        answers = _answers(planned, why_not, what_if)
+        answers = [planned.tuning] if planned.tuning is not None else []
+        answers += _answers(planned, why_not, what_if)
         result = planned.result
         if explain and result.reasons is not None:
             result = replace(result, explanation=result.reasons())
@@ -162,6 +164,11 @@ def _search(
         from autopar.api.planning import plan_search
 
         return plan_search(profile, clusters[0], **options), None
+    if "," in options["objective"] or options.pop("tune"):
+        raise InputError(
+            "several objectives and --tune are for one cluster without wishes for machines",
+            hint="choose the machines first, then plan on them",
+        )
     from autopar.api.machines import machine_search
 
     found = machine_search(
@@ -202,6 +209,10 @@ def _show(
     for item in result.top:
         table.add_row("*" if item is result.top[0] else "", *_row(item))
     console.print(table)
+    if result.pareto is not None:
+        from autopar.cli.plan_pareto import show_pareto
+
+        show_pareto(console, result.pareto)
     for name, baseline in result.baselines.items():
         console.print(f"  {name + ':':18} {_baseline(baseline, best)}", markup=False, style="dim")
     proof = result.certificate
