@@ -39,8 +39,8 @@ from autopar.search.space import Space, build_space
 
 OBJECTIVES = ("time", "memory", "energy", "cost")
 ENGINES = ("auto", "sweep", "exhaustive", "nsga2")
-RESOLUTION = 0.02
-"""Relative step of the memory limit of a sweep; finer steps only tell mixed plans apart."""
+RESOLUTION = 0.05
+"""Relative step of the memory limit of a sweep: no finer than predictions of memory are right."""
 EXHAUSTIVE_POINTS = 10_000
 """Points up to which ``auto`` prices all that bounds leave open; at worst half a minute."""
 _REFERENCE = 1.1

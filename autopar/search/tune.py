@@ -15,6 +15,8 @@ from autopar.search.options import SearchOptions
 
 TRIALS = 40
 """Bucket sizes tried; pricing one takes a millisecond."""
+LEAST_GAIN = 1e-3
+"""Relative gain below which a plan keeps its bucket size."""
 LEAST_BUCKET_BYTES = 2**20
 """Smaller buckets are all latency (Li et al. 2020, PyTorch Distributed, figure 8)."""
 
@@ -24,7 +26,8 @@ class Tuned:
     """A plan with another bucket size.
 
     Attributes:
-        ranked: The plan and its price; the one given when no size is better.
+        ranked: The plan and its price; the one given when no size is better by
+            :data:`LEAST_GAIN`.
         before: Objective before.
         after: Objective now.
         trials: Sizes tried.
@@ -53,6 +56,11 @@ def tuned_result(
     tuned = tune_bucket(result.best, model, options)
     if tuned.trials == 0:
         words = "Bucket size: nothing to tune, the plan does not reduce gradients in buckets."
+    elif tuned.ranked is result.best:
+        words = (
+            f"Bucket size: {format_bytes(tuned.ranked.plan.bucket_bytes)} stays, none of "
+            f"{tuned.trials} others lowers {options.objective} by {LEAST_GAIN:.1%}."
+        )
     else:
         sizes = [format_bytes(r.plan.bucket_bytes) for r in (result.best, tuned.ranked)]
         gain = 1 - tuned.after / tuned.before
@@ -104,4 +112,6 @@ def tune_bucket(
             if found < value:
                 best = RankedPlan(plan=draft.with_predicted(cost.to_dict()), price=cost)
                 value = found
+    if value > before * (1 - LEAST_GAIN):
+        return Tuned(ranked=ranked, before=before, after=before, trials=trials)
     return Tuned(ranked=best, before=before, after=value, trials=trials)

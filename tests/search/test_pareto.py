@@ -116,7 +116,7 @@ def test_sweep_leaves_out_less_memory_than_its_resolution(
     vectors = np.array([list(plan.values.values()) for plan in found.plans])
     allowed = expected.vectors * np.array([1.0, 1 / (1 - found.proof.resolution)])
     assert covered(allowed, vectors).all()
-    assert 0 < found.proof.gap < 0.05
+    assert 0 < found.proof.gap < 0.1
 
 
 def test_money_needs_its_own_number_of_devices() -> None:
