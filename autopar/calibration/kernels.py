@@ -103,3 +103,72 @@ def gather_seconds(c: Constants, compute_s: Number, collective_s: Number) -> Num
     """A phase beside which parameters are gathered (FSDP prefetch)."""
     longer, shorter = np.maximum(compute_s, collective_s), np.minimum(compute_s, collective_s)
     return longer + c.gather_exposed * shorter
+
+
+def unfused_attention_seconds(
+    c: Constants,
+    flop: Array,
+    scores: Array,
+    *,
+    head_dim: Array,
+    contraction: Array,
+    falls_back: Array,
+    item_bytes: Array | float,
+    peak_flop_per_s: Array | float,
+    memory_bytes_per_s: Array | float,
+) -> Array:
+    """Forward seconds of attention that writes its scores: two batched products and a softmax.
+
+    ``flop / rate * (1 + k0 / contraction)`` plus ``score_bytes`` per score; the whole matrix is
+    computed, also above the diagonal.
+
+    Args:
+        c: Constants.
+        flop: FLOPs over the whole score matrix.
+        scores: Elements of the score matrix.
+        head_dim: Width of a head; sizes not divisible by 8 miss the tensor cores.
+        contraction: The shorter contraction of the two products.
+        falls_back: Whether the fused softmax refuses the shape.
+        item_bytes: Bytes of an element.
+        peak_flop_per_s: Dense 16-bit peak, or the float32 one in float32 runs.
+        memory_bytes_per_s: Bandwidth that streaming reaches.
+    """
+    slow = np.where(head_dim % 8 != 0, c.head_misaligned, 1.0)
+    products = flop / (peak_flop_per_s * c.gemm_efficiency) * slow
+    products = products * (1 + c.contraction_start / contraction)
+    per_score = c.score_bytes * np.where(falls_back, c.score_fallback, 1.0) * item_bytes / 2
+    return np.asarray(products + scores * per_score / memory_bytes_per_s)
+
+
+def layer_collective_seconds(
+    c: Constants, size_bytes: Array, ranks: Array, bytes_per_s: Array
+) -> Array:
+    """An all-reduce inside a layer, or the reduce-scatter and all-gather that replace it.
+
+    ``alpha * (1 + log2(n) / 2) + 2 (n - 1) / n * bytes / rate``: ring bandwidth, latency that
+    grows with the tree's depth; times the exposed part.
+    """
+    ring = 2 * (ranks - 1) / ranks * size_bytes / bytes_per_s
+    latency = c.collective_latency_s * (1 + 0.5 * np.log2(ranks))
+    return np.asarray(np.where(ranks > 1, (latency + ring) * c.tp_exposed, 0.0))
+
+
+def gather_ring_seconds(
+    c: Constants, size_bytes: Array, ranks: Array, bytes_per_s: Array
+) -> Array:
+    """An all-gather or reduce-scatter of one layer's parameters over the data parallel ranks.
+
+    ``(n - 1) / n * bytes / rate + alpha * log2(n)``, with ``bytes`` the gathered size.
+    """
+    ring = (ranks - 1) / ranks * size_bytes / bytes_per_s
+    return np.asarray(ring + c.collective_latency_s * np.log2(np.maximum(ranks, 2)))
+
+
+def exposed_sync_seconds(c: Constants, exchange_s: Array, hidden_by_s: Array) -> Array:
+    """What gradient exchange adds to a step.
+
+    The exposed part ``x`` always; of the rest, what does not fit beside the backward pass that
+    hides it: ``x R + (1 - min(x, 1)) max(0, R - backward)``.
+    """
+    rest = (1 - np.minimum(c.sync_exposed, 1.0)) * np.maximum(0.0, exchange_s - hidden_by_s)
+    return np.asarray(c.sync_exposed * exchange_s + rest)

@@ -1,0 +1,92 @@
+"""Framework generations: which constants a run shares, and what its software does unless told."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Framework:
+    """A generation of training software whose constants are taken to be common.
+
+    Attributes:
+        name: Key of its factors in a calibration.
+        pattern: Over the framework column, lower case.
+        source: Over the source column, empty for any.
+        fused_attention: Runs flash or cuDNN fused attention.
+        sequence_parallel: Splits norms by tp when the row does not say.
+        zero: ZeRO stage when the row does not say.
+        recompute: What it recomputes when the row does not say; empty: decided by memory.
+        splits_microbatch: The printed microbatch is one rank's batch, cut into one microbatch
+            per pipeline stage (torchtitan's default).
+    """
+
+    name: str
+    pattern: str
+    source: str = ""
+    fused_attention: bool = False
+    sequence_parallel: bool = False
+    zero: int = 0
+    recompute: str = ""
+    splits_microbatch: bool = False
+
+    def heads(self, hidden: int) -> int:
+        """Heads when the row does not say: 64 in the BLOOM runs, else 64 wide up to 2048, 128."""
+        if self.name == "bigscience":
+            return 64
+        return max(1, hidden // (64 if hidden <= 2048 else 128))
+
+    def micro_batch(self, params_b: float | None) -> float:
+        """Microbatch when the row does not say: that of the SC21 runs of the size, else 1."""
+        if self.name != "megatron" or params_b is None:
+            return 1.0
+        for limit, size in ((8, 16), (20, 8), (45, 4), (160, 2)):
+            if params_b <= limit:
+                return float(size)
+        return 1.0
+
+
+GENERATIONS: tuple[Framework, ...] = (
+    Framework(
+        name="megatron-bridge", pattern=r"megatron-bridge",
+        fused_attention=True, sequence_parallel=True, zero=1,
+    ),
+    Framework(
+        name="nemo", pattern=r"nemo", fused_attention=True, sequence_parallel=True, zero=1,
+    ),
+    Framework(
+        name="megatron-core", pattern=r"megatron-core",
+        fused_attention=True, sequence_parallel=True, zero=1,
+    ),
+    Framework(name="sailor", pattern=r"sailor", recompute="none"),
+    Framework(name="bigscience-2021", pattern=r"megatron.*deepspeed 2021", recompute="full"),
+    Framework(
+        name="bigscience", pattern=r"megatron-deepspeed", source=r"bigscience", recompute="full",
+    ),
+    Framework(name="megatron-deepspeed", pattern=r"megatron-deepspeed", recompute="full"),
+    Framework(name="amp", pattern=r"deepspeed/megatron-lm", recompute="full"),
+    Framework(name="deepspeed", pattern=r"deepspeed zero-3", zero=3, recompute="full"),
+    Framework(name="megatron", pattern=r"megatron-lm", recompute="full"),
+    Framework(name="fsdp1", pattern=r"llm-foundry|fms-fsdp", fused_attention=True, zero=3),
+    Framework(name="internevo", pattern=r"internevo", fused_attention=True, recompute="none"),
+    Framework(
+        name="torchtitan", pattern=r"torchtitan",
+        fused_attention=True, sequence_parallel=True, zero=3, splits_microbatch=True,
+    ),
+    Framework(name="nanotron", pattern=r"nanotron", fused_attention=True, recompute="none"),
+    Framework(name="ddp", pattern=r"dle pytorch ddp|hf trainer|hf \+ deepspeed", recompute="none"),
+)  # fmt: skip
+"""In order of precedence; a new source is one entry."""
+
+OTHER = Framework(name="other", pattern="", fused_attention=True)
+"""Software no published row calibrates: what all generations have in common."""
+
+
+def framework_of(framework: str, source: str) -> Framework:
+    """The generation a row belongs to; :data:`OTHER` when none is known."""
+    text = framework.lower()
+    for generation in GENERATIONS:
+        if re.search(generation.pattern, text) and re.search(generation.source, source.lower()):
+            return generation
+    return OTHER

@@ -1,0 +1,161 @@
+"""Devices as published tables write them, looked up in the machine catalogue."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from autopar.calibration.table import device_class
+from autopar.cluster.catalog import load_machine
+
+PRECISIONS = ("float16", "float8", "float4", "tf32", "float32")
+"""What the dense products of a run compute in; bfloat16 counts as float16, of the same rate."""
+
+_NAMES: tuple[tuple[str, str], ...] = (
+    (r"gb300", "gb300"),
+    (r"gb200", "gb200"),
+    (r"b300", "b300-sxm"),
+    (r"b200", "b200-sxm"),
+    (r"gh-?(96|200)", "gh200-96gb"),
+    (r"h200", "h200-sxm"),
+    (r"h100.*nvl", "h100-nvl"),
+    (r"h100.*pcie", "h100-pcie"),
+    (r"h100", "h100-sxm"),
+    (r"h800", "h800-sxm"),
+    (r"a800", "a800-80gb-sxm"),
+    (r"a100.*pcie", "a100-80gb-pcie"),
+    (r"a100.*40", "a100-40gb-sxm"),
+    (r"a100", "a100-80gb-sxm"),
+    (r"a10g?\b", "a10g"),
+    (r"l40s", "l40s"),
+    (r"v100.*dgx-2", "dgx-2"),
+    (r"v100.*16", "v100-16gb"),
+    (r"v100", "v100-32gb"),
+    (r"\bt4\b", "t4"),
+    (r"4090", "rtx-4090"),
+    (r"mi300", "mi300x"),
+    (r"mi250", "mi250x"),
+)
+_RACK_DEVICES = 64
+"""Devices of an NVL72 rack that power-of-two jobs use; 8 of 72 stay idle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Platform:
+    """A device in its node.
+
+    Attributes:
+        device: Calibration class, e.g. ``a100``; mixed clusters join theirs with ``+``.
+        peak_flop_per_s: Dense peak by :data:`PRECISIONS`; unsupported ones are missing.
+        memory_bytes: Of one device, the smallest in a mixed cluster.
+        memory_bytes_per_s: Bandwidth, the slowest in a mixed cluster.
+        multiprocessors: Of one device.
+        devices_per_node: Devices that share the fast links.
+        intra_bytes_per_s: Per device and direction inside a node.
+        inter_bytes_per_s: Per node and direction.
+        note: What was assumed, empty for a catalogue device.
+    """
+
+    device: str
+    peak_flop_per_s: dict[str, float]
+    memory_bytes: float
+    memory_bytes_per_s: float
+    multiprocessors: float
+    devices_per_node: int
+    intra_bytes_per_s: float
+    inter_bytes_per_s: float
+    note: str = ""
+
+
+def _consumer(
+    name: str,
+    tensor: float,
+    plain: float,
+    memory_gb: float,
+    bandwidth: float,
+    multiprocessors: int,
+) -> Platform:
+    return Platform(
+        device=f"rtx-{name}",
+        peak_flop_per_s={"float16": tensor, "tf32": plain, "float32": plain},
+        memory_bytes=memory_gb * 1024**3,
+        memory_bytes_per_s=bandwidth,
+        multiprocessors=multiprocessors,
+        devices_per_node=8,
+        intra_bytes_per_s=1.2e10,
+        inter_bytes_per_s=1.25e9,
+        note=f"RTX {name}: vendor figures from memory; PCIe 3 and 10 Gb/s Ethernet assumed",
+    )
+
+
+# Not in the catalogue: they only occur as parts of mixed published clusters. Float16 peaks are
+# those with float32 accumulation, which GeForce halves.
+CONSUMER = (
+    (r"rtx-?2080", _consumer("2080", 4.0e13, 1.01e13, 8, 4.48e11, 46)),
+    (r"rtx-?3090", _consumer("3090", 7.1e13, 3.56e13, 24, 9.36e11, 82)),
+    (r"titan-?rtx", _consumer("titan", 1.305e14, 1.63e13, 24, 6.72e11, 72)),
+)
+
+
+def find_platform(text: str) -> Platform | None:
+    """The platform a table cell such as ``V100+T4`` or ``GH-96 x64`` names; ``None`` if unknown.
+
+    A mixed cluster is as slow as its slowest device: synchronous training waits for it.
+    """
+    parts = [_one(part) for part in re.sub(r"\([^)]*row says[^)]*\)", "", text).split("+")]
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    first = min(known, key=lambda part: part.peak_flop_per_s["float16"])
+    return replace(
+        first,
+        device="+".join(sorted({part.device for part in known})),
+        memory_bytes=min(part.memory_bytes for part in known),
+        memory_bytes_per_s=min(part.memory_bytes_per_s for part in known),
+        intra_bytes_per_s=min(part.intra_bytes_per_s for part in known),
+        inter_bytes_per_s=min(part.inter_bytes_per_s for part in known),
+        note="mixed devices: rates of the slowest",
+    )
+
+
+def _one(text: str) -> Platform | None:
+    name = text.strip().lower()
+    for pattern, platform in CONSUMER:
+        if re.search(pattern, name):
+            return platform
+    for pattern, machine in _NAMES:
+        if re.search(pattern, name):
+            return _of_machine(machine)
+    return None
+
+
+def _of_machine(name: str) -> Platform:
+    machine = load_machine(name)
+    device = machine.device
+    peaks = device.peak_flop_per_s
+    half = peaks["float16"]
+    table = {
+        "float16": half,
+        "float8": peaks.get("float8", 0.0),
+        # Dense NVFP4: twice float8 on B200, three times on B300 (NVIDIA Blackwell briefs).
+        "float4": peaks.get("float8", 0.0)
+        * {"b200": 2, "gb200": 2, "b300": 3, "gb300": 3}.get(device_class(device.name), 0),
+        "tf32": peaks.get("tf32", 0.0),
+        "float32": peaks["float32"],
+    }
+    per_node = machine.devices_per_node
+    inter = machine.inter.bytes_per_s
+    if per_node > _RACK_DEVICES:
+        inter, per_node = inter * _RACK_DEVICES / per_node, _RACK_DEVICES
+    return Platform(
+        device=device_class(device.name),
+        peak_flop_per_s={k: v for k, v in table.items() if v > 0},
+        memory_bytes=device.memory_bytes,
+        memory_bytes_per_s=device.memory_bytes_per_s,
+        multiprocessors=float(device.multiprocessors or 100),
+        devices_per_node=per_node,
+        intra_bytes_per_s=machine.intra.bytes_per_s,
+        inter_bytes_per_s=inter,
+    )
