@@ -98,24 +98,31 @@ MEMORY_SPECS: tuple[MemorySpec, ...] = (
         name="logit_bytes",
         default=8.0,
         unit="bytes",
-        text="bytes per logit at a loss that works in place, 16-bit runs; torch's own "
-        "cross-entropy takes 1.75 times as much",
+        text="bytes per logit at a loss that works in place, 16-bit runs; other losses by "
+        "``LOSS_FACTORS``",
         source="16-bit logits 2, float32 copy 4 that becomes the gradient, 16-bit gradient 2",
         width=0.25,
     ),
     MemorySpec(
         name="update_share",
-        default=1.0,
+        default=0.5,
         unit="1",
-        text="part of the optimizer's temporaries that does not fit into freed activation memory",
-        source="1: flat buffers need contiguous memory that fragments of activations do not give",
-        width=0.3,
+        text="part of the lesser of activations and optimizer temporaries that adds to the peak, "
+        "though they are not alive at once",
+        source="assumed; flat buffers need contiguous memory that freed fragments rarely give",
+        width=0.5,
     ),
 )
 """All constants, in a fixed order."""
-EAGER_LOSS = 1.75
-"""``torch.nn.functional.cross_entropy`` in float32 over an in-place loss: 16-bit logits 2 bytes,
-log-softmax 4, gradients of the loss's two ops 4 each, over the 8 of ``logit_bytes``."""
+LOSS_FACTORS: Mapping[str, float] = {
+    "inplace": 1.0,
+    "copied": 1.5,
+    "eager": 1.75,
+    "fused": 0.5,
+}
+"""Bytes per logit over those of an in-place loss (8): ``torch.nn.functional.cross_entropy`` in
+float32 holds 16-bit logits 2, log-softmax 4, gradients of its two ops 4 + 4; a loss that copies
+holds one float32 tensor more, 4; a fused kernel holds 16-bit logits and their gradient, 2 + 2."""
 REFERENCE_MULTIPROCESSORS = 108.0
 """Multiprocessors of the device that ``framework_bytes`` is stated for (A100)."""
 
@@ -132,7 +139,7 @@ class MemoryConstants:
         activation_factor: Kept activations over the counted ones.
         transient_factor: Working set over the counted one.
         logit_bytes: Per logit, 16-bit runs.
-        update_share: Part of optimizer temporaries that adds to the peak.
+        update_share: Part of the lesser of activations and optimizer temporaries that adds.
         low_factor: Central estimate -> lower end of the range.
         high_factor: Central estimate -> upper end, which decides feasibility.
         margins: Framework generation -> factor on ``allocator_margin``; absent ones are 1.

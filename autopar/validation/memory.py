@@ -105,6 +105,7 @@ def parts_of(
     """The formula over columns; see :func:`memory_parts`."""
     params = stage_parameters(x, f)
     kept = c.activation_factor * _kept_bytes(x, f)
+    handed = c.activation_factor * _handed_bytes(x, f)
     flights = _in_flight(x, f)
     working = c.transient_factor * _working_bytes(x, f)
     logits = _logit_bytes(c, x, f)
@@ -112,12 +113,14 @@ def parts_of(
     alone = x.pp == 1
     stages = []
     for place, layers in enumerate((f.first, f.middle, f.last)):
+        held = (kept * layers + handed) * np.where(alone, 1.0, flights[place])
+        loss = np.where(alone | (place == 2), logits, 0.0)
         pieces = [
             _state_bytes(x, f, params[place]),
-            kept * layers * np.where(alone, 1.0, flights[place]),
+            held,
             working,
-            np.where(alone | (place == 2), logits, 0.0),
-            _update_bytes(c, x, f, params[place]),
+            loss,
+            _update_bytes(c, x, f, params[place], held + working + loss),
             _bucket_bytes(c, f, params[place]),
         ]
         exists = np.where((place == 1) & (f.middle == 0), 0.0, 1.0)
@@ -135,10 +138,14 @@ def _framework_bytes(c: MemoryConstants, x: Columns, f: Facts, *, whole_device: 
     return np.asarray(counted * (context + c.communicator_bytes * _communicators(x)))
 
 
-def _update_bytes(c: MemoryConstants, x: Columns, f: Facts, params: Array) -> Array:
-    """Float32 gradients and temporaries of the optimizer's shard."""
+def _update_bytes(c: MemoryConstants, x: Columns, f: Facts, params: Array, freed: Array) -> Array:
+    """What float32 gradients and temporaries of the optimizer's shard add to the peak.
+
+    They follow the activations, so ``max(a, u) + share * min(a, u)`` in place of the sum.
+    """
     shards = np.where(x.zero >= 1, x.zero_ranks, 1.0)
-    return np.asarray(c.update_share * f.update_bytes * f.trained * params / shards)
+    update = f.update_bytes * f.trained * params / shards
+    return np.asarray(update - (1 - c.update_share) * np.minimum(update, freed))
 
 
 def _bucket_bytes(c: MemoryConstants, f: Facts, params: Array) -> Array:
@@ -207,15 +214,15 @@ def _saved_bytes(x: Columns, f: Facts, scores: Array) -> Array:
     """Bytes a block saves for backward without recompute.
 
     ``34 s b h + 5 a s^2 b`` of a GPT block (Korthikanti et al. 2022, equation 1), written so that
-    other attention and MLP widths fit: ``10 h`` outside tensor parallel regions, ``4 (q + k)`` and
-    ``4 f`` inside, ``8 f`` of a gated MLP (both branches, the activation and the product).
+    other attention and MLP widths fit: ``8 h``, and ``2 h`` of dropout masks, outside tensor
+    parallel regions; ``4 (q + k)`` and ``4 f`` inside, ``8 f`` of a gated MLP (both branches, the
+    activation, the product), ``6 f`` of a fused one.
     """
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
     inner = np.where(x.experts > 0, x.active_experts * x.expert_ffn + x.shared_ffn, x.ffn)
     gathered = np.where(f.keeps_gathered > 0, 4 * x.hidden * (1 - 1 / split), 0.0)
-    width = (
-        10 * x.hidden / split + gathered + (4 * x.query + 4 * x.keys + 4 * x.gates * inner) / x.tp
-    )
+    width = (8 + 2 * f.dropout) * x.hidden / split + gathered
+    width = width + (4 * x.query + 4 * x.keys + 4 * f.gate * inner) / x.tp
     return _tokens(x) * f.weight_bytes / 2 * (width + scores)
 
 
@@ -235,6 +242,12 @@ def _kept_bytes(x: Columns, f: Facts) -> Array:
     return np.where(f.full > 0, inputs, kept)
 
 
+def _handed_bytes(x: Columns, f: Facts) -> Array:
+    """Bytes of a stage's output, kept per microbatch in flight to start its backward from."""
+    split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
+    return np.where(x.pp > 1, _tokens(x) * f.weight_bytes * x.hidden / split, 0.0)
+
+
 def _working_bytes(x: Columns, f: Facts) -> Array:
     """Bytes of the block being computed: what recompute makes again, and the widest gradients."""
     again = np.where(f.full + f.selective > 0, _saved_bytes(x, f, _scores(x)), 0.0)
@@ -244,8 +257,16 @@ def _working_bytes(x: Columns, f: Facts) -> Array:
 
 
 def _logit_bytes(c: MemoryConstants, x: Columns, f: Facts) -> Array:
-    """Bytes of logits, their float32 copies and gradients on the stage with the head."""
-    return _tokens(x) * x.head_share * x.vocab / x.tp * c.logit_bytes * f.loss * f.weight_bytes / 2
+    """Bytes of logits, their float32 copies and gradients on the stage with the head.
+
+    With them the gathered input of the projection and its gradient, where these are kept.
+    """
+    split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
+    gathered = f.keeps_gathered * 2 * _tokens(x) * f.weight_bytes * x.hidden * (1 - 1 / split)
+    logits = (
+        _tokens(x) * x.head_share * x.vocab / x.tp * c.logit_bytes * f.loss * f.weight_bytes / 2
+    )
+    return logits + gathered
 
 
 def _in_flight(x: Columns, f: Facts) -> tuple[Array, Array, Array]:

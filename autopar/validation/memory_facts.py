@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from autopar.calibration.memory import EAGER_LOSS
+from autopar.calibration.memory import LOSS_FACTORS
 from autopar.validation.rows import Row
 
 Array = npt.NDArray[np.float64]
@@ -35,7 +35,9 @@ class Habits:
             and temporaries.
         sharded_update_bytes: The same under ZeRO-3, whose gradients are float32 shards already.
         buckets: Gradient buckets of a sharded optimizer.
-        eager_loss: The loss is torch's cross-entropy, not one that works in place.
+        loss: Key of ``LOSS_FACTORS``.
+        dropout: Blocks keep two dropout masks of a byte per element.
+        fused_gate: A gated MLP keeps its two branches and the product, not the activation.
         whole_device: Its memory figure counts the whole device, with context and communicators;
             else the allocator's bytes only.
         pipeline_gathers: With pipeline stages, ZeRO-3 parameters and gradients stay whole through
@@ -57,7 +59,9 @@ class Habits:
     update_bytes: float = 0.0
     sharded_update_bytes: float = 0.0
     buckets: float = 0.0
-    eager_loss: bool = False
+    loss: str = "inplace"
+    dropout: bool = True
+    fused_gate: bool = False
     whole_device: bool = True
     pipeline_gathers: bool = False
     selective_products: bool = False
@@ -74,23 +78,31 @@ _DEEPSPEED = Habits(
     source="DeepSpeed stage_1_and_2.py: 16-bit gradients, float32 copy of the shard at the update",
 )
 _MEGATRON_CORE = Habits(
-    gradient_bytes=4.0, whole_device=False, source="Megatron-Core DDP: float32 gradient buffer"
+    gradient_bytes=4.0,
+    whole_device=False,
+    dropout=False,
+    fused_gate=True,
+    source="Megatron-Core DDP: float32 gradient buffer; fused SwiGLU",
 )
 HABITS: Mapping[str, Habits] = {
     "bigscience": Habits(
         update_bytes=4.0,
         bf16_gradient_bytes=6.0,
         buckets=2.0,
-        source="DeepSpeed; its BF16_Optimizer adds float32 gradients to the 16-bit ones",
+        loss="copied",
+        source="DeepSpeed; its BF16_Optimizer adds float32 gradients to the 16-bit ones; loss of "
+        "bigscience-workshop/Megatron-DeepSpeed clones its input",
     ),
     "bigscience-2021": _DEEPSPEED,
     "megatron-deepspeed": _DEEPSPEED,
     "sailor": _DEEPSPEED,
     "amp": Habits(
         update_bytes=4.0,
+        loss="copied",
         recompute="none",
-        source="DeepSpeed; no recompute is inferred: 16-way data parallelism of 0.36e9 parameters "
-        "fails on 15 GiB at microbatch 2, far below what recompute would need",
+        source="DeepSpeed; loss of Megatron-LM 1.1 keeps logits and their exponentials; no "
+        "recompute is inferred: 16-way data parallelism of 0.36e9 parameters fails on 15 GiB at "
+        "microbatch 2, where recompute would need 11",
     ),
     "deepspeed": _DEEPSPEED,
     "megatron": Habits(
@@ -102,23 +114,31 @@ HABITS: Mapping[str, Habits] = {
     "internevo": Habits(
         update_bytes=14.0,
         sharded_update_bytes=8.0,
+        dropout=False,
         stages="late",
         source="InternLM hybrid_zero_optim.py: flat 16-bit and float32 gradients of the shard, "
         "2 + 4; torch 1.13 foreach AdamW: root and denominator of the second moment, 4 + 4",
     ),
     "torchtitan": Habits(
         whole_device=False,
-        eager_loss=True,
+        loss="eager",
+        dropout=False,
         pipeline_gathers=True,
+        keeps_gathered=True,
         selective_products=True,
-        source="torchtitan parallelize_llama.py: no reshard with pipeline stages, SAC by op",
+        source="torchtitan parallelize_llama.py: no reshard with pipeline stages, SAC by op; "
+        "autograd keeps what PrepareModuleInput gathers",
     ),
     "fsdp1": Habits(
-        whole_device=False, eager_loss=True, source="FullyShardedDataParallel documentation"
+        whole_device=False,
+        loss="fused",
+        dropout=False,
+        source="llm-foundry MPT: loss_fn fused_crossentropy, no dropout",
     ),
     "nanotron": Habits(
         gradient_bytes=4.0,
         whole_device=False,
+        dropout=False,
         keeps_gathered=True,
         tied=True,
         stages="balanced",
@@ -128,7 +148,10 @@ HABITS: Mapping[str, Habits] = {
 }
 """Framework generation -> habits; a new source is one entry."""
 USUAL = Habits(
-    whole_device=False, eager_loss=True, source="mixed precision Adam and torch's own loss"
+    whole_device=False,
+    loss="eager",
+    dropout=False,
+    source="mixed precision Adam and torch's own loss",
 )
 
 
@@ -144,6 +167,9 @@ class Facts:
         reduce_bytes: Per parameter of a bucket or gathered unit being reduced.
         buckets: Gradient buckets.
         loss: Factor on the bytes per logit.
+        dropout: 1 where blocks keep dropout masks.
+        gate: Matrices' outputs and elementwise results that a gated MLP keeps, over those of one
+            without a gate; 1 without.
         whole_device: 1 where the measured figure counts the whole device.
         pipeline_gathers: 1 where ZeRO-3 parameters stay whole with pipeline stages.
         selective_products: 1 where selective recompute keeps every other product.
@@ -163,6 +189,8 @@ class Facts:
     reduce_bytes: Array
     buckets: Array
     loss: Array
+    dropout: Array
+    gate: Array
     whole_device: Array
     pipeline_gathers: Array
     selective_products: Array
@@ -213,7 +241,9 @@ def _facts(row: Row) -> dict[str, float]:
         "update_bytes": update,
         "reduce_bytes": reduce,
         "buckets": habits.buckets if row.zero and row.dp > 1 else 0.0,
-        "loss": EAGER_LOSS if habits.eager_loss else 1.0,
+        "loss": LOSS_FACTORS[habits.loss],
+        "dropout": habits.dropout,
+        "gate": (1.5 if habits.fused_gate else 2.0) if row.shape.gated else 1.0,
         "whole_device": habits.whole_device,
         "pipeline_gathers": habits.pipeline_gathers,
         "selective_products": habits.selective_products,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from autopar.calibration.memory import MEMORY_SPECS, MemoryConstants
 from autopar.validation.columns import Columns, columns
 from autopar.validation.memory import parts_of
-from autopar.validation.memory_facts import Facts, facts
+from autopar.validation.memory_facts import Facts, facts, unstated_recompute
 from autopar.validation.oom import unjudged, usable_bytes
 from autopar.validation.rows import Row
 
@@ -87,7 +87,10 @@ def fit_memory(rows: Sequence[Row]) -> MemoryConstants:
 
 
 def usable_rows(rows: Sequence[Row]) -> list[Row]:
-    """Rows a fit can use: judged peaks, and outcomes of families that print failures."""
+    """Rows a fit can use: judged peaks, failures, and runs whose plan is stated in full.
+
+    In families that print failures, runs with something unstated count too: both share it.
+    """
     skip = unjudged(rows)
     families = {row.family for row in rows if row.out_of_memory and row.id not in skip}
     return [
@@ -97,9 +100,16 @@ def usable_rows(rows: Sequence[Row]) -> list[Row]:
         and (
             row.measured_memory_bytes is not None
             or row.out_of_memory
-            or (row.family in families and row.measured_s is not None)
+            or (row.measured_s is not None and (row.family in families or stated(row)))
         )
     ]
+
+
+def stated(row: Row) -> bool:
+    """Whether a row says all that its memory depends on, and its source trusts it."""
+    zero = bool(row.printed.get("zero_or_fsdp")) or row.dp == 1
+    guessed = row.printed.get("notes", "").startswith("[C") or "assumed" in row.shape.source
+    return zero and not guessed and not unstated_recompute(row)
 
 
 def _data(rows: Sequence[Row]) -> _Data:

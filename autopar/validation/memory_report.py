@@ -177,15 +177,21 @@ def _peak_score(held: HeldOut, c: MemoryConstants, family: str) -> PeakScore:
 
 
 def outcome_scores(held: HeldOut, factor: float) -> dict[str, OutcomeScore]:
-    """Verdicts by family and over all, with predictions times ``factor``."""
+    """Verdicts with predictions times ``factor``.
+
+    Returns:
+        Scores by family that prints failures, over these (``ALL``), and over runs of the other
+        families (``others``), which all ran.
+    """
     families = sorted({row.family for row in held.rows if row.out_of_memory})
     fits = held.whole * factor <= held.usable
     scores = {}
-    for name in [*families, "ALL"]:
+    for name in [*families, "ALL", "others"]:
+        wanted = {"ALL": families, "others": None}.get(name, [name])
         inside = [
             (row.out_of_memory, bool(fit))
             for row, fit in zip(held.rows, fits, strict=True)
-            if row.family in families and name in (row.family, "ALL")
+            if (row.family not in families if wanted is None else row.family in wanted)
         ]
         scores[name] = OutcomeScore(
             failed=sum(failed for failed, _ in inside),
@@ -276,7 +282,8 @@ def _outcome_text(rows: Sequence[Row], held: HeldOut, c: MemoryConstants) -> str
     shares = (score.caught / max(1, score.failed + other), score.passed / max(1, score.ran))
     return (
         "\nThe verdict uses the upper end of the range against the device's memory less what the "
-        "driver keeps; the central value is shown beside it. "
+        "driver keeps; the central value is shown beside it. Runs of other families are those "
+        "whose source states the whole plan; most fill the device on purpose. "
         f"{other} failures are not memory (below); were they counted as missed, the balanced "
         f"accuracy would be {sum(shares) / 2:.1%}.\n"
     )
