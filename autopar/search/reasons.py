@@ -203,7 +203,10 @@ def _flips(
             continue
         found += [flip.text for flip in flips]
         steady += [] if flips else [QUANTITIES[quantity].title]
-    text = f"Break-even. {chosen} stays the choice from x1/16 to x16"
+    subject = f"{chosen} stays the choice"
+    if effort != "full":
+        subject = f"Among the plans compared {chosen} stays ahead"
+    text = f"Break-even. {subject} from x1/16 to x16"
     text += f" except: {'; '.join(found)}." if found else "."
     text += f" No flip by {' and '.join(steady)}." if steady else ""
     if effort != "full":
