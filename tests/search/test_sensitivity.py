@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from autopar.cost import CostModel, price
-from autopar.graph import GraphProfile
+from autopar.graph import BlockCurve, GraphProfile, Measurement
 from autopar.results import RankedPlan
 from autopar.search import SearchOptions, plan_for
 from autopar.search.change import scaled_cluster
@@ -111,3 +111,26 @@ def test_tiny_kernels_hang_on_their_launches():
     assert max(shares, key=lambda name: shares[name]) == "launch"
     assert shares["launch"] > 0.5
     assert elasticities(HEAVY, plan(HEAVY, "dp=1,m=16"))["launch"] < 0.1
+
+
+def test_measured_times_count_as_compute():
+    curves = {f"s{i}": BlockCurve(points=((1.0, 0.01, 0.02), (16.0, 0.1, 0.2))) for i in range(6)}
+    timed = Measurement(
+        device="gpu",
+        busy_ranks=1,
+        threads=1,
+        curves=curves,
+        composition=(),
+        optimizer_s=0.01,
+        optimizer_s_per_byte=1e-11,
+        zero_grad_s=1e-3,
+        resident_bytes=1e9,
+        spread=0.05,
+    )
+    profile = replace(HEAVY, measurement=timed)
+    cluster = replace(cluster_of(1, 1), measured=True)
+    item = plan_for(profile, cluster, "dp=1,pp=1,m=4", OPTIONS)
+    repricer = Repricer(profile, cluster)
+    shares = repricer.elasticities(item.plan, item.price.step_time_s.value)
+    assert shares == {"compute": pytest.approx(1.0)}
+    assert repricer.uncertainty("compute") < Repricer(HEAVY, CLUSTER).uncertainty("compute")
