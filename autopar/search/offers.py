@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from autopar.cluster import Cluster
 from autopar.core.errors import InputError
-from autopar.core.estimate import Estimate
+from autopar.core.estimate import Estimate, weakest
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
 
@@ -101,9 +101,17 @@ class Offer:
 
     @property
     def total_s(self) -> Estimate | None:
-        """Time of all steps."""
-        step = self.step_time_s
-        return None if step is None else step.scaled(self.steps)
+        """Time of all steps, more of them where the sync mode needs more to the same loss."""
+        if self.result is None:
+            return None
+        price = self.result.best.price
+        step, more = price.step_time_s.scaled(self.steps), price.steps_multiplier
+        return Estimate(
+            value=step.value * more.value,
+            low=step.low * more.low,
+            high=step.high * more.high,
+            source=weakest(step.source, more.source),
+        )
 
     @property
     def cost_usd(self) -> Estimate | None:

@@ -22,6 +22,7 @@ from autopar.search.options import SearchOptions
 from autopar.search.placement import DeviceOrder, device_orders
 from autopar.search.quick import QuickBounds
 from autopar.search.space import build_space
+from autopar.search.uneven import best_uneven_split
 
 PLACEMENT = "Placement."
 """Opens the paragraph about the order of machines."""
@@ -140,6 +141,9 @@ def _joined(
     certificate = _certificate(searched, value_of(top[0].price, options.objective), options)
     best = found[0][1]
     words = explain(top, baselines, certificate, options)
+    placement = placement_words(found, len(searched))
+    if options.objective == "time" and (uneven := best_uneven_split(model, options)) is not None:
+        placement += " " + uneven.words(model, top[0].price.step_time_s.value)
     return replace(
         best,
         best=top[0],
@@ -147,7 +151,7 @@ def _joined(
         baselines=baselines,
         certificate=certificate,
         search_time_s=search_time_s,
-        explanation=(words[0], placement_words(found, len(searched)), *words[1:]),
+        explanation=(words[0], placement, *words[1:]),
         history=tuple(_history(result for _, result in found)),
         warnings=top[0].price.assumptions,
         cluster={"name": cluster.name, "devices": cluster.device_count, "hash": cluster.hash},

@@ -17,7 +17,7 @@ class Replica:
     """Time and room of one replica: ``fixed_s + unit_s x units``.
 
     Attributes:
-        fixed_s: Seconds whatever its share.
+        fixed_s: Seconds whatever its share; negative when the first unit costs less.
         unit_s: Seconds per unit.
         most: Units that fit in its memory, ``None`` for no limit.
         least: Units it must have; 1 keeps a replica that is synchronised with others at work.
@@ -32,10 +32,10 @@ class Replica:
     least: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.fixed_s >= 0 and self.unit_s >= 0 and self.least >= 0):
+        if not (self.unit_s >= 0 and self.least >= 0):
             raise InputError(
-                f"a replica has fixed_s {self.fixed_s}, unit_s {self.unit_s}, least {self.least}",
-                hint="none may be negative",
+                f"a replica has unit_s {self.unit_s} and least {self.least}",
+                hint="neither may be negative",
             )
         if self.most is not None and self.most < self.least:
             raise InputError(

@@ -30,7 +30,7 @@ def test_equals_brute_force(seed: int) -> None:
         least = random_.randint(0, 2)
         replicas.append(
             Replica(
-                fixed_s=random_.choice([0.0, random_.uniform(0, 3)]),
+                fixed_s=random_.choice([0.0, random_.uniform(-1, 3)]),
                 unit_s=random_.choice([0.0, 1.0, random_.uniform(0, 2)]),
                 least=least,
                 most=random_.choice([None, least + random_.randint(0, 4)]),
@@ -71,7 +71,7 @@ def test_what_cannot_be_split_says_why() -> None:
         )
     with pytest.raises(InfeasibleError, match="at least 2"):
         split_batch(1, [Replica(fixed_s=0, unit_s=1)] * 2)
-    with pytest.raises(InputError, match="fixed_s"):
-        Replica(fixed_s=-1, unit_s=1)
+    with pytest.raises(InputError, match="unit_s -1"):
+        Replica(fixed_s=1, unit_s=-1)
     with pytest.raises(InputError, match="room for 0"):
         Replica(fixed_s=0, unit_s=1, most=0)
