@@ -22,15 +22,16 @@ class Kind(StrEnum):
     ZOO = "zoo"
     SCHEDULES = "schedules"
     STRATEGIES = "strategies"
+    SYNC = "sync"
 
 
 def command(
     kind: Annotated[
-        Kind | None, typer.Argument(help="machines, zoo, schedules or strategies.")
+        Kind | None, typer.Argument(help="machines, zoo, schedules, strategies or sync.")
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """List the machines, zoo models, schedules and strategies that other commands accept.
+    """List what other commands accept: machines, zoo models, schedules, strategies, sync modes.
 
     Example: `autopar catalog machines`.
     """
@@ -127,9 +128,34 @@ def _strategies() -> list[dict[str, Any]]:
     ]
 
 
+def _sync() -> list[dict[str, Any]]:
+    """Modes, then compressions as they are joined to a mode, ``+int8``."""
+    from autopar.sync import COMPRESSIONS, SYNC_MODES, SyncContext, SyncGroup, parse_sync
+
+    names = [*SYNC_MODES, *(f"all_reduce+{name}" for name in COMPRESSIONS if name != "none")]
+    rows = []
+    for name in names:
+        sync = parse_sync(name)
+        _, joined, compression = name.partition("+")
+        summary = COMPRESSIONS.summary(compression) if joined else SYNC_MODES.summary(name)
+        multiplier = sync.steps_multiplier(SyncContext(group=SyncGroup(ranks=2)))
+        rows.append(
+            {
+                "name": sync.name.removeprefix("all_reduce") if joined else sync.name,
+                "semantics": sync.semantics,
+                "summary": f"{sync.semantics:9} {summary}",
+                "runnable": sync.name == "all_reduce",
+                "steps_multiplier": multiplier.to_dict(),
+                "citations": [item.citation for item in sync.literature],
+            }
+        )
+    return rows
+
+
 _LISTS = {
     Kind.MACHINES: _machines,
     Kind.ZOO: _zoo,
     Kind.SCHEDULES: _schedules,
     Kind.STRATEGIES: _strategies,
+    Kind.SYNC: _sync,
 }

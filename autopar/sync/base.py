@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -164,16 +165,22 @@ def assumed(low: float, value: float, high: float) -> Estimate:
     return Estimate(value=value, low=low, high=high, source="assumed")
 
 
-class AbstractCompression(ABC):
-    """How a payload is written before it is sent.
+class Choice(ABC):
+    """What can be named with options.
 
     Subclasses are frozen dataclasses whose fields are the options, in the order of ``options``.
+    A field with default ``None`` is left out of the canonical name when it is ``None``.
     """
 
     name: ClassVar[str]
     options: ClassVar[tuple[Option, ...]] = ()
-    exact: ClassVar[bool] = False
     literature: ClassVar[Literature | None] = None
+
+
+class AbstractCompression(Choice):
+    """How a payload is written before it is sent."""
+
+    exact: ClassVar[bool] = False
 
     @abstractmethod
     def encoded_bytes(self, payload: Payload) -> float:
@@ -196,17 +203,10 @@ class AbstractCompression(ABC):
         return None
 
 
-class AbstractSyncMode(ABC):
-    """When and with whom a rank exchanges gradients or weights.
+class AbstractSyncMode(Choice):
+    """When and with whom a rank exchanges gradients or weights."""
 
-    Subclasses are frozen dataclasses whose fields are the options, in the order of ``options``.
-    A field with default ``None`` is left out of the canonical name when it is ``None``.
-    """
-
-    name: ClassVar[str]
     semantics: ClassVar[Semantics]
-    options: ClassVar[tuple[Option, ...]] = ()
-    literature: ClassVar[Literature | None] = None
     shardable: ClassVar[bool] = False
     """True when ZeRO may share out states, gradients or weights among the same ranks."""
 
@@ -237,7 +237,7 @@ class AbstractSyncMode(ABC):
         return None
 
 
-def check_options(kind: str, item: AbstractSyncMode | AbstractCompression) -> None:
+def check_options(kind: str, item: Choice) -> None:
     """Check the range of every option of a mode or compression.
 
     Raises:
@@ -247,8 +247,8 @@ def check_options(kind: str, item: AbstractSyncMode | AbstractCompression) -> No
         value = getattr(item, option.name)
         if value is None:
             continue
-        above = option.high is not None and value > option.high
-        if value < option.low or above:
+        high = math.inf if option.high is None else option.high
+        if not option.low <= value <= high:  # not a number fails too
             limit = (
                 f"{option.low:g} or more"
                 if option.high is None

@@ -13,6 +13,7 @@ from autopar.sync.base import (
     ONE,
     AbstractCompression,
     AbstractSyncMode,
+    Choice,
     Literature,
     Option,
     Payload,
@@ -24,7 +25,7 @@ from autopar.sync.base import (
 )
 from autopar.sync.registry import COMPRESSIONS, SYNC_MODES
 
-Item = TypeVar("Item", AbstractSyncMode, AbstractCompression)
+Item = TypeVar("Item", bound=Choice)
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,6 @@ def _number(kind: str, name: str, option: Option, text: str) -> float:
         ) from error
 
 
-def _written(item: Item) -> str:
+def _written(item: Choice) -> str:
     values = [getattr(item, option.name) for option in item.options]
     return ":".join([item.name, *(f"{value:.12g}" for value in values if value is not None)])
