@@ -57,7 +57,7 @@ def _spec(name: str, default: float, unit: str, text: str, **widths: float) -> C
 
 SPECS: tuple[ConstantSpec, ...] = (
     _spec(
-        "gemm_efficiency", 0.845, "1", "part of the dense peak that a large matrix product reaches",
+        "gemm_efficiency", 0.845, "1", "part of the dense peak a large matrix product reaches",
         g=0.15, a=0.12, d=0.08, f=0.12,
     ),
     _spec(

@@ -6,14 +6,11 @@ runs, row by row.
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
 import numpy.typing as npt
 
 from autopar.calibration.constants import Constants
 
-Number = TypeVar("Number", float, npt.NDArray[np.float64])
 Array = npt.NDArray[np.float64]
 
 TILES = ((256, 128, 1.0), (128, 128, 1.08), (64, 128, 1.25), (64, 64, 1.6))
@@ -84,28 +81,23 @@ def flash_seconds(c: Constants, flop: Array, peak_flop_per_s: Array | float) -> 
     return np.asarray(flop * 0.5 / (peak_flop_per_s * c.flash_efficiency))
 
 
-def stream_seconds(c: Constants, size_bytes: Number, memory_bytes_per_s: float) -> Number:
-    """Seconds of memory-bound ops that read and write ``size_bytes``."""
-    return size_bytes / (memory_bytes_per_s * c.memory_efficiency)
-
-
-def host_seconds(c: Constants, kernels: Number, tp: Number) -> Number:
+def host_seconds(c: Constants, kernels: Array | float, tp: Array) -> Array:
     """Host time of launching kernels; wider groups launch slower."""
-    return c.launch_s * kernels * (1 + c.launch_tp * np.log2(tp))
+    return np.asarray(c.launch_s * kernels * (1 + c.launch_tp * np.log2(tp)))
 
 
-def phase_seconds(c: Constants, device_s: Number, host_s: Number) -> Number:
+def phase_seconds(c: Constants, device_s: Array, host_s: Array) -> Array:
     """Device and host work side by side: the longer one, rounded off where they are close."""
-    return (device_s**c.phase_norm + host_s**c.phase_norm) ** (1 / c.phase_norm)
+    return np.asarray((device_s**c.phase_norm + host_s**c.phase_norm) ** (1 / c.phase_norm))
 
 
-def gather_seconds(c: Constants, compute_s: Number, collective_s: Number) -> Number:
+def gather_seconds(c: Constants, compute_s: Array, collective_s: Array) -> Array:
     """A phase beside which parameters are gathered (FSDP prefetch)."""
     longer, shorter = np.maximum(compute_s, collective_s), np.minimum(compute_s, collective_s)
-    return longer + c.gather_exposed * shorter
+    return np.asarray(longer + c.gather_exposed * shorter)
 
 
-def unfused_attention_seconds(
+def unfused_attention_seconds(  # noqa: PLR0913 - physics has that many quantities
     c: Constants,
     flop: Array,
     scores: Array,

@@ -119,7 +119,7 @@ ARCHITECTURES = {
 
 def device_class(name: str) -> str:
     """``a100-80gb-sxm`` -> ``a100``: the part of a catalogue name that calibration goes by."""
-    return name.split("@")[0].split("-")[0]
+    return name.split("@", maxsplit=1)[0].split("-", maxsplit=1)[0]
 
 
 def architecture(device: str) -> str:

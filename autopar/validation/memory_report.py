@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from autopar.validation.memory_facts import HABITS
 from autopar.validation.memory_fit import fit_memory, usable_rows
 from autopar.validation.oom import NOT_MEMORY, unjudged, usable_bytes
 from autopar.validation.rows import Row
+from autopar.validation.score import fold_of
 
 Array = npt.NDArray[np.float64]
 
-FOLDS = 10
 RANGE_TAIL = 0.05
 """Part of held-out peaks on either side of the range."""
 FEW = 20
@@ -102,8 +101,7 @@ def hold_out(rows: Sequence[Row], *, by_family: bool = False) -> HeldOut:
     """
     chosen = usable_rows(rows)
     keys = [row.family if by_family else row.group for row in chosen]
-    folds = sorted(set(keys), key=lambda key: zlib.crc32(key.encode()))
-    part = {key: i if by_family else i % FOLDS for i, key in enumerate(folds)}
+    part = {key: key if by_family else str(fold_of(key)) for key in keys}
     value, whole = np.zeros(len(chosen)), np.zeros(len(chosen))
     for fold in sorted(set(part.values())):
         inside = [i for i, key in enumerate(keys) if part[key] == fold]
@@ -129,6 +127,7 @@ def calibrate(rows: Sequence[Row]) -> MemoryConstants:
     about = {
         "peaks": dict(sorted(counts.items())),
         "outcomes": dict(sorted(outcomes.items())),
+        "fingerprints": sorted({row.fingerprint for row in held.rows}),
         "range": f"{ratio}, groups held out, {sum(counts.values())} peaks",
     }
     return replace(fitted.with_range(low, high), fitted_on=about)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from autopar.calibration.memory import MemoryConstants
 from autopar.validation.memory import predict
-from autopar.validation.memory_facts import facts
+from autopar.validation.memory_facts import HABITS, USUAL, facts, unstated_recompute
 from autopar.validation.rows import Row
 
 RESERVED_SHARE = 0.012
@@ -29,6 +30,8 @@ def oom_verdict(
 ) -> npt.NDArray[np.bool_]:
     """Whether each run fits on its devices.
 
+    A run that may have recomputed, as its source does not say, fits if it does so with recompute.
+
     Args:
         rows: Complete rows.
         constants: Constants; the shipped ones when ``None``.
@@ -38,8 +41,17 @@ def oom_verdict(
     c = constants or MemoryConstants.shipped()
     if not rows:
         return np.zeros(0, bool)
-    needed = predict(c, rows, whole_device=True) * (c.high_factor if upper else 1.0)
+    frugal = [_with_recompute(row) for row in rows]
+    needed = predict(c, frugal, whole_device=True) * (c.high_factor if upper else 1.0)
     return np.asarray(needed <= usable_bytes(rows))
+
+
+def _with_recompute(row: Row) -> Row:
+    """The row with full recompute where neither its source nor its framework says."""
+    habits = HABITS.get(row.framework, USUAL)
+    if unstated_recompute(row) and not habits.recompute:
+        return replace(row, recompute="full")
+    return row
 
 
 def unjudged(rows: Sequence[Row]) -> dict[str, str]:

@@ -5,6 +5,7 @@ Nothing here reads a measured column, except to say what the prediction is compa
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,8 +134,24 @@ class Unpriced:
     reason: str
 
 
-class Unpriceable(Exception):
+class UnpriceableError(Exception):
     """A row lacks something no table can supply; the message is the reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PrintedPlan:
+    """Degrees and batch of a row."""
+
+    devices: int
+    dp: int
+    tp: int
+    pp: int
+    vpp: int
+    cp: int
+    ep: int
+    micro_batch: float
+    microbatches: float
+    global_batch: float
 
 
 @dataclass
@@ -161,7 +178,7 @@ def complete(entries: Sequence[Entry]) -> tuple[list[Row], list[Unpriced]]:
     for entry in entries:
         try:
             rows.append(_row(entry))
-        except Unpriceable as error:
+        except UnpriceableError as error:
             unpriced.append(Unpriced(id=entry.id, family=entry.family, reason=str(error)))
     return rows, unpriced
 
@@ -171,7 +188,7 @@ def _row(entry: Entry) -> Row:
     framework = framework_of(entry.text("framework"), entry.text("source"))
     platform = find_platform(entry.text("gpu"))
     if platform is None:
-        raise Unpriceable(f"device '{entry.text('gpu')}' is not in the catalogue")
+        raise UnpriceableError(f"device '{entry.text('gpu')}' is not in the catalogue")
     if platform.note:
         notes.say(platform.note)
     shape = _shape(entry, framework, notes)
@@ -182,7 +199,7 @@ def _row(entry: Entry) -> Row:
     row = Row(
         id=entry.id,
         family=entry.family,
-        group=f"{entry.text('model')}|{entry.text('gpu')}|{plan['devices']}",
+        group=f"{entry.text('model')}|{entry.text('gpu')}|{plan.devices}",
         choice="|".join(
             str(part)
             for part in (
@@ -191,8 +208,8 @@ def _row(entry: Entry) -> Row:
                 shape.heads,
                 seq,
                 entry.text("gpu"),
-                plan["devices"],
-                plan["global_batch"],
+                plan.devices,
+                plan.global_batch,
                 framework.name,
                 precision,
             )
@@ -203,9 +220,20 @@ def _row(entry: Entry) -> Row:
         software=entry.text("framework"),
         platform=platform,
         shape=shape,
-        **_network(entry, platform),
+        devices_per_node=_whole(entry, "gpus_per_node", platform.devices_per_node),
+        intra_bytes_per_s=_rate(entry, "intra_gbps", platform.intra_bytes_per_s),
+        inter_bytes_per_s=_rate(entry, "inter_gbps", platform.inter_bytes_per_s),
         seq=seq,
-        **plan,
+        devices=plan.devices,
+        dp=plan.dp,
+        tp=plan.tp,
+        pp=plan.pp,
+        vpp=plan.vpp,
+        cp=plan.cp,
+        ep=plan.ep,
+        micro_batch=plan.micro_batch,
+        microbatches=plan.microbatches,
+        global_batch=plan.global_batch,
         zero=zero,
         zero_ranks=zero_ranks,
         recompute="none",
@@ -215,7 +243,7 @@ def _row(entry: Entry) -> Row:
         sequence_parallel=_sequence_parallel(entry, framework, plan),
         lora="lora" in (entry.text("model") + entry.text("notes")).lower(),
         head_share=_head_share(entry, seq),
-        stage_layers=stage_layers(shape.layers, plan["pp"], entry.text("notes")),
+        stage_layers=stage_layers(shape.layers, plan.pp, entry.text("notes")),
         weight=_weight(entry),
         measured_s=entry.positive("step_time_s"),
         measured_memory_bytes=_memory(entry),
@@ -231,10 +259,10 @@ def _whole(entry: Entry, column: str, default: int | None) -> int:
     value = entry.positive(column)
     if value is None:
         if default is None:
-            raise Unpriceable(f"no {column}")
+            raise UnpriceableError(f"no {column}")
         return default
     if value < 1:
-        raise Unpriceable(f"{column} is {value:g}, at least 1 is needed")
+        raise UnpriceableError(f"{column} is {value:g}, at least 1 is needed")
     return round(value)
 
 
@@ -253,7 +281,7 @@ def _shape(entry: Entry, framework: Framework, notes: _Notes) -> Shape:
         return known
     size = entry.positive("params_b") or size_in_name(model)
     if size is None or "resnet" in model.lower():
-        raise Unpriceable(f"shape of '{model}' is neither stated nor known")
+        raise UnpriceableError(f"shape of '{model}' is neither stated nor known")
     guess = shape_of_size(size)
     notes.say(f"shape: {guess.source}")
     return guess
@@ -288,7 +316,7 @@ def _default_vocab(entry: Entry) -> int:
     return -(-50257 // PAD) * PAD
 
 
-def _plan(entry: Entry, framework: Framework, notes: _Notes) -> dict[str, int | float]:
+def _plan(entry: Entry, framework: Framework, notes: _Notes) -> _PrintedPlan:
     devices = _whole(entry, "gpus", None)
     tp, pp = _whole(entry, "tp", None), _whole(entry, "pp", None)
     cp = _whole(entry, "cp", 1)
@@ -296,7 +324,9 @@ def _plan(entry: Entry, framework: Framework, notes: _Notes) -> dict[str, int | 
     dp = _whole(entry, "dp", max(1, devices // model_ranks))
     if dp * model_ranks != devices:
         if devices % model_ranks:
-            raise Unpriceable(f"tp {tp} x pp {pp} x cp {cp} does not divide {devices} devices")
+            raise UnpriceableError(
+                f"tp {tp} x pp {pp} x cp {cp} does not divide {devices} devices"
+            )
         notes.say(f"dp {devices // model_ranks}, not the printed {dp}: the product counts")
         dp = devices // model_ranks
     micro = entry.positive("micro_batch")
@@ -315,28 +345,24 @@ def _plan(entry: Entry, framework: Framework, notes: _Notes) -> dict[str, int | 
     vpp = entry.positive("vpp")
     if vpp is None:
         vpp = 2 if "interleaved" in entry.text("notes").lower() and pp > 1 else 1
-    return {
-        "devices": devices,
-        "dp": dp,
-        "tp": tp,
-        "pp": pp,
-        "vpp": round(max(1, vpp)),
-        "cp": cp,
-        "ep": _whole(entry, "ep", 1),
-        "micro_batch": micro,
-        "microbatches": max(1.0, batch / (micro * dp)),
-        "global_batch": batch,
-    }
+    return _PrintedPlan(
+        devices=devices,
+        dp=dp,
+        tp=tp,
+        pp=pp,
+        vpp=round(max(1, vpp)),
+        cp=cp,
+        ep=_whole(entry, "ep", 1),
+        micro_batch=micro,
+        microbatches=max(1.0, batch / (micro * dp)),
+        global_batch=batch,
+    )
 
 
-def _network(entry: Entry, platform: Platform) -> dict[str, float | int]:
-    intra, inter = entry.positive("intra_gbps"), entry.positive("inter_gbps")
-    per_node = _whole(entry, "gpus_per_node", platform.devices_per_node)
-    return {
-        "devices_per_node": per_node,
-        "intra_bytes_per_s": intra * 1e9 / 8 if intra else platform.intra_bytes_per_s,
-        "inter_bytes_per_s": inter * 1e9 / 8 if inter else platform.inter_bytes_per_s,
-    }
+def _rate(entry: Entry, column: str, default: float) -> float:
+    """Bytes per second of a column in Gbit/s."""
+    value = entry.positive(column)
+    return value * 1e9 / 8 if value else default
 
 
 def _precision(entry: Entry, platform: Platform, framework: Framework, notes: _Notes) -> str:
@@ -354,16 +380,16 @@ def _precision(entry: Entry, platform: Platform, framework: Framework, notes: _N
         if not text:
             notes.say("16-bit products assumed")
     if name not in platform.peak_flop_per_s:
-        raise Unpriceable(f"{platform.device} has no {name} products in the catalogue")
+        raise UnpriceableError(f"{platform.device} has no {name} products in the catalogue")
     return name
 
 
 def _zero(
-    entry: Entry, framework: Framework, plan: dict[str, int | float], notes: _Notes
+    entry: Entry, framework: Framework, plan: _PrintedPlan, notes: _Notes
 ) -> tuple[int, int]:
     """ZeRO stage and the ranks it spreads over."""
     text = entry.text("zero_or_fsdp").lower()
-    ranks = round(plan["dp"] * plan["cp"])
+    ranks = round(plan.dp * plan.cp)
     within = re.search(r"within (\d+)", text)
     if within:
         ranks = min(ranks, int(within[1]))
@@ -383,9 +409,9 @@ def _zero(
     return framework.zero if text == "" else 0, ranks
 
 
-def _sequence_parallel(entry: Entry, framework: Framework, plan: dict[str, int | float]) -> bool:
+def _sequence_parallel(entry: Entry, framework: Framework, plan: _PrintedPlan) -> bool:
     stated = entry.number("sp")
-    return plan["tp"] > 1 and (framework.sequence_parallel if stated is None else stated > 0)
+    return plan.tp > 1 and (framework.sequence_parallel if stated is None else stated > 0)
 
 
 def _head_share(entry: Entry, seq: int) -> float:
@@ -426,7 +452,7 @@ def _printed_stages(layers: int, pp: int, notes: str) -> list[float] | None:
         bounds = [int(x) for x in cuts[1].split(",")]
         pad = (bounds[-1] - layers) // 2
         inner = [min(max(b - pad, 0), layers) for b in bounds]
-        stages = [float(b - a) for a, b in zip(inner, inner[1:], strict=False)]
+        stages = [float(b - a) for a, b in itertools.pairwise(inner)]
     elif counts:
         stages = [float(x) for x in counts[1].split(",")]
         extra = (sum(stages) - layers) / 2

@@ -195,7 +195,7 @@ LADDER = (
     (530.0, 105, 20480),
     (1008.0, 128, 25600),
 )
-"""Size in 1e9 parameters, layers and width of GPT-3 (Brown 2020, Table 2.1) and Megatron (SC21)."""
+"""1e9 parameters, layers and width of GPT-3 (Brown 2020, Table 2.1) and Megatron (SC21)."""
 BIGSCIENCE_VOCAB = 250880
 # The page prints no layer count beside these widths. Its TFLOP/s count 96 B s L h^2 without
 # attention and vocabulary; solved for L they give 78.02, 77.03 and 80.02.

@@ -1,0 +1,78 @@
+"""Memory of rows by constants that have not seen their group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.calibration.memory import MemoryConstants
+from autopar.validation.memory import peak_memory
+from autopar.validation.memory_report import calibrate
+from autopar.validation.oom import oom_verdict
+from autopar.validation.rows import Row
+from autopar.validation.score import fold_of
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPrediction:
+    """Predicted peaks and verdicts, one entry per row.
+
+    Attributes:
+        value_bytes: Central estimate, as the source counts.
+        low_bytes: Lower end of the range.
+        high_bytes: Upper end.
+        fits: Whether the run fits, by the upper end.
+    """
+
+    value_bytes: Array
+    low_bytes: Array
+    high_bytes: Array
+    fits: npt.NDArray[np.bool_]
+
+
+def predict_memory(
+    rows: Sequence[Row], known: Sequence[Row] | None = None, *, zero_shot: bool = False
+) -> MemoryPrediction:
+    """Memory of every row; one the fit knows is predicted by a fit without its group.
+
+    Args:
+        rows: Rows to predict.
+        known: Rows to fit on; ``None`` for the shipped constants.
+        zero_shot: Default constants only.
+    """
+    if zero_shot:
+        return _joined(len(rows), [(list(range(len(rows))), MemoryConstants.defaults())], rows)
+    whole: MemoryConstants | None = None
+    if known is None:
+        whole = MemoryConstants.shipped()
+        prints = set(whole.fitted_on.get("fingerprints", ()))
+        known = [row for row in rows if row.fingerprint in prints]
+    else:
+        prints = {row.fingerprint for row in known}
+        if any(row.fingerprint not in prints for row in rows):
+            whole = calibrate(known)
+    parts = [([i for i, row in enumerate(rows) if row.fingerprint not in prints], whole)]
+    again = [i for i, row in enumerate(rows) if row.fingerprint in prints]
+    for fold in sorted({fold_of(rows[i].group) for i in again}):
+        held = [i for i in again if fold_of(rows[i].group) == fold]
+        parts.append((held, calibrate([row for row in known if fold_of(row.group) != fold])))
+    return _joined(len(rows), parts, rows)
+
+
+def _joined(
+    count: int, parts: Sequence[tuple[list[int], MemoryConstants | None]], rows: Sequence[Row]
+) -> MemoryPrediction:
+    """Predictions of parts of the rows, each by its constants, in the order of the rows."""
+    value, low, high = (np.zeros(count) for _ in range(3))
+    fits = np.zeros(count, bool)
+    for inside, constants in parts:
+        if inside:
+            some = [rows[i] for i in inside]
+            value[inside], low[inside], high[inside] = peak_memory(some, constants)
+            fits[inside] = oom_verdict(some, constants)
+    return MemoryPrediction(value_bytes=value, low_bytes=low, high_bytes=high, fits=fits)

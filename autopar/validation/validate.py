@@ -1,0 +1,205 @@
+"""Price every row of a CSV by a model that has not seen its group, and score it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autopar.validation.memory import peak_memory
+from autopar.validation.oom import oom_verdict, unjudged
+from autopar.validation.predictor import Prediction, Predictor
+from autopar.validation.rows import Row, Unpriced, complete
+from autopar.validation.score import (
+    FOLDS,
+    ChoiceScore,
+    FamilyScore,
+    choice_scores,
+    family_scores,
+    fold_of,
+)
+from autopar.validation.shipped import seen, shipped_predictor
+from autopar.validation.table import read_entries
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """Predictions beside measurements.
+
+    Attributes:
+        rows: Rows that were priced.
+        unpriced: Rows that were not, with the reason.
+        prediction: Step seconds.
+        how: Per row ``cross-validated``, ``new to the fit`` or ``zero-shot``.
+        families: Scores by source, of rows with a measured step time.
+        choices: Scores of sets of alternatives.
+        fits: Per row, whether its plan fits in memory.
+        peak_bytes: Per row, predicted peak memory.
+    """
+
+    rows: tuple[Row, ...]
+    unpriced: tuple[Unpriced, ...]
+    prediction: Prediction
+    how: tuple[str, ...]
+    families: tuple[FamilyScore, ...]
+    choices: tuple[ChoiceScore, ...]
+    fits: tuple[bool, ...]
+    peak_bytes: tuple[float, ...]
+
+    @property
+    def outcomes(self) -> dict[str, Any]:
+        """How often "fits" and "out of memory" were right, over rows that can be judged."""
+        skipped = unjudged(self.rows)
+        known = [
+            (row.out_of_memory, fits)
+            for row, fits in zip(self.rows, self.fits, strict=True)
+            if row.id not in skipped and (row.out_of_memory or row.measured_s)
+        ]
+        failed = [fits for out, fits in known if out]
+        ran = [fits for out, fits in known if not out]
+        parts = [1 - statistics.mean(failed)] if failed else []
+        parts += [statistics.mean(ran)] if ran else []
+        return {
+            "failed": len(failed),
+            "failed_found": sum(not fits for fits in failed),
+            "ran": len(ran),
+            "ran_found": sum(ran),
+            "balanced_accuracy": statistics.mean(parts) if parts else None,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``data`` of ``scripts/validate_published --json``."""
+        return {
+            "rows": [self._row(i) for i in range(len(self.rows))],
+            "unpriced": [asdict(row) for row in self.unpriced],
+            "families": [asdict(score) for score in self.families],
+            "groups": [score.to_dict() for score in self.choices],
+            "choosing": choosing(self.choices),
+            "out_of_memory": self.outcomes,
+        }
+
+    def _row(self, index: int) -> dict[str, Any]:
+        row, found = self.rows[index], self.prediction
+        predicted = float(found.value_s[index])
+        memory = row.measured_memory_bytes
+        return {
+            "id": row.id,
+            "family": row.family,
+            "group": row.group,
+            "predicted_s": predicted,
+            "low_s": float(found.low_s[index]),
+            "high_s": float(found.high_s[index]),
+            "measured_s": row.measured_s,
+            "rel_error": predicted / row.measured_s - 1 if row.measured_s else None,
+            "how": self.how[index],
+            "feasible": self.fits[index],
+            "out_of_memory": row.out_of_memory,
+            "predicted_memory_bytes": self.peak_bytes[index],
+            "measured_memory_bytes": memory,
+            "memory_rel_error": self.peak_bytes[index] / memory - 1 if memory else None,
+            "assumed": list(row.assumed),
+        }
+
+
+def choosing(choices: Sequence[ChoiceScore]) -> dict[str, Any]:
+    """Summary of the sets of alternatives."""
+    if not choices:
+        return {"groups": 0}
+    regrets, rules = [c.regret for c in choices], [c.rule_regret for c in choices]
+    taus = [c.kendall_tau for c in choices if c.kendall_tau is not None]
+    return {
+        "groups": len(choices),
+        "regret_mean": statistics.mean(regrets),
+        "regret_p90": float(np.quantile(regrets, 0.9)),
+        "best_in_top3": statistics.mean(c.in_top3 for c in choices),
+        "kendall_tau_median": statistics.median(taus) if taus else None,
+        "rule_regret_mean": statistics.mean(rules),
+        "rule_regret_p90": float(np.quantile(rules, 0.9)),
+    }
+
+
+def validate(
+    path: Path,
+    *,
+    fit_path: Path | None = None,
+    zero_shot: bool = False,
+    progress: Progress | None = None,
+) -> Validation:
+    """Price and score a CSV.
+
+    Args:
+        path: Rows to price.
+        fit_path: Rows to calibrate on; the shipped calibration when ``None``. A row that is in
+            both, or that the shipped fit saw, is priced by a fit that saw nothing of its group.
+        zero_shot: Default constants and the catalogue only.
+        progress: ``progress(stage, done, total)``.
+
+    Raises:
+        InputError: A file is missing, no table, or lacks a needed column.
+    """
+    rows, unpriced = complete(read_entries(path))
+    if zero_shot:
+        found, how = Predictor(()).predict(rows), ["zero-shot"] * len(rows)
+    elif fit_path is not None:
+        known, _ = complete(read_entries(fit_path))
+        found, how = _held_out(rows, [row for row in known if row.measured_s], None, progress)
+    else:
+        found, how = _held_out(
+            rows,
+            [row for row in rows if row.measured_s and seen(row)],
+            shipped_predictor(),
+            progress,
+        )
+    measured = [i for i, row in enumerate(rows) if row.measured_s]
+    some = [rows[i] for i in measured]
+    part = Prediction(
+        value_s=found.value_s[measured], low_s=found.low_s[measured], high_s=found.high_s[measured]
+    )
+    peaks = peak_memory(rows)[0] if rows else np.zeros(0)
+    return Validation(
+        rows=tuple(rows),
+        unpriced=tuple(unpriced),
+        prediction=found,
+        how=tuple(how),
+        families=tuple(family_scores(some, part)),
+        choices=tuple(choice_scores(some, part.value_s)),
+        fits=tuple(bool(fits) for fits in oom_verdict(rows)),
+        peak_bytes=tuple(float(peak) for peak in peaks),
+    )
+
+
+def _held_out(
+    rows: Sequence[Row],
+    known: Sequence[Row],
+    ready: Predictor | None,
+    progress: Progress | None,
+) -> tuple[Prediction, list[str]]:
+    """Rows the fit knows fold by fold, each without its group; the others by the whole fit."""
+    prints = {row.fingerprint for row in known}
+    again = [i for i, row in enumerate(rows) if row.fingerprint in prints]
+    new = [i for i, row in enumerate(rows) if row.fingerprint not in prints]
+    value, low, high = (np.full(len(rows), np.nan) for _ in range(3))
+    how = ["new to the fit"] * len(rows)
+
+    def put(indices: list[int], found: Prediction) -> None:
+        value[indices], low[indices], high[indices] = found.value_s, found.low_s, found.high_s
+
+    if new:
+        predictor = ready if ready is not None else Predictor(known)
+        put(new, predictor.predict([rows[i] for i in new]))
+    for fold in range(FOLDS):
+        held = [i for i in again if fold_of(rows[i].group) == fold]
+        if held:
+            others = [row for row in known if fold_of(row.group) != fold]
+            put(held, Predictor(others).predict([rows[i] for i in held]))
+        if progress is not None and again:
+            progress("cross-validation", fold + 1, FOLDS)
+    for index in again:
+        how[index] = "cross-validated"
+    return Prediction(value_s=value, low_s=low, high_s=high), how
