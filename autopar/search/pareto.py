@@ -5,7 +5,7 @@ Three engines:
 - ``sweep``: repeated proved searches for one objective, each under a tighter memory limit
   (the epsilon-constraint method, Haimes et al. 1971) and, where money counts beside time, each on
   a fixed number of devices, since the price of a step is then its time times a constant. Complete
-  up to :data:`RESOLUTION` in memory on spaces of any size.
+  up to a step in memory (:data:`RESOLUTION`) on spaces of any size.
 - ``exhaustive``: every point whose bounds no priced plan dominates is priced with the stage
   boundaries that are best for each objective. Complete over those.
 - ``nsga2``: the genetic algorithm of Deb et al. 2002 as Optuna has it, started from the best
@@ -41,6 +41,8 @@ OBJECTIVES = ("time", "memory", "energy", "cost")
 ENGINES = ("auto", "sweep", "exhaustive", "nsga2")
 RESOLUTION = 0.05
 """Relative step of the memory limit of a sweep: no finer than predictions of memory are right."""
+COARSE_RESOLUTION, LARGE_SPACE = 0.15, 1_000_000
+"""The step in spaces with at least so many points, where each limit takes seconds."""
 EXHAUSTIVE_POINTS = 10_000
 """Points up to which ``auto`` prices all that bounds leave open; at worst half a minute."""
 _REFERENCE = 1.1
@@ -151,15 +153,16 @@ def sweep(members: Members, space: Space) -> Outcome:
     """The fastest (or cheapest) plan under each of a falling series of memory limits.
 
     A plan that is left out was slower under the limit it fits, so one of the set is no slower and
-    needs at most ``1 / (1 - RESOLUTION)`` times its memory.
+    needs at most ``1 / (1 - resolution)`` times its memory.
     """
+    step = COARSE_RESOLUTION if space.size >= LARGE_SPACE else RESOLUTION
     rest = [name for name in members.objectives if name != "memory"]
     per_world = {"time", "cost"} <= set(rest)
     complete = True
     for part in by_world(space) if per_world else [space]:
-        for limit in _limits(members, part, rest[0]):
+        for limit in _limits(members, part, rest[0], step):
             complete = complete and limit
-    resolution = RESOLUTION if "memory" in members.objectives else 0.0
+    resolution = step if "memory" in members.objectives else 0.0
     return Outcome(
         complete=complete,
         resolution=resolution,
@@ -167,7 +170,7 @@ def sweep(members: Members, space: Space) -> Outcome:
     )
 
 
-def _limits(members: Members, space: Space, objective: str) -> Iterator[bool]:
+def _limits(members: Members, space: Space, objective: str, step: float) -> Iterator[bool]:
     """Search under falling limits; yields whether each answer is proved."""
     options = replace(members.options, objective=objective)
     while True:
@@ -180,7 +183,7 @@ def _limits(members: Members, space: Space, objective: str) -> Iterator[bool]:
             return
         used = member.values[members.objectives.index("memory")]
         high = used * (1 + k.MEMORY_MARGIN.value)
-        options = replace(options, max_memory_bytes=high * (1 - RESOLUTION))
+        options = replace(options, max_memory_bytes=high * (1 - step))
 
 
 def _plan(member: Member, members: Members) -> ParetoPlan:
