@@ -182,6 +182,10 @@ def _number(kind: str, name: str, option: Option, text: str) -> float:
         ) from error
 
 
-def _written(item: Choice) -> str:
-    values = [getattr(item, option.name) for option in item.options]
-    return ":".join([item.name, *(f"{value:.12g}" for value in values if value is not None)])
+def _written(item: AbstractSyncMode | AbstractCompression) -> str:
+    parts = [item.name]
+    for option in item.options:
+        value: float | None = getattr(item, option.name)
+        if value is not None:
+            parts.append(f"{value:.12g}")
+    return ":".join(parts)

@@ -47,15 +47,14 @@ def all_to_all(size_bytes: float, ranks: int, overlap: Overlap = "none") -> Mess
 def push(encoded_bytes: float, ranks: int, servers: int, overlap: Overlap) -> Message:
     """Each rank sends ``1/S`` of its payload to each server; servers are ranks too.
 
-    A rank with a server sends ``(S-1)/S`` of the payload, a rank without sends it whole. A server
-    receives ``(n-1)/S`` of it, which sets the time: that of an all-to-all in which a rank gets as
-    much.
+    Counted on a rank with a server, which push and pull together load most: it sends ``(S-1)/S``
+    of its payload and receives ``(n-1)/S`` of one. That sets the time: of an all-to-all in which
+    a rank gets as much. A rank without a server sends its whole payload and receives nothing.
     """
-    sent = encoded_bytes if servers < ranks else (ranks - 1) / ranks * encoded_bytes
     return Message(
         kind="all_to_all",
         size_bytes=encoded_bytes * ranks / servers,
-        sent_bytes=sent,
+        sent_bytes=(servers - 1) / servers * encoded_bytes,
         received_bytes=(ranks - 1) / servers * encoded_bytes,
         overlap=overlap,
     )

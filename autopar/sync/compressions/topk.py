@@ -29,7 +29,7 @@ class TopK(AbstractCompression):
     literature: ClassVar[Literature | None] = Literature(
         multiplier=assumed(1.0, 1.5, 5.0),
         citation="Lin et al. 2018, Deep Gradient Compression (arXiv:1712.01887); "
-        "Stich et al. 2018, Sparsified SGD with Memory (arXiv:1809.07599), theorem 2.4",
+        "Stich et al. 2018, Sparsified SGD with Memory (arXiv:1809.07599)",
         reading="the rate of SGD once enough steps are taken, and the same accuracy at 0.1 % "
         "density with momentum correction and warm-up, which are not used here; value and upper "
         "end are guesses",
