@@ -43,6 +43,8 @@ class Columns:
     active_experts: Array
     expert_ffn: Array
     shared_ffn: Array
+    expert_width: Array
+    attention_share: Array
     dense_layers: Array
     flop_per_token: Array
     seq: Array
@@ -111,6 +113,8 @@ def _facts(row: Row) -> dict[str, float]:
         "active_experts": shape.active_experts,
         "expert_ffn": shape.expert_ffn,
         "shared_ffn": shape.shared_ffn,
+        "expert_width": shape.expert_width or shape.hidden,
+        "attention_share": shape.attention_share,
         "dense_layers": shape.dense_layers,
         "flop_per_token": shape.flop_per_token or np.nan,
         "seq": row.seq,

@@ -107,8 +107,19 @@ def _tokens(x: Columns) -> Array:
     return x.micro_batch * x.seq / x.cp
 
 
-def _linear(c: Constants, x: Columns, m: Array, n: Array, k: Array) -> tuple[Array, Array]:
-    """Forward, and backward as input and weight gradient (adapters have no weight gradient)."""
+def _linear(
+    c: Constants, x: Columns, m: Array, n: Array, k: Array, *, half: bool = False
+) -> tuple[Array, Array]:
+    """Forward, and backward as input and weight gradient (adapters have no weight gradient).
+
+    Args:
+        c: Constants.
+        x: Rows.
+        m: Tokens.
+        n: Output width.
+        k: Input width.
+        half: The product stays in 16 bit where the others run in 8 or 4.
+    """
     relative = np.where(
         x.float4 > 0,
         c.fp4_efficiency,
@@ -116,7 +127,7 @@ def _linear(c: Constants, x: Columns, m: Array, n: Array, k: Array) -> tuple[Arr
             x.float8 > 0, c.fp8_efficiency * np.where(x.block_scaled > 0, c.mx_efficiency, 1), 1
         ),
     )
-    rate = x.peak_flop_per_s * relative
+    rate = x.peak16_flop_per_s if half else x.peak_flop_per_s * relative
     memory = x.memory_bytes_per_s * c.memory_efficiency
 
     def product(m: Array, n: Array, k: Array) -> Array:
@@ -146,19 +157,19 @@ def _block_work(c: Constants, x: Columns) -> _Pass:
         _linear(c, x, tokens, x.hidden, x.query / x.tp),
     )
 
-    def mlp(rows: Array, inner: Array) -> tuple[Array, Array]:
+    def mlp(rows: Array, inner: Array, width: Array) -> tuple[Array, Array]:
         inner = np.maximum(inner, 1)
         return _sum(
-            _linear(c, x, rows, x.gates * inner / x.tp, x.hidden),
-            _linear(c, x, rows, x.hidden, inner / x.tp),
+            _linear(c, x, rows, x.gates * inner / x.tp, width),
+            _linear(c, x, rows, width, inner / x.tp),
         )
 
-    dense = mlp(tokens, x.ffn)
+    dense = mlp(tokens, x.ffn, x.hidden)
     routed = tokens * np.maximum(x.active_experts, 1)
     per_expert = np.maximum(routed * x.ep / np.maximum(x.experts, 1), 1)
     slowdown = c.expert_slowdown * (1 + SMALL_EXPERT_TOKENS / per_expert)
-    expert = mlp(routed, x.expert_ffn)
-    shared = mlp(tokens, x.shared_ffn)
+    expert = mlp(routed, x.expert_ffn, x.expert_width)
+    shared = mlp(tokens, x.shared_ffn, x.hidden)
     share = _dense_share(x)
     scale = _printed_flop_scale(x)
     gemm = [
@@ -182,9 +193,11 @@ def _block_work(c: Constants, x: Columns) -> _Pass:
 def _printed_flop_scale(x: Columns) -> Array:
     """Products of a stand-in shape are scaled to the FLOPs per token its page prints."""
     share = _dense_share(x)
-    width = share * x.ffn + (1 - share) * (x.active_experts * x.expert_ffn + x.shared_ffn)
+    active = x.active_experts * x.expert_ffn * x.expert_width / x.hidden
+    width = share * x.ffn + (1 - share) * (active + x.shared_ffn)
     block = 2 * x.hidden * (2 * x.query + 2 * x.keys + width * (1 + x.gates))
-    forward = x.layers * (block + 2 * x.seq * x.query) + 2 * x.hidden * x.vocab
+    scores = 2 * x.seq * x.query * x.attention_share
+    forward = x.layers * (block + scores) + 2 * x.hidden * x.vocab
     return np.where(np.isfinite(x.flop_per_token), x.flop_per_token / (3 * forward), 1.0)
 
 
@@ -196,7 +209,7 @@ def _attention(c: Constants, x: Columns) -> tuple[tuple[Array, Array], Array]:
     longer part.
     """
     tokens = _tokens(x)
-    flop = 4 * tokens * x.seq * x.query / x.tp
+    flop = 4 * tokens * x.seq * x.query / x.tp * x.attention_share
     memory = x.memory_bytes_per_s * c.memory_efficiency
     unaligned = (x.heads / x.tp * x.micro_batch) % 4 != 0
     falls_back = (x.fused_attention < 1) & (unaligned | (x.seq > 2048))
@@ -241,12 +254,16 @@ def _tp_collective(c: Constants, x: Columns) -> Array:
 
 
 def _expert_exchange(c: Constants, x: Columns) -> Array:
-    """The all-to-alls of one pass: a token goes once to every node that holds its experts."""
+    """The all-to-alls of one pass: a token goes once to every node that holds its experts.
+
+    With sequence parallelism every tensor parallel rank sends its own part of the tokens.
+    """
     nodes = np.maximum(x.ep / x.devices_per_node, 1)
     visits = np.maximum(x.active_experts, 1)
     copies = np.where(nodes > 1, np.minimum(visits, nodes), visits)
     item = np.where((x.float8 > 0) | (x.float4 > 0), 1.5, 2.0)
-    size = 2 * _tokens(x) * copies * x.hidden * item * (x.ep - 1) / x.ep
+    split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
+    size = 2 * _tokens(x) / split * copies * x.expert_width * item * (x.ep - 1) / x.ep
     rate = np.where(
         x.ep > x.devices_per_node,
         x.inter_bytes_per_s * c.inter_share,
@@ -282,7 +299,7 @@ def _block_seconds(
         + x.selective * selective
     )
     gather = gather_ring_seconds(
-        c, _block_parameters(x) * x.item_bytes, _replicas(x), _data_rate(c, x)
+        c, _block_parameters(x) * x.item_bytes, _shard_ranks(x), _shard_rate(c, x)
     )
     sharded = (x.zero == 3) & (_replicas(x) > 1)
     forward = np.where(sharded, gather_seconds(c, forward, gather), forward)
@@ -294,13 +311,25 @@ def _block_seconds(
 def _block_parameters(x: Columns) -> Array:
     """Parameters of one block on one rank."""
     share = _dense_share(x)
-    held = share * x.ffn + (1 - share) * (x.experts * x.expert_ffn / x.ep + x.shared_ffn)
+    experts = x.experts * x.expert_ffn / x.ep * x.expert_width / x.hidden
+    held = share * x.ffn + (1 - share) * (experts + x.shared_ffn)
     return x.hidden * (2 * x.query + 2 * x.keys + held * (1 + x.gates)) / x.tp
 
 
 def _replicas(x: Columns) -> Array:
     """Ranks that hold the same parameters."""
     return np.maximum(x.dp * x.cp, 1)
+
+
+def _shard_ranks(x: Columns) -> Array:
+    """Ranks that share the sharded states: all replicas, or a part of them (HSDP)."""
+    return np.minimum(x.zero_ranks, _replicas(x))
+
+
+def _shard_rate(c: Constants, x: Columns) -> Array:
+    """Rate of a ring over the ranks that share sharded states."""
+    inside = _shard_ranks(x) <= _in_node(x)
+    return np.where(inside, x.intra_bytes_per_s * c.intra_share, _data_rate(c, x))
 
 
 def _in_node(x: Columns) -> Array:
@@ -318,10 +347,14 @@ def _data_rate(c: Constants, x: Columns) -> Array:
 
 
 def _head_seconds(c: Constants, x: Columns, tp_collective: Array) -> Array:
-    """Vocabulary projection and loss of one microbatch."""
+    """Vocabulary projection and loss of one microbatch.
+
+    The projection stays in 16 bit in float8 and 4-bit runs (Transformer Engine leaves Megatron's
+    output layer out, torchtitan filters it).
+    """
     tokens = _tokens(x) * x.head_share
     memory = x.memory_bytes_per_s * c.memory_efficiency
-    forward, backward = _linear(c, x, np.maximum(tokens, 1), x.vocab / x.tp, x.hidden)
+    forward, backward = _linear(c, x, np.maximum(tokens, 1), x.vocab / x.tp, x.hidden, half=True)
     streams = (
         tokens * x.vocab / x.tp * c.logit_bytes + 4 * x.item_bytes * x.vocab * x.hidden / x.tp
     )
@@ -380,13 +413,14 @@ def _exchange_seconds(c: Constants, x: Columns) -> Array:
     size = _local_parameters(x) * x.item_bytes
     rate = _data_rate(c, x)
     reduce = (replicas - 1) / replicas * size / rate
-    ranks = np.minimum(x.zero_ranks, replicas)
-    inside = ranks <= _in_node(x)
-    gather_rate = np.where(inside, x.intra_bytes_per_s * c.intra_share, rate)
-    latency = c.zero_latency_s * np.where(inside, 0.0, ranks)
-    sharded = (ranks - 1) / ranks * size / gather_rate + latency
+    ranks = _shard_ranks(x)
+    latency = c.zero_latency_s * np.where(ranks <= _in_node(x), 0.0, ranks)
+    sharded = (ranks - 1) / ranks * size / _shard_rate(c, x) + latency
     gather = np.where(x.zero == 1, sharded, reduce)
-    return np.where((replicas > 1) & (x.zero < 3), reduce + gather, 0.0)
+    copies = replicas / ranks
+    across = 2 * (copies - 1) / copies * size / ranks / (rate / np.minimum(ranks, _in_node(x)))
+    partly = np.where((x.zero == 3) & (copies > 1.01), across, 0.0)
+    return np.where((replicas > 1) & (x.zero < 3), reduce + gather, partly)
 
 
 def _optimizer_seconds(c: Constants, x: Columns) -> Array:

@@ -20,6 +20,8 @@ class Framework:
         recompute: What it recomputes when the row does not say; empty: decided by memory.
         splits_microbatch: The printed microbatch is one rank's batch, cut into one microbatch
             per pipeline stage (torchtitan's default).
+        offloads: Its recipes move activations to the host's memory on superchips instead of
+            computing them again.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Framework:
     zero: int = 0
     recompute: str = ""
     splits_microbatch: bool = False
+    offloads: bool = False
 
     def heads(self, hidden: int) -> int:
         """Heads when the row does not say: 64 in the BLOOM runs, else 64 wide up to 2048, 128."""
@@ -50,7 +53,7 @@ class Framework:
 GENERATIONS: tuple[Framework, ...] = (
     Framework(
         name="megatron-bridge", pattern=r"megatron-bridge",
-        fused_attention=True, sequence_parallel=True, zero=1,
+        fused_attention=True, sequence_parallel=True, zero=1, offloads=True,
     ),
     Framework(
         name="nemo", pattern=r"nemo", fused_attention=True, sequence_parallel=True, zero=1,
@@ -65,7 +68,7 @@ GENERATIONS: tuple[Framework, ...] = (
         name="bigscience", pattern=r"megatron-deepspeed", source=r"bigscience", recompute="full",
     ),
     Framework(name="megatron-deepspeed", pattern=r"megatron-deepspeed", recompute="full"),
-    Framework(name="amp", pattern=r"deepspeed/megatron-lm", recompute="full"),
+    Framework(name="amp", pattern=r"deepspeed/megatron-lm", recompute="none"),
     Framework(name="deepspeed", pattern=r"deepspeed zero-3", zero=3, recompute="full"),
     Framework(name="megatron", pattern=r"megatron-lm", recompute="full"),
     Framework(name="fsdp1", pattern=r"llm-foundry|fms-fsdp", fused_attention=True, zero=3),

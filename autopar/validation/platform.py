@@ -18,6 +18,7 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"b200", "b200-sxm"),
     (r"gh-?(96|200)", "gh200-96gb"),
     (r"h200", "h200-sxm"),
+    (r"h100.*hbm2e", "h100-sxm"),
     (r"h100.*nvl", "h100-nvl"),
     (r"h100.*pcie", "h100-pcie"),
     (r"h100", "h100-sxm"),
@@ -65,6 +66,11 @@ class Platform:
     intra_bytes_per_s: float
     inter_bytes_per_s: float
     note: str = ""
+
+    @property
+    def shares_host_memory(self) -> bool:
+        """A Grace superchip: the processor's memory is one NVLink-C2C hop away."""
+        return self.device.startswith("g")
 
 
 def _consumer(
@@ -127,8 +133,36 @@ def _one(text: str) -> Platform | None:
             return platform
     for pattern, machine in _NAMES:
         if re.search(pattern, name):
-            return _of_machine(machine)
+            platform = _of_machine(machine)
+            return _with_hbm2e(platform) if "hbm2e" in name and machine == "h100-sxm" else platform
     return None
+
+
+def _with_hbm2e(platform: Platform) -> Platform:
+    """An H100 with six stacks of HBM2e instead of HBM3."""
+    note = "HBM2e assumed to give 2.4e12 B/s: six stacks of the rate that five reach on PCIe cards"
+    return replace(platform, memory_bytes=96 * 1024**3, memory_bytes_per_s=2.4e12, note=note)
+
+
+def cloud_bytes_per_s(notes: str) -> float | None:
+    """Network rate of the slowest cloud instance that a text names, per node and direction."""
+    found = [rate for name, rate in CLOUD_GBPS.items() if name in notes.lower()]
+    return min(found) * 1e9 / 8 if found else None
+
+
+CLOUD_GBPS = {
+    "p3.2xlarge": 10,
+    "p3.8xlarge": 10,
+    "p3.16xlarge": 25,
+    "p3dn.24xlarge": 100,
+    "p4d.24xlarge": 400,
+    "p4de.24xlarge": 400,
+    "p5.48xlarge": 3200,
+    "g4dn.12xlarge": 50,
+    "g5.12xlarge": 40,
+    "g5.48xlarge": 100,
+}
+"""Gbit/s of cloud instances (AWS instance type pages, from memory)."""
 
 
 def _of_machine(name: str) -> Platform:

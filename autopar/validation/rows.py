@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from autopar.validation.frameworks import Framework, framework_of
-from autopar.validation.platform import Platform, find_platform
+from autopar.validation.platform import Platform, cloud_bytes_per_s, find_platform
 from autopar.validation.shapes import (
     BIGSCIENCE_VOCAB,
     PAD,
@@ -222,7 +222,11 @@ def _row(entry: Entry) -> Row:
         shape=shape,
         devices_per_node=_whole(entry, "gpus_per_node", platform.devices_per_node),
         intra_bytes_per_s=_rate(entry, "intra_gbps", platform.intra_bytes_per_s),
-        inter_bytes_per_s=_rate(entry, "inter_gbps", platform.inter_bytes_per_s),
+        inter_bytes_per_s=_rate(
+            entry,
+            "inter_gbps",
+            cloud_bytes_per_s(entry.text("notes")) or platform.inter_bytes_per_s,
+        ),
         seq=seq,
         devices=plan.devices,
         dp=plan.dp,
@@ -394,7 +398,7 @@ def _zero(
     if within:
         ranks = min(ranks, int(within[1]))
     if "hsdp" in text:
-        ranks = min(ranks, 8)
+        return 3, min(ranks, 8)
     if "shard_grad_op" in text:
         return 2, ranks
     if "fsdp" in text or "full_shard" in text:
@@ -471,6 +475,9 @@ def _recompute(entry: Entry, framework: Framework, row: Row, notes: _Notes) -> s
     if framework.recompute:
         notes.say(f"recompute {framework.recompute} assumed, the framework's usual setting")
         return framework.recompute
+    if row.platform.shares_host_memory and framework.offloads:
+        notes.say("recompute none assumed: the framework's recipes offload to the host's memory")
+        return "none"
     needs = kept_bytes(row) > RECOMPUTE_MARGIN * row.platform.memory_bytes
     notes.say(f"recompute {'full' if needs else 'none'} assumed, by memory")
     return "full" if needs else "none"
@@ -492,6 +499,8 @@ def kept_bytes(row: Row) -> float:
     block = (attention + held * s.hidden * matrices) / row.tp
     params = block * s.layers / row.pp + s.vocab * s.hidden / row.tp
     state = (6 if row.zero < 3 else 6 / row.zero_ranks) + 12 / (row.zero_ranks if row.zero else 1)
+    if row.lora:
+        state = 2.0 / (row.zero_ranks if row.zero == 3 else 1)  # frozen weights, nothing else
     tokens = row.micro_batch * row.seq / row.cp
     split = row.tp if row.sequence_parallel else 1
     kept = tokens * 2 * (5 * s.hidden / split + (2 * wide + 2 * keys + matrices * width) / row.tp)

@@ -26,6 +26,9 @@ class Shape:
         active_experts: Experts a token visits.
         expert_ffn: Inner width of one expert.
         shared_ffn: Inner width of the experts every token visits, 0 without.
+        expert_width: Width of a token as experts receive it, 0 for ``hidden`` (latent experts).
+        attention_share: Part of the full score matrix per block, averaged over the blocks: below
+            1 where some blocks are state-space or look at a window only.
         dense_layers: Blocks of an MoE model that keep a dense MLP.
         flop_per_token: Forward and backward, from the model's page, when the fields above are a
             stand-in for blocks they cannot describe; else ``None``.
@@ -44,6 +47,8 @@ class Shape:
     active_experts: int = 0
     expert_ffn: int = 0
     shared_ffn: int = 0
+    expert_width: int = 0
+    attention_share: float = 1.0
     dense_layers: int = 0
     flop_per_token: float | None = None
     source: str
@@ -122,8 +127,16 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
     (r"nemotron.?4?.?340b", replace(gpt(96, 18432, 96, vocab=256000), kv_heads=8)),
     (r"qwen.?3.?30b", _moe(_llama(48, 2048, 32, 4, 6144, 151936, 128), 128, 8, 768)),
     (r"qwen.?3.?235b", _moe(_llama(94, 4096, 64, 4, 12288, 151936, 128), 128, 8, 1536)),
-    (r"gpt.?oss.?120b", _moe(_llama(36, 2880, 64, 8, 2880, 201088, 64), 128, 4, 2880)),
-    (r"gpt.?oss.?20b", _moe(_llama(24, 2880, 64, 8, 2880, 201088, 64), 32, 4, 2880)),
+    (
+        r"gpt.?oss.?120b",
+        replace(
+            _moe(_llama(36, 2880, 64, 8, 2880, 201088, 64), 128, 4, 2880), attention_share=0.5
+        ),
+    ),
+    (
+        r"gpt.?oss.?20b",
+        replace(_moe(_llama(24, 2880, 64, 8, 2880, 201088, 64), 32, 4, 2880), attention_share=0.5),
+    ),
     (
         r"deepseek.?v3",
         _printed(
@@ -143,7 +156,13 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
     (
         r"nemotron.?3.?nano",
         _printed(
-            _moe(replace(gpt(26, 2688, 32, vocab=131072), kv_heads=2), 128, 6, 1856, 3712),
+            _moe(
+                replace(gpt(23, 2688, 32, vocab=131072), kv_heads=2, attention_share=6 / 23),
+                128,
+                6,
+                1856,
+                3712,
+            ),
             2.229e10,
             _HYBRID,
         ),
@@ -151,7 +170,18 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
     (
         r"nemotron.?3.?super",
         _printed(
-            _moe(replace(gpt(44, 4096, 32, vocab=131072), kv_heads=2), 512, 22, 1344, 5376),
+            _moe(
+                replace(
+                    gpt(40, 4096, 32, vocab=131072),
+                    kv_heads=2,
+                    expert_width=1024,
+                    attention_share=8 / 40,
+                ),
+                512,
+                22,
+                2688,
+                5376,
+            ),
             8.503e10,
             _HYBRID,
         ),
@@ -159,7 +189,18 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
     (
         r"nemotron.?3.?ultra",
         _printed(
-            _moe(replace(gpt(54, 8192, 64, vocab=131072), kv_heads=2), 512, 22, 2048, 8192),
+            _moe(
+                replace(
+                    gpt(48, 8192, 64, vocab=131072),
+                    kv_heads=2,
+                    expert_width=2048,
+                    attention_share=12 / 48,
+                ),
+                512,
+                22,
+                5120,
+                10240,
+            ),
             3.607e11,
             _HYBRID,
         ),
