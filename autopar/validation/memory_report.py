@@ -119,8 +119,6 @@ def calibrate(rows: Sequence[Row]) -> MemoryConstants:
         rows: Complete rows.
     """
     held = hold_out(rows)
-    fitted = fit_memory(rows)
-    low, high = _range(held, fitted)
     counts = Counter(row.family for row in held.rows if row.measured_memory_bytes is not None)
     outcomes = Counter(row.family for row in held.rows if row.measured_memory_bytes is None)
     ratio = f"{RANGE_TAIL:.0%} and {1 - RANGE_TAIL:.0%} quantiles of measured over predicted"
@@ -130,19 +128,28 @@ def calibrate(rows: Sequence[Row]) -> MemoryConstants:
         "fingerprints": sorted({row.fingerprint for row in held.rows}),
         "range": f"{ratio}, groups held out, {sum(counts.values())} peaks",
     }
-    return replace(fitted.with_range(low, high), fitted_on=about)
+    return replace(ranged(fit_memory(rows), held), fitted_on=about)
 
 
-def _range(held: HeldOut, fitted: MemoryConstants) -> tuple[float, float]:
+def ranged(
+    fitted: MemoryConstants, held: HeldOut, *, without: int | None = None
+) -> MemoryConstants:
+    """Constants with the range of held-out peaks.
+
+    Args:
+        fitted: Constants; they keep their range where there are too few peaks.
+        held: Held-out predictions.
+        without: A fold whose peaks do not count.
+    """
     ratios = [
         row.measured_memory_bytes / value
         for row, value in zip(held.rows, held.value, strict=True)
-        if row.measured_memory_bytes is not None
+        if row.measured_memory_bytes is not None and fold_of(row.group) != without
     ]
     if len(ratios) < FEW:
-        return fitted.low_factor, fitted.high_factor
+        return fitted
     low, high = np.quantile(ratios, [RANGE_TAIL, 1 - RANGE_TAIL])
-    return min(float(low), 1.0), max(float(high), 1.0)
+    return fitted.with_range(min(float(low), 1.0), max(float(high), 1.0))
 
 
 def peak_scores(held: HeldOut, c: MemoryConstants) -> dict[str, PeakScore]:

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from autopar.calibration.memory import MemoryConstants
 from autopar.validation.memory import peak_memory
-from autopar.validation.memory_report import calibrate
+from autopar.validation.memory_fit import fit_memory
+from autopar.validation.memory_report import calibrate, hold_out, ranged
 from autopar.validation.oom import oom_verdict
 from autopar.validation.rows import Row
 from autopar.validation.score import fold_of
@@ -56,12 +57,27 @@ def predict_memory(
         prints = {row.fingerprint for row in known}
         if any(row.fingerprint not in prints for row in rows):
             whole = calibrate(known)
+    parts: list[tuple[list[int], MemoryConstants | None]]
     parts = [([i for i, row in enumerate(rows) if row.fingerprint not in prints], whole)]
-    again = [i for i, row in enumerate(rows) if row.fingerprint in prints]
-    for fold in sorted({fold_of(rows[i].group) for i in again}):
-        held = [i for i in again if fold_of(rows[i].group) == fold]
-        parts.append((held, calibrate([row for row in known if fold_of(row.group) != fold])))
+    parts += _known_parts(rows, known, prints)
     return _joined(len(rows), parts, rows)
+
+
+def _known_parts(
+    rows: Sequence[Row], known: Sequence[Row], prints: set[str]
+) -> list[tuple[list[int], MemoryConstants | None]]:
+    """Rows that are among the known, fold by fold, with constants that saw no row of the fold."""
+    again = [i for i, row in enumerate(rows) if row.fingerprint in prints]
+    folds = sorted({fold_of(rows[i].group) for i in again})
+    if not folds:
+        return []
+    held = hold_out(known)
+    parts: list[tuple[list[int], MemoryConstants | None]] = []
+    for fold in folds:
+        c = fit_memory([row for row in known if fold_of(row.group) != fold])
+        inside = [i for i in again if fold_of(rows[i].group) == fold]
+        parts.append((inside, ranged(c, held, without=fold)))
+    return parts
 
 
 def _joined(

@@ -26,6 +26,7 @@ from autopar.validation.memory_report import (
     outcome_scores,
     peak_scores,
 )
+from autopar.validation.memory_unseen import predict_memory
 from autopar.validation.oom import NOT_MEMORY, oom_verdict, unjudged, usable_bytes
 from autopar.validation.rows import Row, complete
 from autopar.validation.table import read_entries
@@ -56,6 +57,11 @@ def peaks(rows: list[Row]) -> list[Row]:
 
 def by_id(rows: Sequence[Row], name: str) -> Row:
     return next(row for row in rows if row.id == name)
+
+
+def some(rows: Sequence[Row]) -> list[Row]:
+    """Rows of three families, for what needs many fits."""
+    return [row for row in rows if row.family in ("sailor", "tt", "ultra")]
 
 
 def measured(rows: Sequence[Row]) -> np.ndarray:
@@ -267,3 +273,42 @@ def test_the_page_names_every_family_and_miss(rows: list[Row]) -> None:
     for text in ("| bloom | 18 |", "| ultra | 6 |", "allocator_margin", "Largest misses"):
         assert text in page
     assert "nan%" not in page
+
+
+def test_known_rows_are_predicted_without_their_group(rows: list[Row]) -> None:
+    rows = some(rows)
+    group = by_id(rows, "ultra-0003").group
+    doubled = [
+        replace(row, measured_memory_bytes=2 * row.measured_memory_bytes)
+        if row.group == group and row.measured_memory_bytes
+        else row
+        for row in rows
+    ]
+    inside = np.array([row.group == group for row in rows])
+    before, after = predict_memory(rows, rows), predict_memory(rows, doubled)
+    assert np.allclose(before.value_bytes[inside], after.value_bytes[inside])
+    assert not np.allclose(before.value_bytes[~inside], after.value_bytes[~inside])
+
+
+def test_shipped_constants_do_not_score_rows_they_were_fitted_on(
+    rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = some(rows)
+    shipped = MemoryConstants.shipped()
+    whole = predict(shipped, rows)
+    fresh = predict_memory(rows)  # these cells are shortened: no row the shipped fit knows
+    assert np.allclose(fresh.value_bytes, whole)
+    assert np.array_equal(fresh.fits, oom_verdict(rows))
+    known = replace(shipped, fitted_on={"fingerprints": [row.fingerprint for row in rows]})
+    monkeypatch.setattr(MemoryConstants, "shipped", lambda: known)
+    assert not np.isclose(predict_memory(rows).value_bytes, whole).any()
+    blind = predict_memory(rows, zero_shot=True)
+    assert np.allclose(blind.value_bytes, predict(DEFAULTS, rows))
+    assert predict_memory([]).fits.size == 0
+
+
+def test_a_run_that_may_recompute_fits_if_that_makes_it_fit(rows: list[Row]) -> None:
+    row = replace(by_id(rows, "ultra-0010"), micro_batch=12.0)
+    none = replace(row, assumed=(), recompute="none")
+    full = replace(row, assumed=(), recompute="full")
+    assert list(oom_verdict([none, full, row])) == [False, True, True]
