@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from autopar.validation.memory import peak_memory
-from autopar.validation.oom import oom_verdict, unjudged
+from autopar.validation.memory_unseen import predict_memory
+from autopar.validation.oom import unjudged
 from autopar.validation.predictor import Prediction, Predictor
 from autopar.validation.rows import Row, Unpriced, complete
 from autopar.validation.score import (
@@ -144,11 +144,12 @@ def validate(
         InputError: A file is missing, no table, or lacks a needed column.
     """
     rows, unpriced = complete(read_entries(path))
+    fitted: list[Row] | None = None
     if zero_shot:
         found, how = Predictor(()).predict(rows), ["zero-shot"] * len(rows)
     elif fit_path is not None:
-        known, _ = complete(read_entries(fit_path))
-        found, how = _held_out(rows, [row for row in known if row.measured_s], None, progress)
+        fitted, _ = complete(read_entries(fit_path))
+        found, how = _held_out(rows, [row for row in fitted if row.measured_s], None, progress)
     else:
         found, how = _held_out(
             rows,
@@ -161,7 +162,7 @@ def validate(
     part = Prediction(
         value_s=found.value_s[measured], low_s=found.low_s[measured], high_s=found.high_s[measured]
     )
-    peaks = peak_memory(rows)[0] if rows else np.zeros(0)
+    memory = predict_memory(rows, fitted, zero_shot=zero_shot)
     return Validation(
         rows=tuple(rows),
         unpriced=tuple(unpriced),
@@ -169,8 +170,8 @@ def validate(
         how=tuple(how),
         families=tuple(family_scores(some, part)),
         choices=tuple(choice_scores(some, part.value_s)),
-        fits=tuple(bool(fits) for fits in oom_verdict(rows)),
-        peak_bytes=tuple(float(peak) for peak in peaks),
+        fits=tuple(bool(fits) for fits in memory.fits),
+        peak_bytes=tuple(float(peak) for peak in memory.value_bytes),
     )
 
 
