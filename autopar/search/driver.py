@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from autopar.cluster import Cluster
 from autopar.core.io import content_hash
 from autopar.core.provenance import provenance
+from autopar.core.version import __version__
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
@@ -92,6 +93,9 @@ def run_study(
     from autopar.search.study import StudyLog
 
     log: StudyLog | None = None
+    if walk.options.storage is not None:
+        log = StudyLog(study_name(walk), walk.space, walk.options)
+        walk.shared = log.shared
     history: list[tuple[int, float, float, str]] = []
     best = math.inf
     while (item := walk.next()) is not None:
@@ -99,16 +103,20 @@ def run_study(
         best = min(best, item.value)
         name = build_plan(item.point, item.cuts, walk.model, walk.options, item.levels).name
         history.append((log.record(item, name), item.value, best, name))
-    if log is None:
+    if log is None or not history:
         raise diagnose(walk.model, walk.options, walk.space, relaxations=relaxations)
     return log.study, history
 
 
 def study_name(walk: Walk) -> str:
-    """The same for the same question, so that a stored study is continued."""
+    """The same for the same question, so that a stored study is continued.
+
+    The question includes what was measured and the version: other prices are another question.
+    """
     model, options = walk.model, walk.options
     question = {
-        "profile": model.profile.fingerprint,
+        "autopar": __version__,
+        "profile": model.profile.hash,
         "cluster": model.cluster.hash,
         "batch": walk.space.global_batch,
         "options": {k: str(v) for k, v in asdict(options).items() if k != "storage"},

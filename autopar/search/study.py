@@ -10,15 +10,22 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
 from autopar.core.errors import InputError
 from autopar.search.options import SearchOptions
 from autopar.search.point import PARAMETERS, Point
+from autopar.search.shared import SharedPoints
 from autopar.search.space import Space
 
 if TYPE_CHECKING:
     from autopar.search.walk import Priced
+
+
+JOURNAL = "journal:"
+"""Start of the URL of a journal file."""
 
 
 class BestBoundSampler(BaseSampler):  # type: ignore[misc]  # optuna is not followed
@@ -81,36 +88,44 @@ class StudyLog:
             with quiet():
                 self.study = optuna.create_study(
                     study_name=name,
-                    storage=options.storage,
+                    storage=open_storage(options.storage),
                     sampler=self._sampler,
                     direction="minimize",
                     load_if_exists=True,
                 )
-                self._known = {_key(t.params): t.number for t in self.study.trials}
         except Exception as error:  # storage back ends raise their own kinds
             if options.storage is None:
                 raise
             raise InputError(
                 f"cannot open study storage '{options.storage}': {type(error).__name__}",
-                hint="use a URL like sqlite:///study.db",
+                hint="use sqlite:///study.db, journal:study.log or postgresql://...; "
+                "the driver of a database is a package of its own",
             ) from error
+        self.shared: SharedPoints | None = None
+        if options.storage is not None:
+            self.shared = SharedPoints(study=self.study, distributions=self._distributions)
 
     def record(self, item: Priced, name: str) -> int:
         """Add a finished trial, unless a stored study has it; returns its number."""
-        known = self._known.get(_key(item.point.params()))
+        known = None if self.shared is None else self.shared.numbers.get(item.point)
         if known is not None:
-            return int(known)
+            return known
         self._sampler.offer(item.point)
         with quiet():
             trial = self.study.ask(self._distributions)
             trial.set_user_attr("plan", name)
             trial.set_user_attr("cuts", list(item.cuts))
             self.study.tell(trial, item.value)
+        if self.shared is not None:
+            self.shared.numbers[item.point] = int(trial.number)
         return int(trial.number)
 
 
-def _key(params: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(params.get(name) for name in PARAMETERS)
+def open_storage(url: str | None) -> str | BaseStorage | None:
+    """Optuna storage of a URL; ``journal:FILE`` is a file that several processes append to."""
+    if url is None or not url.startswith(JOURNAL):
+        return url
+    return JournalStorage(JournalFileBackend(url.removeprefix(JOURNAL)))
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:

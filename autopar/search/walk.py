@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
+import time
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +21,16 @@ from autopar.search.goal import Goal
 from autopar.search.goals import goal_for
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch, Solution
+from autopar.search.plans import build_plan
 from autopar.search.point import Point
 from autopar.search.quick import QuickBounds
 from autopar.search.space import PointGroup, Space
 
+if TYPE_CHECKING:
+    from autopar.search.shared import SharedPoints
+
+POLL_S = 0.05
+"""Pause before points that other workers have claimed are looked at again."""
 RUNNER_UP_ACTIONS = 150_000
 """Simulated actions after which no further runner-up is looked for, about a second."""
 
@@ -91,6 +99,7 @@ class Walk:
         open_bound: Smallest bound of boundaries that were given up unproved.
         simulations: Partitions simulated.
         beaten: Points whose boundaries were searched and found no better than the best.
+        shared: What other workers on the same stored study price, ``None`` without a storage.
     """
 
     model: CostModel
@@ -101,6 +110,11 @@ class Walk:
     open_bound: float = math.inf
     simulations: int = 0
     beaten: list[tuple[float, int, Candidate]] = field(default_factory=list)
+    shared: SharedPoints | None = None
+    _inherited: deque[Priced] = field(default_factory=deque)
+    _settled: set[Point] = field(default_factory=set)
+    _proved: dict[Point, float] = field(default_factory=dict)
+    _elsewhere: list[tuple[float, int, Candidate]] = field(default_factory=list)
     _heap: list[tuple[float, int, Candidate | _Entry]] = field(default_factory=list)
     _waiting: int = 0
     _groups: list[int] = field(default_factory=list)
@@ -180,9 +194,19 @@ class Walk:
 
     def next(self) -> Priced | None:
         """Price the next point worth it; ``None`` when the best is proved and the top is full."""
-        while (entry := self._pop(self.best)) is not None:
+        while True:
+            if (inherited := self._inherit()) is not None:
+                return inherited
+            entry = self._pop(self.best)
+            if entry is None and not self._revisit():
+                return self._next_runner_up()
+            if entry is None:
+                continue
             _, index, candidate = entry
-            found = self._solver(candidate).solve(self.best, floor=candidate.bound)
+            found = self._solve(candidate)
+            if found is None:
+                self._elsewhere.append(entry)
+                continue
             self.simulations += found.simulations
             if found.bound < found.value:
                 self.open_bound = min(self.open_bound, found.bound)
@@ -193,7 +217,53 @@ class Walk:
                 self._release(candidate.entry)
             else:
                 self.beaten.append((found.bound, index, candidate))
-        return self._next_runner_up()
+
+    def _solve(self, candidate: Candidate) -> Solution | None:
+        """Best boundaries of a point; ``None`` while another worker looks for them."""
+        solver, point = self._solver(candidate), candidate.point
+        if self.shared is None:
+            return solver.solve(self.best, floor=candidate.bound)
+        proved = self._proved.get(point)
+        if proved is not None and proved >= self.best:
+            return Solution(bound=proved)
+        number = self.shared.claim(point)
+        if number is None:
+            return None
+        with self.shared.beating(number):
+            found = solver.solve(self.best, floor=candidate.bound)
+        plan = None
+        if found.cuts is not None:
+            plan = build_plan(point, found.cuts, self.model, self.options, found.levels).name
+        self.shared.finish(number, point, found, plan)
+        return found
+
+    def _inherit(self) -> Priced | None:
+        """The next point that another worker priced; bounds that others proved are noted."""
+        if self.shared is None:
+            return None
+        for item in self.shared.absorb():
+            if item.cuts is None:
+                self._proved[item.point] = max(item.bound, self._proved.get(item.point, 0.0))
+            elif item.point not in self._settled:
+                self._settled.add(item.point)
+                if item.bound < item.value:
+                    self.open_bound = min(self.open_bound, item.bound)
+                priced = Priced(
+                    point=item.point, cuts=item.cuts, value=item.value, levels=item.levels
+                )
+                self.priced.append(priced)
+                self._inherited.append(priced)
+        return self._inherited.popleft() if self._inherited else None
+
+    def _revisit(self) -> bool:
+        """Look again at points that others had claimed, after a moment; False without any."""
+        if not self._elsewhere:
+            return False
+        time.sleep(POLL_S)
+        for entry in self._elsewhere:
+            heapq.heappush(self._heap, entry)
+        self._elsewhere = []
+        return True
 
     def _next_runner_up(self) -> Priced | None:
         for entry in self.beaten:
@@ -242,6 +312,8 @@ class Walk:
                 return None
             bound, index, item = heapq.heappop(self._heap)
             candidate = item if isinstance(item, Candidate) else self._candidate(item, bound)
+            if candidate.point in self._settled:
+                continue
             if candidate.partition is not None:
                 return bound, index, candidate
             refined = self._solver(candidate).lower_bound()
