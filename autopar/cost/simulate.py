@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopar.core.errors import InputError
+from autopar.cost.steady import Clocks, Order, Steady, Watch, find_steady, needed
 from autopar.results import StageCost, Transfer
 from autopar.schedules import AbstractSchedule
 
@@ -27,6 +28,7 @@ class Program:
         rank_of: Pipeline rank of each stage.
         order: ``(rank, node, microbatch)``; node ``s`` is the forward of stage ``s``, node
             ``stages + s`` its backward (or its input half), node ``2 stages + s`` the weight half.
+        steady: Periodic part of the order, ``None`` where there is none worth a jump.
     """
 
     ranks: int
@@ -34,7 +36,8 @@ class Program:
     microbatches: int
     splits: bool
     rank_of: tuple[int, ...]
-    order: tuple[tuple[int, int, int], ...]
+    order: Order
+    steady: Steady | None
 
     @property
     def nodes(self) -> int:
@@ -57,46 +60,53 @@ def compile_program(
     encoded = [
         [(_KINDS[a.kind] * stages + a.stage, a.microbatch) for a in actions] for actions in lists
     ]
+    order = _merge(encoded, stages)
+    nodes = (3 if schedule.splits_backward else 2) * stages
+    round_size = microbatches // max(1, microbatches // ranks)
     return Program(
         ranks=ranks,
         stages=stages,
         microbatches=microbatches,
         splits=schedule.splits_backward,
         rank_of=tuple(schedule.rank_of(s, ranks) for s in range(stages)),
-        order=_merge(encoded, stages),
+        order=order,
+        steady=find_steady(order, nodes, (1, round_size)),
     )
 
 
 _KINDS = {"forward": 0, "backward": 1, "backward_input": 1, "backward_weight": 2}
 
 
-def _merge(encoded: list[list[tuple[int, int]]], stages: int) -> tuple[tuple[int, int, int], ...]:
-    """Round robin over the ranks, each as far as the chain of stages lets it go."""
-    done = [0] * (3 * stages)
-    position = [0] * len(encoded)
-    order: list[tuple[int, int, int]] = []
+def _merge(encoded: list[list[tuple[int, int]]], stages: int) -> Order:
+    """All actions by their start if each took one unit of time, then by rank.
+
+    Found round robin over the ranks, each as far as the chain of stages lets it go. Any order that
+    respects the chain gives the same times; this one is as periodic as the lists are.
+    """
+    ends: list[list[int]] = [[] for _ in range(3 * stages)]
+    free, position = [0] * len(encoded), [0] * len(encoded)
+    found: list[tuple[int, int, int, int]] = []
     total = sum(map(len, encoded))
-    while len(order) < total:
-        before = len(order)
+    while len(found) < total:
+        before = len(found)
         for rank, actions in enumerate(encoded):
-            at = position[rank]
+            at, now = position[rank], free[rank]
             while at < len(actions):
                 node, microbatch = actions[at]
-                if node < stages:
-                    need = node - 1
-                elif node >= 2 * stages:
-                    need = node - stages
-                else:
-                    need = node + 1 if node < 2 * stages - 1 else stages - 1
-                if need >= 0 and done[need] <= microbatch:
-                    break
-                done[node] += 1
-                order.append((rank, node, microbatch))
+                need = needed(node, stages)
+                if need >= 0:
+                    if len(ends[need]) <= microbatch:
+                        break
+                    now = max(now, ends[need][microbatch])
+                found.append((now, rank, node, microbatch))
+                now += 1
+                ends[node].append(now)
                 at += 1
-            position[rank] = at
-        if len(order) == before:
+            position[rank], free[rank] = at, now
+        if len(found) == before:
             raise InputError("the schedule deadlocks", hint="report it; choose another schedule")
-    return tuple(order)
+    found.sort()
+    return tuple((rank, node, microbatch) for _, rank, node, microbatch in found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +117,7 @@ class Wiring:
         waits: Node -> first slots of the messages it needs.
         sends: Node -> ``(link, seconds, first slot)`` of the messages it sends.
         sources: First slot -> node that sends it.
+        windows: ``(first slot, sending node, reading node)`` of every kind of message.
         links: Number of directed links.
         slots: Size of the arrival table.
     """
@@ -114,6 +125,7 @@ class Wiring:
     waits: tuple[tuple[int, ...], ...]
     sends: tuple[tuple[tuple[int, float, int], ...], ...]
     sources: dict[int, int]
+    windows: tuple[tuple[int, int, int], ...]
     links: int
     slots: int
 
@@ -125,6 +137,7 @@ def wire(program: Program, transfers: Sequence[Transfer]) -> Wiring:
     sends: list[list[tuple[int, float, int]]] = [[] for _ in range(program.nodes)]
     links: dict[tuple[int, int], int] = {}
     sources: dict[int, int] = {}
+    windows: list[tuple[int, int, int]] = []
     slot = 0
     for transfer in sorted(transfers, key=lambda t: (t.producer, t.consumer)):
         source, target = program.rank_of[transfer.producer], program.rank_of[transfer.consumer]
@@ -146,11 +159,13 @@ def wire(program: Program, transfers: Sequence[Transfer]) -> Wiring:
                 sends[sender].append((link, seconds, slot))
                 waits[receiver].append(slot)
                 sources[slot] = sender
+                windows.append((slot, sender, receiver))
                 slot += microbatches
     return Wiring(
         waits=tuple(map(tuple, waits)),
         sends=tuple(map(tuple, sends)),
         sources=sources,
+        windows=tuple(windows),
         links=len(links),
         slots=slot,
     )
@@ -170,11 +185,38 @@ def run(
         wiring: Messages.
         starts: Filled with the start of every action in order, when given.
     """
-    free = [0.0] * program.ranks
-    link_free = [0.0] * wiring.links
-    arrival = [0.0] * wiring.slots
+    clocks = Clocks(
+        free=[0.0] * program.ranks,
+        link_free=[0.0] * wiring.links,
+        arrival=[0.0] * wiring.slots,
+    )
+    steady, order = program.steady, program.order
+    if starts is not None or steady is None:
+        _advance(order, clocks, durations, wiring, starts)
+        return clocks.free
+    _advance(order[: steady.start], clocks, durations, wiring)
+    watch = Watch(steady, wiring.windows)
+    at, period = steady.start, 0
+    while period < steady.periods:
+        _advance(order[at : at + steady.length], clocks, durations, wiring)
+        passed = 1 + watch.skip(clocks, period)
+        at += passed * steady.length
+        period += passed
+    _advance(order[at:], clocks, durations, wiring)
+    return clocks.free
+
+
+def _advance(
+    order: Order,
+    clocks: Clocks,
+    durations: Sequence[float],
+    wiring: Wiring,
+    starts: list[float] | None = None,
+) -> None:
+    """Run some actions, each when its rank is free and its messages have come."""
+    free, link_free, arrival = clocks.free, clocks.link_free, clocks.arrival
     waits, sends = wiring.waits, wiring.sends
-    for rank, node, microbatch in program.order:
+    for rank, node, microbatch in order:
         now = free[rank]
         for slot in waits[node]:
             came = arrival[slot + microbatch]
@@ -186,11 +228,11 @@ def run(
         free[rank] = now
         for link, seconds, slot in sends[node]:
             begin = link_free[link]
-            begin = max(begin, now)
+            if begin < now:  # noqa: PLR1730
+                begin = now
             begin += seconds
             link_free[link] = begin
             arrival[slot + microbatch] = begin
-    return free
 
 
 def node_seconds(costs: Sequence[StageCost], program: Program) -> list[float]:
