@@ -182,7 +182,7 @@ def _number(kind: str, name: str, option: Option, text: str) -> float:
         ) from error
 
 
-def _written(item: AbstractSyncMode | AbstractCompression) -> str:
+def _written(item: Choice) -> str:
     parts = [item.name]
     for option in item.options:
         value: float | None = getattr(item, option.name)
