@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from autopar.cluster import Cluster
@@ -46,8 +46,10 @@ def find(
         # Searches order by order with this module, which therefore cannot import it above.
         from autopar.search.placed import find_placed
 
-        return find_placed(profile, cluster, options, relaxations=relaxations)
-    return find_in_order(profile, cluster, options, relaxations=relaxations)
+        found = find_placed(profile, cluster, options, relaxations=relaxations)
+    else:
+        found = find_in_order(profile, cluster, options, relaxations=relaxations)
+    return replace(found, warnings=(*options.sync_warnings(cluster), *found.warnings))
 
 
 def find_in_order(
