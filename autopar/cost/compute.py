@@ -76,6 +76,10 @@ class ComputeModel:
             self._constants[device.name] = self.calibration.constants(device_class(device.name))
         return self._constants[device.name]
 
+    def calibrated(self, device: Device) -> bool:
+        """True when published runs on the device are part of the calibration."""
+        return not self.constants(device).notes
+
     def assumed(self, device: Device) -> list[str]:
         """Lines about where the constants of a device come from."""
         fitted_on = self.calibration.fitted_on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autopar.cluster import Cluster
+from autopar.cluster import Cluster, Device
 from autopar.core.errors import InputError
 from autopar.core.estimate import Estimate, Source, weakest
 from autopar.cost import constants as k
@@ -183,13 +183,20 @@ def evidence(layout: Layout) -> tuple[Source, float]:
     measured = all(compute.measured_on(cluster.device(d)) for d in devices.values())
     measurement = layout.model.profile.measurement
     if not measured or measurement is None or untimed_blocks(layout):
-        return "analytic", k.ANALYTIC_SPREAD.value
+        if all(compute.calibrated(device) for device, _ in _kinds(layout)):
+            return "calibrated", k.ANALYTIC_SPREAD.value
+        return "analytic", k.UNKNOWN_SPREAD.value
     spread = max(measurement.spread, k.MEASURED_SPREAD_FLOOR.value)
     if layout.mesh.world_size == 1:
         return "measured", spread
     covered = bool(cluster.curves)
     source = weakest("measured", "measured" if covered else "analytic")
     return source, spread if covered else k.ANALYTIC_SPREAD.value
+
+
+def _kinds(layout: Layout) -> tuple[tuple[Device, int], ...]:
+    """Kinds of devices the plan uses."""
+    return layout.model.kinds(layout.placement, layout.placement)
 
 
 def assumptions(layout: Layout) -> tuple[str, ...]:

@@ -16,9 +16,32 @@ from autopar.search.options import SearchOptions
 from autopar.search.plans import layout_for, rank_plan
 from autopar.search.point import Point
 from autopar.search.space import divisors
+from autopar.strategies import Split, Strategies
 
 MICROBATCHES_PER_RANK = 4
 """A plain pipeline uses about four microbatches per rank, the usual rule of thumb."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What rules of thumb look at.
+
+    Attributes:
+        devices: Devices of the cluster.
+        node: Devices of a node.
+        batch: Samples per step.
+        strategies: How the model can be divided.
+    """
+
+    devices: int
+    node: int
+    batch: int
+    strategies: Strategies
+
+    @property
+    def replicas(self) -> int:
+        """Most replicas that share the batch evenly."""
+        return max(d for d in divisors(self.batch) if d <= self.devices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,25 +50,23 @@ class Baseline:
 
     Attributes:
         name: As in results and reports.
-        points: Points to try in order, given device count and global batch; the first that fits
-            in memory is priced.
+        points: Points to try in order; the first that fits in memory is priced.
+        full_only: True when only plans the executor cannot run yet belong to it.
     """
 
     name: str
-    points: Callable[[int, int], list[Point]]
+    points: Callable[[Setting], list[Point]]
+    full_only: bool = False
 
 
-def _replicated(replicas: int, batch: int, recompute: str) -> list[Point]:
+def _replicated(replicas: int, batch: int, recompute: str, zero: int = 0) -> list[Point]:
     """One stage per replica, largest microbatch first."""
-    if batch % replicas:
-        return []
     samples = batch // replicas
     return [
         Point(
-            dp_replicate=replicas,
-            pp=1,
-            schedule="none",
-            chunks=1,
+            dp_replicate=1 if zero else replicas,
+            dp_shard=replicas if zero else 1,
+            zero=zero,
             microbatch_size=size,
             microbatches=samples // size,
             recompute=recompute,
@@ -54,31 +75,72 @@ def _replicated(replicas: int, batch: int, recompute: str) -> list[Point]:
     ]
 
 
-def _plain_pipeline(devices: int, batch: int) -> list[Point]:
-    """GPipe over all devices, from about four microbatches per rank to the smallest ones."""
-    if devices == 1:
+def _sharded(setting: Setting) -> list[Point]:
+    """ZeRO-3 over all replicas, without recompute if that fits."""
+    if setting.replicas < 2:
         return []
-    counts = divisors(batch)
-    enough = [c for c in counts if c >= MICROBATCHES_PER_RANK * devices] or counts[-1:]
+    plain = _replicated(setting.replicas, setting.batch, "none", zero=3)
+    return plain + _replicated(setting.replicas, setting.batch, "full", zero=3)
+
+
+def _plain_pipeline(setting: Setting) -> list[Point]:
+    """GPipe over all devices, from about four microbatches per rank to the smallest ones."""
+    if setting.devices == 1:
+        return []
+    counts = divisors(setting.batch)
+    enough = [c for c in counts if c >= MICROBATCHES_PER_RANK * setting.devices] or counts[-1:]
     return [
         Point(
-            dp_replicate=1,
-            pp=devices,
+            pp=setting.devices,
             schedule="gpipe",
-            chunks=1,
-            microbatch_size=batch // count,
+            microbatch_size=setting.batch // count,
             microbatches=count,
-            recompute="none",
         )
         for count in enough
     ]
 
 
+def _node_rule(setting: Setting) -> list[Point]:
+    """Tensor parallel inside the node, the shortest pipeline that fits, data parallel outside.
+
+    Narayanan et al. 2021 (arXiv 2104.04473, takeaways 1 and 2): 1F1B, full recompute, microbatches
+    of one sample, states shared out over the replicas.
+    """
+    tp = max(d for d in divisors(setting.node) if setting.strategies.why_not(Split(tp=d)) is None)
+    if tp == 1:
+        return []
+    points = []
+    for pp in divisors(setting.devices // tp):
+        dp = setting.devices // (tp * pp)
+        if setting.batch % dp:
+            continue
+        points.append(
+            Point(
+                dp_shard=dp,
+                zero=1 if dp > 1 else 0,
+                tp=tp,
+                pp=pp,
+                schedule="1f1b" if pp > 1 else "none",
+                microbatches=setting.batch // dp,
+                recompute="full",
+            )
+        )
+    return points
+
+
 BASELINES = (
-    Baseline(name="single device", points=lambda n, batch: _replicated(1, batch, "none")),
-    Baseline(name="plain DDP", points=lambda n, batch: _replicated(n, batch, "none")),
+    Baseline(name="single device", points=lambda s: _replicated(1, s.batch, "none")),
+    Baseline(
+        name="plain DDP",
+        points=lambda s: _replicated(s.replicas, s.batch, "none") if s.devices > 1 else [],
+    ),
     Baseline(name="plain pipeline", points=_plain_pipeline),
-    Baseline(name="DDP + recompute", points=lambda n, batch: _replicated(n, batch, "full")),
+    Baseline(
+        name="DDP + recompute",
+        points=lambda s: _replicated(s.replicas, s.batch, "full") if s.devices > 1 else [],
+    ),
+    Baseline(name="ZeRO-3 (FSDP)", points=_sharded, full_only=True),
+    Baseline(name="tp in the node, pp, dp", points=_node_rule, full_only=True),
 )
 
 
@@ -86,8 +148,11 @@ def price_baselines(
     model: CostModel, options: SearchOptions, batch: int
 ) -> dict[str, RankedPlan | Rejection]:
     """Every baseline, priced or rejected with its reason."""
+    runnable = options.only_runnable(model.cluster)
     return {
-        baseline.name: price_baseline(baseline, model, options, batch) for baseline in BASELINES
+        baseline.name: price_baseline(baseline, model, options, batch)
+        for baseline in BASELINES
+        if not (runnable and baseline.full_only)
     }
 
 
@@ -95,17 +160,17 @@ def price_baseline(
     baseline: Baseline, model: CostModel, options: SearchOptions, batch: int
 ) -> RankedPlan | Rejection:
     """The first point of a baseline that fits, or why none does."""
-    devices, blocks = model.cluster.device_count, len(model.profile.blocks)
-    points = baseline.points(devices, batch)
+    setting = Setting(
+        devices=model.cluster.device_count,
+        node=model.cluster.groups[0].machine.devices_per_node,
+        batch=batch,
+        strategies=model.strategies,
+    )
+    blocks = len(model.profile.blocks)
+    points = baseline.points(setting)
     if not points:
-        detail = (
-            f"global batch {batch} is not divisible by {devices} devices"
-            if batch % devices
-            else "needs two or more devices"
-        )
-        return Rejection(
-            name=baseline.name, reason="batch" if batch % devices else "devices", detail=detail
-        )
+        detail = "needs two or more devices" if setting.devices == 1 else "not for this model"
+        return Rejection(name=baseline.name, reason="devices", detail=detail)
     if points[0].stages > blocks:
         return Rejection(
             name=baseline.name,
@@ -122,6 +187,8 @@ def _first_that_fits(
     for point in points:
         if SCHEDULES.load(point.schedule).check(point.pp, point.stages, point.microbatches):
             continue
+        if point.stages > len(model.profile.blocks):
+            break
         cuts = equal_blocks(len(model.profile.blocks), point.stages)
         goal = Goal(
             layout=layout_for(point, model, options),
