@@ -75,7 +75,7 @@ def plan_search(
         objective: ``time``, ``memory``, ``energy`` or ``cost``; several joined by commas also find
             ``.pareto``, the plans that no other beats in all of them, and the best plan is the
             best in the first.
-        sync: ``exact``.
+        sync: ``exact``, ``any``, or mode names joined by commas (``local_sgd:8``).
         fix: ``axis=value`` constraints a plan must meet.
         forbid: ``axis=value`` combinations a plan must avoid.
         max_memory: Memory limit per device (``"20GiB"``), the device's own by default.
@@ -85,7 +85,8 @@ def plan_search(
             on a measured cluster, full elsewhere.
         top: How many plans to rank.
         seed: Seed of the search.
-        storage: Optuna storage URL; in memory by default.
+        storage: Optuna storage URL or ``journal:FILE``; in memory by default. Processes with the
+            same storage share priced points.
         tune: Tune the gradient bucket size of the best plan, with Optuna.
         out: File to write the search result to.
         progress: ``progress(stage, done, total)`` of profiling and cluster measurement.

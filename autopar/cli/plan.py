@@ -64,7 +64,15 @@ def command(
             "plans that no other beats in all of them."
         ),
     ] = "time",
-    sync: Annotated[str, typer.Option(help="Sync modes allowed: exact.")] = "exact",
+    sync: Annotated[
+        str,
+        typer.Option(
+            help="Sync modes that compete: exact, any (with time-to-target), or names joined by "
+            "commas: all_reduce, ps_sync, ps_stale, ps_async, local_sgd, post_local_sgd, "
+            "hierarchical, diloco; options as local_sgd:8, compression as all_reduce+int8. "
+            "See autopar catalog sync."
+        ),
+    ] = "exact",
     fix: Annotated[
         list[str] | None, typer.Option(help="Demand axis=value, e.g. pp=2; repeatable.")
     ] = None,
@@ -93,7 +101,13 @@ def command(
         str | None, typer.Option(help="What changes, e.g. inter_node_bandwidth=x0.25.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and data in the plan.")] = 0,
-    storage: Annotated[str | None, typer.Option(help="Optuna storage URL.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the search: sqlite:///FILE, journal:FILE or another Optuna URL; several "
+            "processes that name the same share the work."
+        ),
+    ] = None,
     out: Out = None,
     json_output: Json = False,
 ) -> None:

@@ -35,7 +35,7 @@ class SearchOptions:
         top: How many plans to return: the best one proved, then the next best points, each with
             its most promising stage boundaries (fewer when simulating more would take long).
         seed: Seed of the study and of the plans.
-        storage: Optuna storage URL; in memory when ``None``.
+        storage: Optuna storage URL or ``journal:FILE``; in memory when ``None``.
         precision: Compute dtype; ``auto`` is bfloat16 with float32 master weights where every
             device has a peak for it, float32 elsewhere and on measured clusters.
         clip_norm: Gradient clipping of the plans.
