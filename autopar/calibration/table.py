@@ -101,7 +101,7 @@ ARCHITECTURES = {
     "t4": "turing",
     "rtx": "ampere",
     "v100": "volta",
-    "a10": "ampere",
+    "a10g": "ampere",
     "a100": "ampere",
     "a800": "ampere",
     "l40s": "ada",

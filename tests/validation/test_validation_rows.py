@@ -1,0 +1,161 @@
+"""Rows of published tables: what is read, what is filled in, what is refused and why."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from autopar.core.errors import InputError
+from autopar.validation.platform import find_platform
+from autopar.validation.rows import complete, stage_layers
+from autopar.validation.shapes import known_shape, shape_of_size
+from autopar.validation.table import read_entries
+
+BASE = {
+    "id": "x-1",
+    "model": "GPT test",
+    "layers": "24",
+    "hidden": "1024",
+    "heads": "16",
+    "seq": "2048",
+    "gpu": "A100",
+    "gpus": "16",
+    "dp": "2",
+    "tp": "4",
+    "pp": "2",
+    "micro_batch": "2",
+    "global_batch": "64",
+    "framework": "Megatron-LM",
+    "step_time_s": "1.5",
+}
+
+
+def write(path: Path, *changes: dict[str, str]) -> Path:
+    rows = [{**BASE, **change} for change in changes]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def one(tmp_path: Path, **change: str):
+    rows, unpriced = complete(read_entries(write(tmp_path / "rows.csv", change)))
+    return rows[0] if rows else unpriced[0]
+
+
+def test_a_full_row_is_taken_as_it_stands(tmp_path):
+    row = one(tmp_path)
+    assert (row.dp, row.tp, row.pp, row.microbatches) == (2, 4, 2, 16)
+    assert row.shape.head_dim == 64
+    assert row.shape.ffn == 4096
+    assert row.recompute == "full"
+    assert any("recompute" in note for note in row.assumed)
+    assert row.measured_s == 1.5
+
+
+def test_what_was_measured_does_not_change_the_row(tmp_path):
+    slow = one(tmp_path, step_time_s="99", metric_value="99")
+    fast = one(tmp_path, step_time_s="0.1", metric_value="0.1")
+    assert slow.fingerprint == fast.fingerprint
+    assert {slow.microbatches, slow.recompute} == {fast.microbatches, fast.recompute}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"gpu": "Cray-1"}, "not in the catalogue"),
+        ({"seq": ""}, "no seq"),
+        ({"model": "my net", "layers": "", "hidden": ""}, "neither stated nor known"),
+        ({"gpus": "15"}, "does not divide"),
+        ({"gpu": "A100", "precision": "fp8"}, "no float8"),
+        ({"tp": "x"}, "no tp"),
+    ],
+)
+def test_rows_without_a_price_say_why(tmp_path, change, reason):
+    assert reason in one(tmp_path, **change).reason
+
+
+def test_missing_columns_are_one_line(tmp_path):
+    path = tmp_path / "bad.csv"
+    path.write_text("id,model\na,b\n")
+    with pytest.raises(InputError, match="lacks the columns seq, gpu"):
+        read_entries(path)
+
+
+@pytest.mark.parametrize("text", ["", "id\n", "\x00\x01", '"unclosed'])
+def test_odd_files_are_refused_without_a_traceback(tmp_path, text):
+    path = tmp_path / "odd.csv"
+    path.write_text(text)
+    with pytest.raises(InputError):
+        read_entries(path)
+
+
+def test_ragged_lines_and_nonsense_cells_lose_no_row(tmp_path):
+    path = write(tmp_path / "rows.csv", {"id": "a-1"}, {"id": "b-1", "heads": "many"})
+    path.write_text(path.read_text() + "c-1,short\n,,,\n")
+    rows, unpriced = complete(read_entries(path))
+    assert {r.id for r in (*rows, *unpriced)} == {"a-1", "b-1", "c-1"}
+
+
+def test_a_wrong_product_is_corrected_and_said(tmp_path):
+    row = one(tmp_path, dp="7")
+    assert row.dp == 2
+    assert any("dp 2, not the printed 7" in note for note in row.assumed)
+
+
+@pytest.mark.parametrize(
+    ("text", "stage", "ranks"),
+    [
+        ("ZeRO-1 within 4", 1, 4),
+        ("FSDP FULL_SHARD", 3, 16),
+        ("FSDP SHARD_GRAD_OP", 2, 16),
+        ("HSDP", 3, 8),
+        ("DDP/distributed optimizer", 1, 16),
+        ("none", 0, 16),
+    ],
+)
+def test_sharding_as_tables_write_it(tmp_path, text, stage, ranks):
+    row = one(tmp_path, dp="16", tp="1", pp="1", zero_or_fsdp=text)
+    assert (row.zero, row.zero_ranks) == (stage, ranks)
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp", "notes", "expected"),
+    [
+        (24, 1, "", (24, 0, 24)),
+        (24, 4, "", (6, 6, 6)),
+        (78, 12, "", (6, 7, 6)),  # 70 + 2 by 12 does not hold, remainder to the middle
+        (70, 12, "", (5, 6, 5)),  # embedding and head take a place each
+        (24, 2, "layer partition [0, 15, 30]", (12, 0, 12)),
+        (24, 4, "stages [7, 6, 6, 7] layers", (6, 6, 6)),
+    ],
+)
+def test_blocks_of_stages(layers, pp, notes, expected):
+    assert stage_layers(layers, pp, notes) == expected
+
+
+def test_mixed_clusters_run_at_the_slowest_device():
+    mixed, slow = find_platform("V100+T4 (heterogeneous)"), find_platform("T4")
+    assert mixed is not None
+    assert slow is not None
+    assert mixed.device == "t4+v100"
+    assert mixed.peak_flop_per_s == slow.peak_flop_per_s
+    assert find_platform("V100+Cray-1") is None
+
+
+def test_cloud_instances_named_in_the_notes_set_the_network(tmp_path):
+    row = one(tmp_path, notes="mixed P3.8xlarge + G4dn.12xlarge")
+    assert row.inter_bytes_per_s == 1.25e9
+    stated = one(tmp_path, notes="P3.8xlarge", inter_gbps="100")
+    assert stated.inter_bytes_per_s == 12.5e9
+
+
+def test_public_models_are_known_by_name_and_sizes_give_a_gpt():
+    found = known_shape("LLAMA3.1_405B")
+    assert found is not None
+    assert (found.layers, found.hidden, found.kv_heads) == (126, 16384, 8)
+    guess = shape_of_size(39)
+    block = 12 * guess.hidden**2
+    assert guess.layers * block == pytest.approx(39e9, rel=0.1)
