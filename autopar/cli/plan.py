@@ -178,7 +178,8 @@ def _search(
         from autopar.api.planning import plan_search
 
         return plan_search(profile, clusters[0], **options), None
-    if "," in options["objective"] or options.pop("tune"):
+    tune = options.pop("tune")
+    if tune or "," in options["objective"]:
         raise InputError(
             "several objectives and --tune are for one cluster without wishes for machines",
             hint="choose the machines first, then plan on them",
