@@ -32,6 +32,8 @@ CAUSES = {
     "error of about 10 % per shape; a shape seen at another depth or count is predicted to 1-2 %",
     "vtm": "two models only, one must predict the other; 10 of 73 rows are 19 to 49 % slow for no "
     "modelled reason (the same plan family twice as slow at one microbatch)",
+    "ddl": "neither device nor sequence length is stated; BERT-Base stands alone in its model, "
+    "and the 100 GbE parameter-server rows of BERT-Large equal those on 10 GbE",
     "mbr": "recompute, CUDA graphs and MoE shapes are not in the table; one group per model and "
     "device",
     "amp": "T4 over PCIe calibrates only the mixed cluster and the other way round; the mixed one "

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +102,19 @@ def cross_validate(
     return Prediction(value_s=value, low_s=low, high_s=high)
 
 
-def family_scores(rows: Sequence[Row], found: Prediction) -> list[FamilyScore]:
+class Measured(Protocol):
+    """What an error can be told of."""
+
+    @property
+    def family(self) -> str:
+        """Source."""
+
+    @property
+    def measured_s(self) -> float | None:
+        """Step time."""
+
+
+def family_scores(rows: Sequence[Measured], found: Prediction) -> list[FamilyScore]:
     """Errors by source, and over all."""
     measured = np.array([row.measured_s or np.nan for row in rows])
     error = np.abs(found.value_s / measured - 1)

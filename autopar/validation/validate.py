@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from autopar.validation import exchange
+from autopar.validation.exchange import ExchangeRow, exchange_row
 from autopar.validation.memory_unseen import predict_memory
 from autopar.validation.oom import unjudged
 from autopar.validation.predictor import Prediction, Predictor
@@ -41,6 +43,8 @@ class Validation:
         choices: Scores of sets of alternatives.
         fits: Per row, whether its plan fits in memory.
         peak_bytes: Per row, predicted peak memory.
+        exchange: Rows of data parallel benchmarks that state neither device nor sequence length.
+        exchange_prediction: Their step seconds.
     """
 
     rows: tuple[Row, ...]
@@ -51,6 +55,8 @@ class Validation:
     choices: tuple[ChoiceScore, ...]
     fits: tuple[bool, ...]
     peak_bytes: tuple[float, ...]
+    exchange: tuple[ExchangeRow, ...] = ()
+    exchange_prediction: Prediction | None = None
 
     @property
     def outcomes(self) -> dict[str, Any]:
@@ -76,7 +82,10 @@ class Validation:
     def to_dict(self) -> dict[str, Any]:
         """The ``data`` of ``scripts/validate_published --json``."""
         return {
-            "rows": [self._row(i) for i in range(len(self.rows))],
+            "rows": [
+                *(self._row(i) for i in range(len(self.rows))),
+                *(self._exchange_row(i) for i in range(len(self.exchange))),
+            ],
             "unpriced": [asdict(row) for row in self.unpriced],
             "families": [asdict(score) for score in self.families],
             "groups": [score.to_dict() for score in self.choices],
@@ -104,6 +113,23 @@ class Validation:
             "measured_memory_bytes": memory,
             "memory_rel_error": self.peak_bytes[index] / memory - 1 if memory else None,
             "assumed": list(row.assumed),
+        }
+
+    def _exchange_row(self, index: int) -> dict[str, Any]:
+        row, found = self.exchange[index], self.exchange_prediction
+        assert found is not None  # set wherever there are rows
+        predicted = float(found.value_s[index])
+        return {
+            "id": row.id,
+            "family": row.family,
+            "group": row.group,
+            "predicted_s": predicted,
+            "low_s": float(found.low_s[index]),
+            "high_s": float(found.high_s[index]),
+            "measured_s": row.measured_s,
+            "rel_error": predicted / row.measured_s - 1 if row.measured_s else None,
+            "how": "gradient exchange formula",
+            "assumed": ["device and sequence length not stated: one fitted rate per model"],
         }
 
 
@@ -143,7 +169,12 @@ def validate(
     Raises:
         InputError: A file is missing, no table, or lacks a needed column.
     """
-    rows, unpriced = complete(read_entries(path))
+    entries = read_entries(path)
+    rows, unpriced = complete(entries)
+    left = {row.id for row in unpriced}
+    exchanges = [r for e in entries if e.id in left and (r := exchange_row(e)) is not None]
+    unpriced = [row for row in unpriced if row.id not in {r.id for r in exchanges}]
+    by_exchange = _exchange(exchanges, fit_path, zero_shot=zero_shot)
     fitted: list[Row] | None = None
     if zero_shot:
         found, how = Predictor(()).predict(rows), ["zero-shot"] * len(rows)
@@ -168,10 +199,43 @@ def validate(
         unpriced=tuple(unpriced),
         prediction=found,
         how=tuple(how),
-        families=tuple(family_scores(some, part)),
+        families=tuple(_family_scores(some, part, exchanges, by_exchange)),
         choices=tuple(choice_scores(some, part.value_s)),
         fits=tuple(bool(fits) for fits in memory.fits),
         peak_bytes=tuple(float(peak) for peak in memory.value_bytes),
+        exchange=tuple(exchanges),
+        exchange_prediction=by_exchange,
+    )
+
+
+def _exchange(
+    rows: Sequence[ExchangeRow], fit_path: Path | None, *, zero_shot: bool
+) -> Prediction:
+    """Rows of data parallel benchmarks, held out as the others are."""
+    if zero_shot:
+        return exchange.ExchangeModel().predict(rows)
+    if fit_path is not None:
+        known = [r for e in read_entries(fit_path) if (r := exchange_row(e)) and r.measured_s]
+        return exchange.hold_out(rows, known, exchange.fit_exchange(known))
+    model, prints = exchange.load()
+    return exchange.hold_out(rows, [r for r in rows if r.fingerprint in prints], model)
+
+
+def _family_scores(
+    rows: Sequence[Row],
+    found: Prediction,
+    exchanges: Sequence[ExchangeRow],
+    by_exchange: Prediction,
+) -> list[FamilyScore]:
+    """Errors by source over both kinds of rows."""
+    some = [i for i, row in enumerate(exchanges) if row.measured_s]
+    ends = [
+        np.concatenate([getattr(found, name), getattr(by_exchange, name)[some]])
+        for name in ("value_s", "low_s", "high_s")
+    ]
+    return family_scores(
+        [*rows, *(exchanges[i] for i in some)],
+        Prediction(value_s=ends[0], low_s=ends[1], high_s=ends[2]),
     )
 
 
