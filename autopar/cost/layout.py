@@ -13,7 +13,7 @@ from autopar.cost.collectives import CommunicationModel
 from autopar.cost.model import CostModel, SpanSeconds
 from autopar.cost.ranks import RankGroups
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
-from autopar.cost.sync import StageSync
+from autopar.cost.sync import PLAIN, StageSync
 from autopar.cost.tables import Tables
 from autopar.cost.work import Levels
 from autopar.graph import Amount
@@ -103,9 +103,20 @@ class Layout:
     @cached_property
     def steps_multiplier(self) -> Estimate:
         """Steps to the same loss over those of exact synchronisation."""
+        return parse_sync(self.sync).steps_multiplier(SyncContext(group=self._sync_group))
+
+    @cached_property
+    def cannot_sync(self) -> str | None:
+        """Why the replicas cannot synchronise as the mode says, else ``None``."""
+        if self.sync == PLAIN:
+            return None
+        element_bytes = self.model.sizes.gradient
+        return parse_sync(self.sync).check(self._sync_group, element_bytes=element_bytes)
+
+    @property
+    def _sync_group(self) -> SyncGroup:
         group = self.ranks.data(0)[0]
-        context = SyncContext(group=SyncGroup(ranks=group.ranks, nodes=group.nodes))
-        return parse_sync(self.sync).steps_multiplier(context)
+        return SyncGroup(ranks=group.ranks, nodes=group.nodes)
 
     @cached_property
     def _coordinates(self) -> tuple[int, ...]:

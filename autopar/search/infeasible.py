@@ -42,7 +42,13 @@ def diagnose(
         return InfeasibleError(reason, hint="use another cluster")
     smallest = least_memory(model, options)
     if smallest is None:
-        return InfeasibleError("no plan satisfies the constraints", hint="drop --fix and --forbid")
+        modes = ", ".join(options.sync_modes())
+        return InfeasibleError(
+            f"no plan satisfies the constraints: none has ranks that can synchronise by {modes}"
+            if options.sync != "exact"
+            else "no plan satisfies the constraints",
+            hint="drop --fix and --forbid, or allow --sync exact",
+        )
     layout, _ = layout_of(smallest.plan, model)
     limits = [
         min(memory.rank_capacity(layout, q), options.max_memory_bytes or float("inf"))

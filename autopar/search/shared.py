@@ -124,7 +124,6 @@ class SharedPoints:
             self.study.tell(number, state=TrialState.PRUNED)
             return
         self._note(number, "plan", plan)
-        self._note(number, "cuts", result["cuts"])
         self.study.tell(number, found.value)
         self.numbers[point] = number
 

@@ -73,6 +73,30 @@ class _Entry:
     behind: tuple[tuple[float, int], ...]
 
 
+@dataclass(slots=True, kw_only=True)
+class _Queue:
+    """The variants of a group by rising bound.
+
+    Attributes:
+        group: The group.
+        order: Variants in the group's table, best bound first.
+        bounds: By variant.
+        waits: Variants that wait behind another one.
+        taken: How many of ``order`` are gone.
+    """
+
+    group: PointGroup
+    order: npt.NDArray[np.intp]
+    bounds: npt.NDArray[np.float64]
+    waits: npt.NDArray[np.bool_]
+    taken: int = 0
+
+    @property
+    def left(self) -> int:
+        """Variants that were not taken."""
+        return len(self.order) - self.taken
+
+
 @dataclass(frozen=True, kw_only=True)
 class Priced:
     """A priced point: its best boundaries, recompute levels if it left them open, objective."""
@@ -115,7 +139,7 @@ class Walk:
     _settled: set[Point] = field(default_factory=set)
     _proved: dict[Point, float] = field(default_factory=dict)
     _elsewhere: list[tuple[float, int, Candidate]] = field(default_factory=list)
-    _heap: list[tuple[float, int, Candidate | _Entry]] = field(default_factory=list)
+    _heap: list[tuple[float, int, Candidate | _Entry | _Queue]] = field(default_factory=list)
     _waiting: int = 0
     _groups: list[int] = field(default_factory=list)
     _bounds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -162,16 +186,28 @@ class Walk:
             if self.options.objective == "memory":
                 waits = np.zeros_like(waits)  # the wider choice is faster, not smaller
             self._waiting += int(waits.sum())
-            for index in np.flatnonzero(open_ & ~waits):
-                behind = np.flatnonzero(waits & (wider == index)) if self._waiting else ()
-                entry = _Entry(
-                    group=group,
-                    index=int(index),
-                    behind=tuple((max(float(bounds[i]), float(floor)), int(i)) for i in behind),
-                )
-                self._offer(max(float(bounds[index]), float(floor)), entry)
+            at_hand = np.flatnonzero(open_ & ~waits)
+            if len(at_hand):
+                least_of = np.maximum(bounds, floor)
+                order = at_hand[np.argsort(least_of[at_hand], kind="stable")]
+                queue = _Queue(group=group, order=order, bounds=least_of, waits=waits)
+                self._offer(float(least_of[order[0]]), queue)
 
-    def _offer(self, bound: float, item: Candidate | _Entry) -> None:
+    def _take(self, queue: _Queue) -> _Entry:
+        """The best variant of a group; the others go back on the heap."""
+        index = int(queue.order[queue.taken])
+        queue.taken += 1
+        if queue.left:
+            self._offer(float(queue.bounds[queue.order[queue.taken]]), queue)
+        wider = queue.group.variants.table.wider
+        behind = np.flatnonzero(queue.waits & (wider == index))
+        return _Entry(
+            group=queue.group,
+            index=index,
+            behind=tuple((float(queue.bounds[i]), int(i)) for i in behind),
+        )
+
+    def _offer(self, bound: float, item: Candidate | _Entry | _Queue) -> None:
         heapq.heappush(self._heap, (bound, self._serial, item))
         self._serial += 1
 
@@ -311,11 +347,17 @@ class Walk:
             if not self._heap or self._heap[0][0] >= cutoff:
                 return None
             bound, index, item = heapq.heappop(self._heap)
+            if isinstance(item, _Queue):
+                item = self._take(item)
             candidate = item if isinstance(item, Candidate) else self._candidate(item, bound)
             if candidate.point in self._settled:
                 continue
             if candidate.partition is not None:
                 return bound, index, candidate
+            if self._solver(candidate).goal.layout.cannot_sync is not None:
+                self.rejected["sync mode does not fit the ranks"] += 1
+                self._release(candidate.entry)
+                continue
             refined = self._solver(candidate).lower_bound()
             if math.isinf(refined):
                 self.rejected["memory"] += 1
@@ -336,7 +378,7 @@ class Walk:
         return Certificate(
             space=self.space.size,
             rejected=dict(sorted(self.rejected.items())),
-            bounded=len(self._heap)
+            bounded=sum(i.left if isinstance(i, _Queue) else 1 for _, _, i in self._heap)
             + self._waiting
             + len(self.beaten)
             + sum(self.space.groups[i].variants.count for i in closed),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from autopar.core.errors import InputError
+from autopar.core.errors import InfeasibleError, InputError
 from autopar.results import SearchResult
 from autopar.search import SearchOptions, search
 from autopar.sync import parse_sync
@@ -61,7 +63,8 @@ def test_any_adds_nothing_to_objectives_that_do_not_count_steps():
 
 def test_the_best_of_all_modes_is_the_best_of_each_alone():
     modes = SearchOptions(sync="any", objective="time-to-target").sync_modes()
-    alone = {mode: value(find(mode)) for mode in modes}
+    # one rank a node: there are no two levels to average over
+    alone = {mode: value(find(mode)) for mode in modes if not mode.startswith("hierarchical")}
     together = find("any")
     assert value(together) == pytest.approx(min(alone.values()), rel=1e-9)
     assert alone[together.best.plan.sync] == pytest.approx(value(together), rel=1e-9)
@@ -100,3 +103,17 @@ def test_an_unknown_mode_is_an_error_with_the_closest_name():
     assert "local_sgd" in (caught.value.hint or "")
     with pytest.raises(InputError, match="no sync mode"):
         SearchOptions(sync=" , ")
+
+
+def test_modes_are_only_planned_for_ranks_that_can_synchronise_so():
+    two_levels = cluster_of(2, 2)
+    options = SearchOptions(
+        global_batch=16, objective="time-to-target", sync="hierarchical,ps_sync:3", top=20
+    )
+    result = search(PROFILE, two_levels, options)
+    assert result.certificate.gap == 0
+    assert result.certificate.rejected["sync mode does not fit the ranks"] > 0
+    assert all(item.plan.mesh.dp_replicate == 4 for item in result.top)
+    with pytest.raises(InfeasibleError, match="can synchronise by hierarchical:8") as caught:
+        search(PROFILE, cluster_of(1, 4), replace(options, sync="hierarchical"))
+    assert "--sync" in (caught.value.hint or "")
