@@ -23,7 +23,8 @@ from autopar.cost.layout import Cuts, Layout
 from autopar.cost.tables import Table
 from autopar.cost.work import FULL, NONE, SELECTIVE, Levels, Vector
 from autopar.search.goal import Goal
-from autopar.search.mixing import Choice, Option, least_bytes, solve_stage
+from autopar.search.knapsack import Option
+from autopar.search.mixing import Choice, least_bytes, solve_stage
 from autopar.search.mixing_bounds import RunBounds
 
 LEVELS = (NONE, SELECTIVE, FULL)

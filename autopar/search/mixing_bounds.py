@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autopar.search.mixing import Option, efficient, lower_hull
+from autopar.search.knapsack import Option, efficient, lower_hull
 
 Table = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

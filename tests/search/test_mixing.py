@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
-from autopar.search import mixing
-from autopar.search.mixing import Option, solve_stage
+from autopar.search import knapsack
+from autopar.search.knapsack import Option
+from autopar.search.mixing import solve_stage
 from autopar.search.mixing_bounds import RunBounds, run_tables
 
 
@@ -74,8 +75,8 @@ def test_run_bounds_never_exceed_the_optimum_and_equal_the_relaxation(seed: int)
         if all(o.peak_bytes == 0 for block in options[i:j] for o in block):
             assert feasible[i, j] == math.isfinite(exact)
             if feasible[i, j]:
-                groups = [mixing.Group.of(block, (0,), 0.0) for block in options[i:j]]
-                relaxed = mixing.Knapsack(groups=groups, room_bytes=limits[i, j] / copies)
+                groups = [knapsack.Group.of(block, (0,), 0.0) for block in options[i:j]]
+                relaxed = knapsack.Knapsack(groups=groups, room_bytes=limits[i, j] / copies)
                 assert seconds[i, j] == pytest.approx(relaxed.relaxation, abs=1e-9)
 
 
@@ -160,8 +161,8 @@ def test_when_states_run_out_the_bound_says_so(monkeypatch: pytest.MonkeyPatch) 
     ]
     limit = 0.37 * sum(block[0].kept_bytes for block in options) + 0.5
     exact = solve_stage(options, limit)
-    monkeypatch.setattr(mixing, "MAX_STATES", 4)
-    monkeypatch.setattr(mixing, "_BEAM", 4)
+    monkeypatch.setattr(knapsack, "MAX_STATES", 4)
+    monkeypatch.setattr(knapsack, "_BEAM", 4)
     found = solve_stage(options, limit)
     assert exact is not None
     assert found is not None
