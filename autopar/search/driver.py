@@ -20,6 +20,7 @@ from autopar.search.infeasible import diagnose
 from autopar.search.options import SearchOptions
 from autopar.search.plans import build_plan, rank_plan
 from autopar.search.space import build_space
+from autopar.search.sync_words import sync_warnings
 from autopar.search.walk import Walk
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def find(
         found = find_placed(profile, cluster, options, relaxations=relaxations)
     else:
         found = find_in_order(profile, cluster, options, relaxations=relaxations)
-    return replace(found, warnings=(*options.sync_warnings(cluster), *found.warnings))
+    about_sync = sync_warnings(options, cluster, found.best)
+    return replace(found, warnings=(*about_sync, *found.warnings))
 
 
 def find_in_order(

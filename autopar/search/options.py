@@ -11,7 +11,7 @@ from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
 from autopar.cost.states import auto_precision
 from autopar.graph import GraphProfile
-from autopar.sync import COMPRESSIONS, SYNC_MODES, canonical_sync, parse_sync
+from autopar.sync import COMPRESSIONS, SYNC_MODES, canonical_sync
 
 Objective = Literal["time", "time-to-target", "memory", "energy", "cost"]
 SPACES = ("auto", "full", "runnable")
@@ -108,22 +108,6 @@ class SearchOptions:
         if not modes:
             raise InputError("no sync mode is allowed", hint="use --sync exact")
         return tuple(dict.fromkeys(canonical_sync(mode) for mode in modes))
-
-    def sync_warnings(self, cluster: Cluster) -> tuple[str, ...]:
-        """What to know about the sync modes that compete, beside the plans themselves."""
-        modes = self.sync_modes()
-        if self.only_runnable(cluster):
-            left = [mode for mode in modes if mode not in EXACT_MODES]
-            if not left:
-                return ()
-            return (f"not among the plans, as autopar run has all_reduce only: {', '.join(left)}",)
-        changing = [mode for mode in modes if not parse_sync(mode).exact]
-        if not changing or self.objective == "time-to-target":
-            return ()
-        return (
-            f"{', '.join(changing)} change the mathematics of a step, which objective "
-            f"'{self.objective}' does not count: time-to-target does",
-        )
 
     def batch_for(self, profile: GraphProfile, devices: int) -> int:
         """The global batch: as given, else the profiled batch on every device."""

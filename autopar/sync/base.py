@@ -89,8 +89,8 @@ class Message:
     Attributes:
         kind: ``all_reduce``, ``reduce_scatter``, ``all_gather`` or ``all_to_all``.
         size_bytes: The full tensor, as the cost of that collective takes it.
-        sent_bytes: What the busiest rank sends each time.
-        received_bytes: What the busiest rank receives each time.
+        sent_bytes: What the busiest rank (with servers: one that has one) sends each time.
+        received_bytes: What that rank receives each time.
         scope: Who takes part.
         overlap: What it hides behind.
         per_step: Times per optimizer step; below 1 for periodic modes.

@@ -81,11 +81,20 @@ def test_a_rare_average_is_as_good_as_no_link_and_keeps_whole_states():
 
 
 def test_a_named_mode_under_time_is_warned_about():
-    warned = [text for text in find("all_reduce,diloco", "time").warnings if "diloco" in text]
+    warned = [text for text in find("all_reduce,diloco", "time").warnings if "time-to" in text]
     assert len(warned) == 1
     assert "diloco:100 change the mathematics" in warned[0]
-    assert "time-to-target" in warned[0]
-    assert not any("mathematics" in text for text in find("all_reduce,diloco").warnings)
+    assert not any("time-to" in text for text in find("all_reduce,diloco").warnings)
+
+
+def test_a_best_plan_that_changes_the_mathematics_says_how_sure_its_worth_is():
+    result = find("diloco,all_reduce")
+    (text,) = [text for text in result.warnings if "the best plan changes" in text]
+    assert "diloco:100, periodic" in text
+    assert "1.2 times the steps to the same loss, 0.9 to 3 (assumed; Douillard" in text
+    quiet = find("diloco,all_reduce", fast=True)
+    assert quiet.best.plan.sync == "all_reduce"
+    assert not any("mathematics" in text for text in quiet.warnings)
 
 
 def test_modes_that_cannot_run_are_said_to_be_left_out():
