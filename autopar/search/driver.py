@@ -115,11 +115,12 @@ def run_study(
 def study_name(walk: Walk) -> str:
     """The same for the same question, so that a stored study is continued.
 
-    The question includes what was measured and the version: other prices are another question.
+    The question includes what prices follow from: measurement, calibration and version.
     """
     model, options = walk.model, walk.options
     question = {
         "autopar": __version__,
+        "calibration": model.compute.calibration.to_dict(),
         "profile": model.profile.hash,
         "cluster": model.cluster.hash,
         "batch": walk.space.global_batch,

@@ -204,6 +204,15 @@ def test_a_new_measurement_is_a_new_study():
     assert name(measured[0]) == name(replace(measured[0]))
 
 
+def test_a_new_calibration_is_a_new_study():
+    walk = walk_of(None)
+    before = study_name(walk)
+    assert study_name(walk_of(None)) == before
+    shipped = walk.model.compute.calibration
+    walk.model.compute.calibration = replace(shipped, factors={"": {"flop": 2.0}})
+    assert study_name(walk) != before
+
+
 @pytest.mark.parametrize("url", ["journal:/no/such/folder/x.log", "sqlite:////no/such/x.db", "x"])
 def test_storages_that_cannot_be_opened(url: str):
     with pytest.raises(InputError, match="cannot open study storage") as caught:
