@@ -66,7 +66,11 @@ class Batch:
         """``[group, variant]``: least objective, and memory that cannot suffice."""
         shape = (len(self.groups), len(self.table.variants))
         seconds, misfits, again = np.zeros(shape), np.zeros(shape, dtype=bool), np.zeros(shape)
-        for (schedule, chunks), columns in self.table.schedules:
+        possible = np.logical_or.reduce([group.variants.valid for group in self.groups])
+        for (schedule, chunks), every in self.table.schedules:
+            columns = every[possible[every]]
+            if not len(columns):
+                continue
             if chunks > 1:
                 seconds[:, columns] = self._chunked(schedule, chunks, columns)
                 misfits[:, columns] = self._chunked_misfit(schedule, chunks, columns)
