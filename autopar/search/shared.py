@@ -93,23 +93,36 @@ class SharedPoints:
         """
         if self._others(point, before=math.inf) or self._just_finished(point):
             return None
-        self.study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                params=point.params(),
-                distributions=self.distributions,
-                user_attrs={"worker": self.worker, "heartbeat": time.time()},
-            )
-        )
-        mine = max(
-            int(trial.number)
-            for trial in self._trials(TrialState.RUNNING)
-            if trial.user_attrs.get("worker") == self.worker
-        )
+        mine = self._add(point, TrialState.RUNNING, heartbeat=time.time())
         if self._others(point, before=mine) or self._just_finished(point):
             self.study.tell(mine, state=TrialState.FAIL)
             return None
         return mine
+
+    def add(self, point: Point, value: float, **attributes: Any) -> int:
+        """Write a priced point that needed no claim, in one append; returns its number."""
+        number = self._add(point, TrialState.COMPLETE, value, **attributes)
+        self._read.add(number)
+        self.numbers[point] = number
+        return number
+
+    def _add(
+        self, point: Point, state: TrialState, value: float | None = None, **attributes: Any
+    ) -> int:
+        self.study.add_trial(
+            create_trial(
+                state=state,
+                value=value,
+                params=point.params(),
+                distributions=self.distributions,
+                user_attrs={"worker": self.worker, **attributes},
+            )
+        )
+        return max(
+            int(trial.number)
+            for trial in self._trials(state)
+            if trial.user_attrs.get("worker") == self.worker
+        )
 
     def finish(self, number: int, point: Point, found: Solution, plan: str | None) -> None:
         """End a claimed trial with what was found and the name of its plan."""

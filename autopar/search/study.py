@@ -107,18 +107,23 @@ class StudyLog:
 
     def record(self, item: Priced, name: str) -> int:
         """Add a finished trial, unless a stored study has it; returns its number."""
-        known = None if self.shared is None else self.shared.numbers.get(item.point)
-        if known is not None:
-            return known
+        if self.shared is not None:
+            return self._share(self.shared, item, name)
         self._sampler.offer(item.point)
         with quiet():
             trial = self.study.ask(self._distributions)
             trial.set_user_attr("plan", name)
             trial.set_user_attr("cuts", list(item.cuts))
             self.study.tell(trial, item.value)
-        if self.shared is not None:
-            self.shared.numbers[item.point] = int(trial.number)
         return int(trial.number)
+
+    def _share(self, shared: SharedPoints, item: Priced, name: str) -> int:
+        """:meth:`record` in a storage, where ``ask`` would write once per axis, each a wait."""
+        known = shared.numbers.get(item.point)
+        if known is not None:
+            return known
+        with quiet():
+            return shared.add(item.point, item.value, plan=name, cuts=list(item.cuts))
 
 
 def open_storage(url: str | None) -> str | BaseStorage | None:
