@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from autopar.core.errors import InputError
@@ -130,7 +129,9 @@ def open_storage(url: str | None) -> str | BaseStorage | None:
     """Optuna storage of a URL; ``journal:FILE`` is a file that several processes append to."""
     if url is None or not url.startswith(JOURNAL):
         return url
-    return JournalStorage(JournalFileBackend(url.removeprefix(JOURNAL)))
+    from autopar.search.journal import open_journal  # file locks of its own, not on every system
+
+    return open_journal(url.removeprefix(JOURNAL))
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
