@@ -79,8 +79,8 @@ def plan_search(
         fix: ``axis=value`` constraints a plan must meet.
         forbid: ``axis=value`` combinations a plan must avoid.
         max_memory: Memory limit per device (``"20GiB"``), the device's own by default.
-        precision: Compute dtype; ``auto`` is bfloat16 (float32 master weights) where every device
-            has a peak for it, float32 elsewhere and on measured clusters.
+        precision: Compute dtype; ``auto`` is bfloat16, else float16, (float32 master weights) where
+            every device has a peak for it, float32 elsewhere and on measured clusters.
         space: ``full``, ``runnable`` (what :func:`autopar.run` executes), or ``auto``: runnable
             on a measured cluster, full elsewhere.
         top: How many plans to rank.
@@ -205,7 +205,7 @@ def resolve_profile(
         return profile, None
     if isinstance(profile, Path) or (isinstance(profile, str) and profile.endswith(".json")):
         return GraphProfile.load(Path(profile)), Path(profile)
-    device = cluster.device(0).kind if cluster.measured else cluster.machine(0).name
+    device = cluster.device(0).kind if cluster.measured else cluster.machine(0).name.split("@")[0]
     busy = None
     if cluster.measured:
         busy = min(

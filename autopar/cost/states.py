@@ -22,10 +22,17 @@ MASTER_BYTES = 4
 
 
 def auto_precision(cluster: Cluster) -> str:
-    """bfloat16 where every device has a peak for it, float32 elsewhere and where measured."""
+    """bfloat16, else float16, where every accelerator has a peak for it; float32 elsewhere.
+
+    What people train in on such devices. A measured cluster runs what it was measured in: float32.
+    """
     devices = [group.machine.device for group in cluster.groups]
-    narrow = all("bfloat16" in device.peak_flop_per_s for device in devices)
-    return "bfloat16" if narrow and not cluster.measured else "float32"
+    if cluster.measured or any(device.kind == "cpu" for device in devices):
+        return "float32"
+    for name in ("bfloat16", "float16"):
+        if all(name in device.peak_flop_per_s for device in devices):
+            return name
+    return "float32"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,8 +36,8 @@ class SearchOptions:
             its most promising stage boundaries (fewer when simulating more would take long).
         seed: Seed of the study and of the plans.
         storage: Optuna storage URL or ``journal:FILE``; in memory when ``None``.
-        precision: Compute dtype; ``auto`` is bfloat16 with float32 master weights where every
-            device has a peak for it, float32 elsewhere and on measured clusters.
+        precision: Compute dtype; ``auto`` is bfloat16, else float16, with float32 master weights
+            where every device has a peak for it, float32 elsewhere and on measured clusters.
         clip_norm: Gradient clipping of the plans.
         space: ``full``, ``runnable`` (what ``autopar run`` executes today), or ``auto``:
             runnable on a measured cluster, where a plan is there to be run, full elsewhere.
