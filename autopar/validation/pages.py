@@ -33,18 +33,6 @@ CAUSES = {
     "error of about 10 % per shape; a shape seen at another depth or count is predicted to 1-2 %. "
     "Never seen, it is overestimated: its framework's launch and step overheads then rest on vtm "
     "alone and come out 1.9 and 19 times as high",
-    "vtm": "vTrain 14.7 mean; calculon 15.3",
-    "amp": "AMP 48 to 49 mean",
-    "kor": "calculon 3.7 mean (its own table)",
-    "sc21": "calculon 10.3 mean",
-    "sailor": "Sailor 8.9 mean (homogeneous rows)",
-}
-"""Errors of known models on the same rows, percent, as published or rerun by others."""
-CAUSES = {
-    "vts": "looks like replayed kernel profiles: linear in the microbatches to 3e-6, a frozen "
-    "error of about 10 % per shape; a shape seen at another depth or count is predicted to 1-2 %. "
-    "Never seen, it is overestimated: its framework's launch and step overheads then rest on vtm "
-    "alone, whose slow runs pull them up twofold",
     "vtm": "two models only, one must predict the other; 10 of 73 rows are 19 to 49 % slow for no "
     "modelled reason (the same plan family twice as slow at one microbatch)",
     "ddl": "neither device nor sequence length is stated; BERT-Base stands alone in its model, "
