@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from autopar.cost import CostModel
@@ -14,15 +15,19 @@ _EQUAL = 1e-12
 """Relative difference below which two objectives count as equal."""
 
 
-def optimum(model: CostModel, options: SearchOptions, space: Space) -> tuple[Priced | None, bool]:
-    """The best plan of a space for one objective, and whether it is proved."""
+def optimum(model: CostModel, options: SearchOptions, space: Space) -> tuple[Priced | None, float]:
+    """The best plan of a space for one objective, and a bound that no plan of it beats.
+
+    The bound equals the plan's objective when it is proved; infinite when nothing can fit.
+    """
     walk = Walk(model=model, options=replace(options, top=1), space=space)
     walk.start()
     while walk.next() is not None:
         pass
     best = min(walk.priced, key=lambda item: item.value, default=None)
     # The walk ends when no bound is below the best; what it gave up is in ``open_bound``.
-    return best, best is None or walk.open_bound >= best.value * (1 - _EQUAL)
+    least = math.inf if best is None else best.value
+    return best, least if walk.open_bound >= least * (1 - _EQUAL) else walk.open_bound
 
 
 def by_world(space: Space) -> list[Space]:

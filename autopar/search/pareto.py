@@ -158,28 +158,38 @@ def sweep(members: Members, space: Space) -> Outcome:
     step = COARSE_RESOLUTION if space.size >= LARGE_SPACE else RESOLUTION
     rest = [name for name in members.objectives if name != "memory"]
     per_world = {"time", "cost"} <= set(rest)
-    complete = True
-    for part in by_world(space) if per_world else [space]:
-        for limit in _limits(members, part, rest[0], step):
-            complete = complete and limit
-    resolution = step if "memory" in members.objectives else 0.0
+    left_open = [
+        bounds
+        for part in (by_world(space) if per_world else [space])
+        for bounds in _limits(members, part, rest[0], step)
+    ]
     return Outcome(
-        complete=complete,
-        resolution=resolution,
-        open_bounds=np.zeros((0, len(members.objectives))),
+        complete=not left_open,
+        resolution=step if "memory" in members.objectives else 0.0,
+        open_bounds=np.array(left_open).reshape(-1, len(members.objectives)),
     )
 
 
-def _limits(members: Members, space: Space, objective: str, step: float) -> Iterator[bool]:
-    """Search under falling limits; yields whether each answer is proved."""
+def _limits(
+    members: Members, space: Space, objective: str, step: float
+) -> Iterator[tuple[float, ...]]:
+    """Search under falling limits; yields bounds of what answers without a proof leave open."""
     options = replace(members.options, objective=objective)
     while True:
-        best, proved = optimum(members.model, options, space)
+        best, bound = optimum(members.model, options, space)
         if best is None:
+            if np.isfinite(bound):
+                yield tuple(bound if n == objective else 0.0 for n in members.objectives)
             return
         member = members.add(best.point, best.cuts, best.levels)
-        yield proved
-        if member is None or "memory" not in members.objectives:
+        if member is None:
+            return
+        # Time and money of a number of devices are in proportion; memory is below the next limit.
+        share = {name: 1 - step if name == "memory" else bound / best.value for name in OBJECTIVES}
+        if bound < best.value:
+            named = zip(members.objectives, member.values, strict=True)
+            yield tuple(share[name] * value for name, value in named)
+        if "memory" not in members.objectives:
             return
         used = member.values[members.objectives.index("memory")]
         high = used * (1 + k.MEMORY_MARGIN.value)

@@ -11,7 +11,7 @@ from autopar.cluster import Cluster
 from autopar.core.errors import InfeasibleError, InputError
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
-from autopar.search import search
+from autopar.search import pareto, search
 from autopar.search.front import covered, hypervolume, knee, undominated
 from autopar.search.genetic import Code
 from autopar.search.members import Members
@@ -19,6 +19,7 @@ from autopar.search.options import SearchOptions
 from autopar.search.pareto import choose_engine, pareto_search, parse_objectives
 from autopar.search.space import Space, build_space
 from autopar.search.tune import tune_bucket
+from autopar.search.walk import Priced
 from tests.search.builders import MB, chain_profile, cluster_of
 
 
@@ -117,6 +118,24 @@ def test_sweep_leaves_out_less_memory_than_its_resolution(
     allowed = expected.vectors * np.array([1.0, 1 / (1 - found.proof.resolution)])
     assert covered(allowed, vectors).all()
     assert 0 < found.proof.gap < 0.1
+
+
+def test_a_sweep_without_proofs_is_not_called_complete(
+    profile: GraphProfile, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proved = pareto.optimum
+
+    def unproved(
+        model: CostModel, options: SearchOptions, space: Space
+    ) -> tuple[Priced | None, float]:
+        best, bound = proved(model, options, space)
+        return best, bound * 0.8
+
+    monkeypatch.setattr(pareto, "optimum", unproved)
+    found = pareto_search(profile, cluster, ("time", "memory"), OPTIONS)
+    assert not found.proof.complete
+    assert found.proof.open == len(found.plans)
+    assert found.proof.gap > 0.1
 
 
 def test_money_needs_its_own_number_of_devices() -> None:
