@@ -79,8 +79,8 @@ def plan_search(
         fix: ``axis=value`` constraints a plan must meet.
         forbid: ``axis=value`` combinations a plan must avoid.
         max_memory: Memory limit per device (``"20GiB"``), the device's own by default.
-        precision: Compute dtype; ``auto`` is bfloat16, else float16, (float32 master weights) where
-            every device has a peak for it, float32 elsewhere and on measured clusters.
+        precision: Compute dtype; ``auto`` is bfloat16, else float16 (float32 master weights),
+            where every device has a peak for it, float32 elsewhere and on measured clusters.
         space: ``full``, ``runnable`` (what :func:`autopar.run` executes), or ``auto``: runnable
             on a measured cluster, full elsewhere.
         top: How many plans to rank.
