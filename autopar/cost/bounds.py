@@ -206,9 +206,10 @@ class Bounds:
         forward = np.array([c.forward_s for c in costs])
         work = forward + np.array([c.backward_s + c.recompute_s for c in costs])
         tail = np.array([c.exposed_sync_s + c.optimizer_s for c in costs])
-        before_f = np.concatenate(([0.0], np.cumsum(forward)))
-        before = before_f if splits else np.concatenate(([0.0], np.cumsum(work)))
-        least = 0.0
+        down, up, least = self._chain_messages(cuts)
+        least *= layout.microbatches
+        before_f = np.concatenate(([0.0], np.cumsum(forward + down)))
+        before = before_f if splits else np.concatenate(([0.0], np.cumsum(work + down + up)))
         for rank in range(layout.mesh.pp):
             mine = layout.stages_of(rank)
             own, first = layout.microbatches * work[mine].sum(), min(mine)
@@ -216,6 +217,24 @@ class Bounds:
             back = before[first] if self.chained else 0.0
             least = max(least, fill + own + tail[mine].sum(), back + own)
         return float(least + layout.overhead_s)
+
+    def _chain_messages(self, cuts: Cuts) -> tuple[Vector, Vector, float]:
+        """Seconds from each stage to the next and back, and of the busiest link per microbatch."""
+        layout = self.layout
+        down, up = np.zeros(layout.stages), np.zeros(layout.stages)
+        links: dict[tuple[int, int], float] = {}
+        for stage in range(layout.stages - 1):
+            source, target = layout.rank_of(stage), layout.rank_of(stage + 1)
+            forward, backward = layout.tables.chain[cuts[stage + 1]]
+            for amount, ends, seconds in (
+                (forward, (source, target), down),
+                (backward, (target, source), up),
+            ):
+                size = layout.amount_bytes(amount)
+                if size > 0 and source != target:
+                    seconds[stage] = layout.message_seconds(size, *ends)
+                    links[ends] = links.get(ends, 0.0) + seconds[stage]
+        return down, up, max(links.values(), default=0.0)
 
     def _paths(self, stage: int, forward: Table, backward: Table) -> list[Table]:
         """Weights of the paths through a stage, one stage per rank."""

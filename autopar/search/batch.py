@@ -57,6 +57,12 @@ class Batch:
         self.rows = [quick.rows.row(group) for group in groups]
         self.worlds = [quick.rows.world(group.world) for group in groups]
         self.rates = [quick.rows.rates(group) for group in groups]
+        self.message_s = np.array(
+            [
+                quick.rows.message_s(group, row.message_bytes) if quick.chained else 0.0
+                for group, row in zip(groups, self.rows, strict=True)
+            ]
+        )
         table = self.table
         self.sharing = np.searchsorted(SHARING, np.where(table.zero == 1, 0, table.zero))
         self.time_level = np.where(table.recompute == MIXED, 0, table.recompute)
@@ -209,7 +215,7 @@ class Batch:
     def _single(self, schedule: str, columns: Indices) -> Array:
         """Least step seconds ``[group, column]`` of one stage per rank."""
         m = self.m[:, None, None]
-        even = m * self._fullest
+        even = m * np.maximum(self._fullest, self.message_s[:, None, None])
         if self.pp == 1:
             table = m * self._work
         elif not self.quick.chained:
@@ -240,7 +246,8 @@ class Batch:
         safe = np.where(weights > 0, weights, 1.0)
         rounds = np.where((weights > 0).all(axis=3), 1.0 / (1.0 / safe).sum(axis=3), 0.0)
         some = self._fullest * np.maximum(weights.min(axis=3), 0.0)
-        return np.asarray(work.sum(axis=3) + np.maximum(self._work * rounds, some))
+        way = 2 * (p - 1) * self.message_s[:, None, None]
+        return np.asarray(work.sum(axis=3) + way + np.maximum(self._work * rounds, some))
 
     @cached_property
     def _part(self) -> Array:
@@ -304,9 +311,12 @@ class Batch:
                 if not found.splits_backward:
                     back = _before(work, firsts)[:, sharing, level]
             tail = _by_rank(_runs(self._parameters, cuts), rank_of, self.pp)[:, None, :] * tails
-            value = np.maximum(down + own + tail, back + own).max(axis=-1)
+            hops = self.message_s[:, None, None] * firsts
+            back_hops = hops if found.splits_backward else 2 * hops
+            value = np.maximum(down + hops + own + tail, back + back_hops + own).max(axis=-1)
             best = np.minimum(best, value)
-        return best
+        # A link carries the messages of all chunks of every microbatch.
+        return np.asarray(np.maximum(best, chunks * (self.m * self.message_s)[:, None]))
 
     @cached_property
     def _parameters(self) -> Array:

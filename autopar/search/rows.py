@@ -35,6 +35,7 @@ class Row:
         untied_parameters: The same without parameters that several blocks read.
         experts: Expert elements per block.
         total_parameters: Different elements on all pipeline ranks, experts included.
+        message_bytes: Fewest bytes that pass a boundary between blocks, either way.
         kept: Bytes per microbatch of every block by recompute level.
         again: Kept bytes that recompute can save and the least seconds for them, both rising;
             in between the line is a lower bound (fractional knapsack).
@@ -46,6 +47,7 @@ class Row:
     untied_parameters: Array
     experts: Array
     total_parameters: float
+    message_bytes: float
     kept: tuple[Array, Array, Array]
     again: tuple[Array, Array]
 
@@ -201,9 +203,21 @@ class Rows:
             untied_parameters=np.maximum(untied, 0.0),
             experts=work.experts,
             total_parameters=self.elements(split),
+            message_bytes=min(
+                (min(a.at(samples), b.at(samples)) for a, b in model.tables(split).chain[1:-1]),
+                default=0.0,
+            )
+            * model.tables(split).edge_scale,
             kept=(kept[0], kept[1], kept[2]),
             again=_cheapest(seconds, kept),
         )
+
+    def message_s(self, group: PointGroup, size_bytes: float) -> float:
+        """Least seconds of a message from one pipeline rank to the next."""
+        if not self.regular or group.pp == 1:
+            return 0.0
+        world = self.world(group.world)
+        return world.communication.message_seconds(size_bytes, 0, group.world // group.pp)
 
     def elements(self, split: Split) -> float:
         """Different parameter elements on all pipeline ranks together, experts included."""
