@@ -32,10 +32,11 @@ from autopar.search.variants import (
 )
 from autopar.strategies import Split, Strategies
 
-MAX_TP = 64
-"""Largest tensor parallel degree that is tried; beyond it sums across nodes rule."""
-MAX_CP = 64
-"""Largest context parallel degree that is tried."""
+TP_NODES = 2
+"""Nodes that tensor parallel ranks may span; beyond, sums across nodes take most of the time
+(published runs: 32 ranks reach a quarter of the throughput of 2)."""
+LEAST_SEQUENCE = 256
+"""Tokens of a sequence that a context parallel rank keeps at least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +254,7 @@ class _Builder:
         sequence = self.strategies.context.length
         for tp in (1,) if self.runnable else self._tp_degrees(world):
             for cp in divisors(world // tp):
-                if cp > 1 and (self.runnable or cp > MAX_CP or not sequence):
+                if cp > 1 and (self.runnable or sequence < cp * LEAST_SEQUENCE):
                     break
                 for pp in divisors(world // (tp * cp)):
                     if pp > len(self.profile.blocks):
@@ -263,7 +264,8 @@ class _Builder:
     def _tp_degrees(self, world: int) -> list[int]:
         if not self.strategies.tensor.columns:
             return [1]
-        return [tp for tp in divisors(world) if tp <= MAX_TP]
+        node = max(group.machine.devices_per_node for group in self.cluster.groups)
+        return [tp for tp in divisors(world) if tp <= TP_NODES * node]
 
     def _mesh(self, dp: int, cp: int, tp: int, pp: int) -> None:
         """Groups of one mesh: sequence parallel or not, shards, experts, microbatches."""
