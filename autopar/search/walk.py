@@ -377,7 +377,7 @@ class Walk:
         gap = max(0.0, (best - unexplored) / best) if math.isfinite(best) and best > 0 else 0.0
         return Certificate(
             space=self.space.size,
-            rejected=dict(sorted(self.rejected.items())),
+            rejected={k: n for k, n in sorted(self.rejected.items()) if n},
             bounded=sum(i.left if isinstance(i, _Queue) else 1 for _, _, i in self._heap)
             + self._waiting
             + len(self.beaten)
