@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from search.builders import chain_profile
 
 import autopar
 from autopar.cli.main import _run
-from tests.search.builders import chain_profile
 
 TWO = ["--cluster", "2x8:a100-80gb-sxm", "--cluster", "2x4:t4"]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from search.builders import MB, chain_profile
 
 import autopar
 from autopar.cli.main import _run
 from autopar.results import SearchResult
-from tests.search.builders import MB, chain_profile
 
 WHERE = ("--cluster", "1x4:a100-40gb-sxm", "--global-batch", "16")
 

@@ -18,7 +18,8 @@ from autopar.search.machines import (
     machine_sets,
 )
 from autopar.search.offers import Offer, Wishes, pareto, pick
-from tests.search.builders import chain_profile, cluster_of, gpu
+
+from .builders import chain_profile, cluster_of, gpu
 
 PROFILE = chain_profile([5e10] * 4, parameter_bytes=[8_000_000] * 4, batch=2)
 FAST = replace(cluster_of(4, 2, device=gpu("fast", peak=2e14, usd=9.0)), name="fast")

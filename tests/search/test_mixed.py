@@ -18,7 +18,8 @@ from autopar.search.mixed import MixedGoal
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch
 from autopar.search.point import Point
-from tests.search.builders import MB, chain_profile, cluster_of
+
+from .builders import MB, chain_profile, cluster_of
 
 
 def random_goal(seed: int, objective: str = "time", *, least: float = 0.3) -> MixedGoal:

@@ -20,7 +20,8 @@ from autopar.search.pareto import choose_engine, pareto_search, parse_objectives
 from autopar.search.space import Space, build_space
 from autopar.search.tune import tune_bucket
 from autopar.search.walk import Priced
-from tests.search.builders import MB, chain_profile, cluster_of
+
+from .builders import MB, chain_profile, cluster_of
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from autopar.search.placed import least_objective
 from autopar.search.placement import MOST_ORDERS, device_orders
 from autopar.search.plans import build_plan
 from autopar.search.space import build_space
-from tests.search.builders import chain_profile, cluster_of, gpu
+
+from .builders import chain_profile, cluster_of, gpu
 
 FEW_AXES = ("recompute=none", "offload=off")
 

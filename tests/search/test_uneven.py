@@ -8,7 +8,8 @@ from autopar.cluster import Cluster
 from autopar.cost import CostModel
 from autopar.search import SearchOptions, plan_for, search
 from autopar.search.uneven import best_uneven_split
-from tests.search.builders import chain_profile, cluster_of, gpu
+
+from .builders import chain_profile, cluster_of, gpu
 
 PROFILE = chain_profile([1e11] * 4, parameter_bytes=[400_000] * 4)
 
