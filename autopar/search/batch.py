@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cost import constants as k
+from autopar.cost.schedule_bounds import least_step_seconds
 from autopar.search.chunks import chunked_cuts
 from autopar.search.space import PointGroup
 from autopar.search.variants import RECOMPUTE, VariantTable
@@ -222,14 +223,27 @@ class Batch:
             table = even
         elif schedule == "gpipe":
             table = self._work + (m - 1) * self._fullest
-        elif schedule == "1f1b":
-            table = np.maximum(even, self._one_f_one_b)
         else:
-            table = even
+            table = np.maximum(even, self._by_schedule(schedule))
+            if schedule == "1f1b":
+                table = np.maximum(table, self._one_f_one_b)
         picked = table[:, self.sharing[columns], self.time_level[columns]]
         if self.pp == 1 or not self.quick.chained:
             return np.asarray(picked)
         return np.maximum(picked, self._tailed(columns))
+
+    def _by_schedule(self, schedule: str) -> Array:
+        """The schedule's own bound over all boundaries ``[group, sharing, level]``."""
+        forward = self.totals.forward.sum(axis=3)
+        return least_step_seconds(
+            schedule,
+            ranks=self.pp,
+            chunks=1,
+            microbatches=self.m[:, None, None],
+            forward_s=forward,
+            backward_s=self._work - forward,
+            largest_s=self.totals.work.max(axis=3),
+        )
 
     @cached_property
     def _one_f_one_b(self) -> Array:
