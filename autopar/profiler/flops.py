@@ -58,12 +58,6 @@ def count(
     return (correction(args, out) if correction is not None else stock), stock
 
 
-def has_formula(kernel: Any) -> bool:
-    """True when the FLOPs of a kernel are counted by a formula."""
-    packet = getattr(kernel, "overloadpacket", kernel)
-    return packet in flop_counter.flop_registry or packet in _CORRECTIONS
-
-
 def _convolution_backward(args: Sequence[Any], out: Any) -> float:
     """Gradients of a convolution, ``groups`` honoured.
 

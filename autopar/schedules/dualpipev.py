@@ -9,46 +9,24 @@ from __future__ import annotations
 from collections import deque
 from typing import ClassVar, final
 
-from autopar.schedules.base import AbstractSchedule, Action, peaks, v_rank_of
-
-SETTLED = 4
-"""Microbatches per rank after which those in flight have taken all their values."""
+from autopar.schedules.base import Action, InV
 
 
 @final
-class DualPipeV(AbstractSchedule):
+class DualPipeV(InV):
     """Two stages per rank in a V."""
 
     name: ClassVar[str] = "dualpipev"
-    interleaves: ClassVar[bool] = True
     splits_backward: ClassVar[bool] = True
     runnable: ClassVar[bool] = False
 
-    def rank_of(self, stage: int, ranks: int) -> int:
-        """Down the ranks and back up."""
-        return v_rank_of(stage, ranks)
-
-    def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
+    def rank_actions(self, rank: int, ranks: int, microbatches: int) -> list[Action]:
         """The eight steps of the reference implementation."""
-        return [_Rank(rank, ranks, microbatches).steps() for rank in range(ranks)]
+        return _Rank(rank, ranks, microbatches).steps()
 
-    def rank_peaks(
-        self, rank: int, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[int, ...], ...]:
-        """The pattern repeats once the V is full."""
-        few = min(microbatches, SETTLED * ranks)
-        return peaks(_Rank(rank, ranks, few).steps(), self.stages_of(rank, ranks, stages))
-
-    def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
-        """Two stages per rank and enough microbatches for the main step."""
-        if stages != 2 * ranks:
-            return f"dualpipev runs 2 stages per rank, not {stages} stages on {ranks} ranks"
-        if microbatches < 2 * ranks:
-            return (
-                f"dualpipev on {ranks} ranks needs at least {2 * ranks} microbatches, "
-                f"not {microbatches}"
-            )
-        return None
+    def fewest_microbatches(self, ranks: int) -> int:
+        """As many as the main step needs."""
+        return 2 * ranks
 
 
 class _Rank:

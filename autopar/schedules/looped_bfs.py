@@ -34,12 +34,7 @@ class LoopedBFS(AbstractSchedule):
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Several stages per rank."""
-        if stages % ranks or stages == ranks:
-            return (
-                f"looped_bfs needs 2 or more stages per pipeline rank, "
-                f"not {stages} stages on {ranks} ranks"
-            )
-        return None
+        return self.too_few_stages(ranks, stages)
 
 
 LOOPED_BFS = LoopedBFS()

@@ -7,46 +7,24 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from autopar.schedules.base import AbstractSchedule, Action, Kind, peaks, v_rank_of
-
-SETTLED = 4
-"""Microbatches per rank after which those in flight have taken all their values."""
+from autopar.schedules.base import Action, InV, Kind
 
 
 @final
-class ZBV(AbstractSchedule):
+class ZBV(InV):
     """As little memory as 1F1B, nearly no bubble when forward and both halves take equal time."""
 
     name: ClassVar[str] = "zbv"
-    interleaves: ClassVar[bool] = True
     splits_backward: ClassVar[bool] = True
     runnable: ClassVar[bool] = False
 
-    def rank_of(self, stage: int, ranks: int) -> int:
-        """Down the ranks and back up."""
-        return v_rank_of(stage, ranks)
-
-    def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
+    def rank_actions(self, rank: int, ranks: int, microbatches: int) -> list[Action]:
         """Warm-up in the V, a steady round of both stages, drain with late weights."""
-        return [_rank_actions(rank, ranks, microbatches) for rank in range(ranks)]
+        return _rank_actions(rank, ranks, microbatches)
 
-    def rank_peaks(
-        self, rank: int, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[int, ...], ...]:
-        """The pattern repeats once the V is full."""
-        few = min(microbatches, SETTLED * ranks)
-        return peaks(_rank_actions(rank, ranks, few), self.stages_of(rank, ranks, stages))
-
-    def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
-        """Two stages per rank; fewer microbatches than fill the V leave it mostly idle."""
-        if stages != 2 * ranks:
-            return f"zbv runs 2 stages per pipeline rank, not {stages} stages on {ranks} ranks"
-        if microbatches < 2 * ranks - 1:
-            return (
-                f"zbv on {ranks} ranks needs at least {2 * ranks - 1} microbatches, "
-                f"not {microbatches}"
-            )
-        return None
+    def fewest_microbatches(self, ranks: int) -> int:
+        """As many as fill the V."""
+        return 2 * ranks - 1
 
 
 class _Order:

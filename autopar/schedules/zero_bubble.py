@@ -8,32 +8,39 @@ from __future__ import annotations
 
 from typing import ClassVar, final
 
-from autopar.schedules.base import AbstractSchedule, Action, peaks
-from autopar.schedules.interleaved import INTERLEAVED, SETTLED_ROUNDS
+from autopar.schedules.base import Action, InRounds
 
 
-class _ZeroBubble(AbstractSchedule):
+class _ZeroBubble(InRounds):
     """The action list both variants share."""
 
     splits_backward: ClassVar[bool] = True
     runnable: ClassVar[bool] = False
 
-    def actions(self, ranks: int, stages: int, microbatches: int) -> list[list[Action]]:
+    def rank_actions(
+        self, rank: int, ranks: int, chunks: int, rounds: int, round_size: int
+    ) -> list[Action]:
         """Warm-up, then forward, input gradient, and the weight gradient due; then the rest."""
-        rounds = max(1, microbatches // ranks)
-        return [
-            _rank_actions(rank, ranks, stages // ranks, rounds, microbatches // rounds)
-            for rank in range(ranks)
-        ]
+        total = chunks * rounds * round_size
+        warmup = min((chunks - 1) * round_size + (ranks - 1 - rank), total)
+        period = round_size * chunks
 
-    def rank_peaks(
-        self, rank: int, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[int, ...], ...]:
-        """The pattern repeats every round, so a few rounds show all peaks."""
-        rounds = max(1, microbatches // ranks)
-        size, few = microbatches // rounds, min(rounds, SETTLED_ROUNDS)
-        actions = _rank_actions(rank, ranks, stages // ranks, few, size)
-        return peaks(actions, self.stages_of(rank, ranks, stages))
+        def place(step: int, forward: bool) -> tuple[int, int]:
+            chunk = step % period // round_size
+            microbatch = step // period * round_size + step % round_size
+            return (chunk if forward else chunks - 1 - chunk) * ranks + rank, microbatch
+
+        order = [Action("forward", *place(step, True)) for step in range(warmup)]
+        weights = 0
+        for step in range(total):
+            if warmup + step < total:
+                order.append(Action("forward", *place(warmup + step, True)))
+            order.append(Action("backward_input", *place(step, False)))
+            if step >= rank:
+                order.append(Action("backward_weight", *place(weights, False)))
+                weights += 1
+        rest = range(weights, total)
+        return order + [Action("backward_weight", *place(step, False)) for step in rest]
 
 
 @final
@@ -46,7 +53,7 @@ class ZeroBubble(_ZeroBubble):
         """One stage per rank, equal rounds."""
         if stages != ranks:
             return f"zero_bubble runs one stage per rank, not {stages} stages on {ranks} ranks"
-        return _uneven_rounds(self.name, ranks, microbatches)
+        return self.uneven_rounds(ranks, microbatches)
 
 
 @final
@@ -58,42 +65,7 @@ class InterleavedZeroBubble(_ZeroBubble):
 
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """As interleaved 1F1B."""
-        reason = INTERLEAVED.check(ranks, stages, microbatches)
-        return reason.replace("interleaved", self.name) if reason else None
-
-
-def _uneven_rounds(name: str, ranks: int, microbatches: int) -> str | None:
-    if microbatches < ranks or microbatches % (microbatches // ranks):
-        return (
-            f"{name} needs at least {ranks} microbatches in equal rounds (a multiple of "
-            f"pp={ranks} always works), not {microbatches}"
-        )
-    return None
-
-
-def _rank_actions(
-    rank: int, ranks: int, chunks: int, rounds: int, round_size: int
-) -> list[Action]:
-    total = chunks * rounds * round_size
-    warmup = min((chunks - 1) * round_size + (ranks - 1 - rank), total)
-    period = round_size * chunks
-
-    def place(step: int, forward: bool) -> tuple[int, int]:
-        chunk = step % period // round_size
-        microbatch = step // period * round_size + step % round_size
-        return (chunk if forward else chunks - 1 - chunk) * ranks + rank, microbatch
-
-    order = [Action("forward", *place(step, True)) for step in range(warmup)]
-    weights = 0
-    for step in range(total):
-        if warmup + step < total:
-            order.append(Action("forward", *place(warmup + step, True)))
-        order.append(Action("backward_input", *place(step, False)))
-        if step >= rank:
-            order.append(Action("backward_weight", *place(weights, False)))
-            weights += 1
-    rest = range(weights, total)
-    return order + [Action("backward_weight", *place(step, False)) for step in rest]
+        return self.too_few_stages(ranks, stages) or self.uneven_rounds(ranks, microbatches)
 
 
 ZERO_BUBBLE = ZeroBubble()

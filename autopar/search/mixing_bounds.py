@@ -17,13 +17,6 @@ _EQUAL = 1e-12
 """Relative difference below which two sums count as equal."""
 
 
-def run_tables(
-    options: Sequence[Sequence[Option]], limits_bytes: Table, copies: float = 1.0
-) -> tuple[Table, Mask]:
-    """:meth:`RunBounds.tables` of options that are used once."""
-    return RunBounds(options).tables(limits_bytes, copies)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Prices:
     """Prefix sums over the blocks of the least weighed cost, one row per price of a byte."""

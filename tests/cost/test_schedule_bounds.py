@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from autopar.cost.schedule_bounds import least_step_seconds
 from autopar.cost.simulate import Program, compile_program, node_seconds, run, wire
-from autopar.cost.stage_paths import stage_paths
 from autopar.results import StageCost, Transfer
 from autopar.schedules import SCHEDULES
 
@@ -53,12 +52,6 @@ def least(name: str, shape: Shape, costs: list[StageCost]) -> float:
     return float(bound)
 
 
-def heaviest(name: str, shape: Shape, costs: list[StageCost], program: Program) -> float:
-    ranks, chunks, microbatches = shape
-    paths = stage_paths(SCHEDULES.load(name), ranks, ranks * chunks, microbatches)
-    return float(paths.seconds(np.array(node_seconds(costs, program))))
-
-
 @st.composite
 def uneven(draw: st.DrawFn) -> Case:
     name, shape = draw(st.sampled_from(SHAPES))
@@ -78,7 +71,6 @@ def test_no_bound_is_above_the_simulated_time(case: Case):
     program = compile_program(SCHEDULES.load(name), ranks, ranks * chunks, microbatches)
     time_s = simulated(program, costs) * (1 + 1e-9)
     assert least(name, shape, costs) <= time_s
-    assert heaviest(name, shape, costs, program) <= time_s
 
 
 @pytest.mark.parametrize(
@@ -124,31 +116,8 @@ def test_totals_bound_the_best_split_of_the_totals(name: str, shape: Shape):
     assert float(bound) >= 0.75 * min(found)
 
 
-def equal(stages: int, weight_s: float = 1.0) -> list[StageCost]:
-    return [StageCost(forward_s=1.0, backward_s=2.0, weight_s=weight_s)] * stages
-
-
-@pytest.mark.parametrize("weight_s", [0.6, 1.0, 1.4])
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        (name, shape)
-        for name in SCHEDULES
-        for shape in [(1, 1, 8), (4, 1, 8), (4, 2, 8), (8, 2, 64)]
-        if SCHEDULES.load(name).check(shape[0], shape[0] * shape[1], shape[2]) is None
-    ],
-)
-def test_paths_through_equal_stages_take_the_simulated_time(
-    name: str, shape: Shape, weight_s: float
-):
-    ranks, chunks, microbatches = shape
-    costs = equal(ranks * chunks, weight_s)
-    program = compile_program(SCHEDULES.load(name), ranks, ranks * chunks, microbatches)
-    # ZBV with halves of different length has longer paths that change rank twice.
-    rel = 0.02 if name == "zbv" else 1e-6
-    assert heaviest(name, shape, costs, program) == pytest.approx(
-        simulated(program, costs), rel=rel
-    )
+def equal(stages: int) -> list[StageCost]:
+    return [StageCost(forward_s=1.0, backward_s=2.0, weight_s=1.0)] * stages
 
 
 @pytest.mark.parametrize(

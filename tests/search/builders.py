@@ -186,3 +186,15 @@ def a100_cluster(nodes: int = 128) -> Cluster:
     )
     name = f"{nodes}x8:a100-80gb-sxm"
     return Cluster(name=name, groups=(NodeGroup(machine=machine, nodes=nodes),))
+
+
+def tied_skips() -> tuple[GraphProfile, Cluster]:
+    """Five blocks with a tied weight and a skip, on four devices that not every plan fits."""
+    profile = chain_profile(
+        [1e12, 2e12, 1e12, 3e12, 1e12],
+        parameter_bytes=[400_000_000] * 5,
+        saved_bytes=3e8,
+        tied=[(0, 4)],
+        skips=[(0, 2)],
+    )
+    return profile, cluster_of(2, 2, device=gpu(memory=8e9))

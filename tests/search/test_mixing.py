@@ -13,7 +13,7 @@ import pytest
 from autopar.search import knapsack
 from autopar.search.knapsack import Option
 from autopar.search.mixing import solve_stage
-from autopar.search.mixing_bounds import RunBounds, run_tables
+from autopar.search.mixing_bounds import RunBounds
 
 
 def brute_force(options: list[list[Option]], limit: float, copies: float) -> float:
@@ -65,7 +65,7 @@ def test_run_bounds_never_exceed_the_optimum_and_equal_the_relaxation(seed: int)
     options = random_blocks(rng, kinds=3, blocks=6)
     copies = rng.choice([1.0, 3.0])
     limits = np.array([[rng.uniform(0, 120) for _ in range(7)] for _ in range(7)])
-    seconds, feasible = run_tables(options, limits, copies)
+    seconds, feasible = RunBounds(options).tables(limits, copies)
     for i, j in itertools.combinations(range(7), 2):
         exact = brute_force(options[i:j], limits[i, j], copies)
         assert seconds[i, j] <= exact + 1e-9

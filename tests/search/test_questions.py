@@ -17,16 +17,9 @@ from autopar.search import (
     why_not_answer,
 )
 
-from .builders import chain_profile, cluster_of, gpu
+from .builders import cluster_of, gpu, tied_skips
 
-PROFILE = chain_profile(
-    [1e12, 2e12, 1e12, 3e12, 1e12],
-    parameter_bytes=[400_000_000] * 5,
-    saved_bytes=3e8,
-    tied=[(0, 4)],
-    skips=[(0, 2)],
-)
-TIGHT = cluster_of(2, 2, device=gpu(memory=8e9))
+PROFILE, TIGHT = tied_skips()
 PLAIN = ("zero=0", "offload=off")
 OPTIONS = SearchOptions(global_batch=16, fix=PLAIN)
 FREE = SearchOptions(global_batch=16)

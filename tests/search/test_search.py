@@ -18,16 +18,9 @@ from autopar.search import (
     spread,
 )
 
-from .builders import a100_cluster, chain_profile, cluster_of, gpt3, gpu
+from .builders import a100_cluster, cluster_of, gpt3, gpu, tied_skips
 
-PROFILE = chain_profile(
-    [1e12, 2e12, 1e12, 3e12, 1e12],
-    parameter_bytes=[400_000_000] * 5,
-    saved_bytes=3e8,
-    tied=[(0, 4)],
-    skips=[(0, 2)],
-)
-TIGHT = cluster_of(2, 2, device=gpu(memory=8e9))
+PROFILE, TIGHT = tied_skips()
 OPTIONS = SearchOptions(global_batch=16)
 
 
