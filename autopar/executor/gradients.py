@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ import torch.distributed as dist
 from autopar.executor.mesh_groups import Group
 from autopar.executor.traffic import Traffic
 
-_EPSILON = 1e-6
 _BUCKETS_IN_FLIGHT = 2
 
 Flight = tuple[Any, torch.Tensor, list[torch.nn.Parameter]]
@@ -88,46 +86,6 @@ def _land(work: Any, flat: torch.Tensor, bucket: list[torch.nn.Parameter]) -> No
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
     assert parameter.grad is not None
     return parameter.grad
-
-
-def clip(
-    parameters: Sequence[torch.nn.Parameter],
-    owned: Sequence[torch.nn.Parameter],
-    max_norm: float,
-    pipeline: Group,
-    traffic: Traffic,
-    device: torch.device,
-) -> float:
-    """Scale all gradients so that the norm over the whole model is at most ``max_norm``.
-
-    The squared norms of what each pipeline rank owns are summed over the pipeline, so a tied
-    parameter counts once; scale = min(1, max_norm / (norm + 1e-6)) as in
-    ``torch.nn.utils.clip_grad_norm_``.
-
-    Args:
-        parameters: All parameters of this rank.
-        owned: Those of which this rank is the canonical owner.
-        max_norm: Limit.
-        pipeline: The ranks that share one copy of the model.
-        traffic: Counts what is sent.
-        device: Where collectives take their tensors from.
-
-    Returns:
-        Norm before clipping.
-    """
-    gradients = [p.grad for p in owned if p.grad is not None]
-    norms = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
-    square = norms.double().square().reshape(1).to(device)
-    if pipeline.size > 1:
-        dist.all_reduce(square, group=pipeline.handle)
-        traffic.all_reduce(8, pipeline.size)
-    norm = math.sqrt(float(square))
-    scale = min(1.0, max_norm / (norm + _EPSILON))
-    if scale < 1.0:
-        live = [p.grad for p in parameters if p.grad is not None]
-        if live:
-            torch._foreach_mul_(live, scale)
-    return norm
 
 
 def broadcast_buffers(buffers: Sequence[torch.Tensor], group: Group, traffic: Traffic) -> None:

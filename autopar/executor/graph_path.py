@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from autopar.core.errors import InputError
 from autopar.executor.data import Microbatch
+from autopar.executor.division.divide import divide, translated
 from autopar.executor.gradients import broadcast_buffers, reduce_gradients
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
@@ -46,13 +47,16 @@ class GraphLowering(Lowering):
         model = build_model(context.task, seed=plan.seed)
         traced = trace(context.task, plan.microbatch_size, model=model)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
-        fragments = [extract(traced, s.first_op, s.stop_op) for s in plan.stages]
+        divided = divide(traced, plan, context.groups)
+        self.cuts = divided.cuts
+        traced, stages = divided.traced, translated(divided, plan.stages)
+        fragments = [extract(traced, s.first_op, s.stop_op) for s in stages]
         self._check_fragments(fragments)
         routes = Routes(traced, fragments)
         self._flatten = BatchFlattener(traced)
         self._programs = {
             index: StageProgram(traced, stage, index, fragments[index], device, context.recorder)
-            for index, stage in enumerate(plan.stages)
+            for index, stage in enumerate(stages)
             if stage.pp == context.groups.pp
         }
         self._take_weights(model, fragments)
@@ -102,8 +106,7 @@ class GraphLowering(Lowering):
             for name, parameter in model.named_parameters()
             if groups.pp in holders[name]
         }
-        for parameter in self.parameters.values():
-            parameter.data = parameter.data.to(self.context.device)
+        self._drop_other_parts()
         self.buffers = model_buffers(self._programs.values())
         self.owned = frozenset(
             {name for name in self.parameters if min(holders[name]) == groups.pp}
@@ -115,6 +118,23 @@ class GraphLowering(Lowering):
             names = [name for name, h in homes.items() if h == home]
             if groups.pp in home:
                 self._tied.append((group, [self.parameters[name] for name in names]))
+
+    def _drop_other_parts(self) -> None:
+        """Keep this rank's part of every weight and buffer it holds, on its device."""
+        groups, device = self.context.groups, self.context.device
+        held: dict[str, torch.Tensor] = {**self.parameters}
+        for program in self._programs.values():
+            for module in program.modules:
+                held.update(
+                    (name.removeprefix(_MODEL_PREFIX), buffer)
+                    for name, buffer in module.named_buffers()
+                )
+        for name, tensor in held.items():
+            for cut in self.cuts.get(name, ()):
+                group = groups.axis(cut.axis)
+                tensor.data = cut.part(tensor.data, group.position, group.size)
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.to(device)
 
     def without_dropout(self) -> AbstractContextManager[Any]:
         """A context in which :meth:`gradients` runs with dropout off, recomputation included."""
@@ -218,10 +238,11 @@ def _channels(plan: Plan, routes: Routes) -> Channels:
     if dist.get_backend() != "nccl":
         return {}
     pairs = []
-    for replica in range(plan.mesh.dp_replicate):
+    mesh = plan.mesh
+    for first in mesh.group("dp_replicate", "dp_shard", "cp", "tp", rank=0):
         for route in routes.all:
             ends = [
-                plan.mesh.rank(dp_replicate=replica, pp=plan.stages[stage].pp)
+                mesh.rank(**{**mesh.coordinates(first), "pp": plan.stages[stage].pp})
                 for stage in (route.producer, route.consumer)
             ]
             if ends[0] != ends[1]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from autopar.core.errors import InputError
+from autopar.executor.clipping import clip
 from autopar.executor.clock import Recorder
 from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.dropout import DropoutOff
-from autopar.executor.gradients import clip
+from autopar.executor.holding import Cut
 from autopar.executor.mesh_groups import MeshGroups
+from autopar.executor.supported import check_supported
 from autopar.executor.traffic import Traffic
 from autopar.plans import Plan
-from autopar.schedules import SCHEDULES
 from autopar.tasks import Task
 
 
@@ -55,11 +60,13 @@ class Lowering(abc.ABC):
         buffers: Model name -> buffer, for those a training step writes.
         owned: Names of parameters and buffers of which this pipeline rank is the canonical
             owner (the lowest one that holds them).
+        cuts: Name -> which part of the model's own tensor this rank holds; whole if absent.
     """
 
     parameters: dict[str, torch.nn.Parameter]
     buffers: dict[str, torch.Tensor]
     owned: frozenset[str]
+    cuts: Mapping[str, tuple[Cut, ...]] = MappingProxyType({})
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -84,19 +91,42 @@ class Lowering(abc.ABC):
         parameters = list(self.parameters.values())
         self.optimizer = self.context.task.optimizer(parameters) if parameters else None
 
+    @torch.no_grad()
+    def whole(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of the model's own tensor from this rank's part of it.
+
+        Collective over the ranks that hold parts.
+
+        Args:
+            name: Model name.
+            tensor: The parameter, its gradient, or anything cut like it.
+        """
+        if isinstance(tensor, DTensor):
+            tensor = tensor.full_tensor()
+        result = tensor.detach().clone()
+        for cut in reversed(self.cuts.get(name, ())):
+            group = self.context.groups.axis(cut.axis)
+            parts = [torch.empty_like(result) for _ in range(group.size)]
+            dist.all_gather(parts, result.contiguous(), group=group.handle)
+            result = cut.join(parts)
+        return result
+
+    def parts(self, name: str) -> int:
+        """Ranks over which a parameter's elements are spread, each on one of them only."""
+        count = math.prod(self.context.groups.axis(c.axis).size for c in self.cuts.get(name, ()))
+        parameter = self.parameters[name]
+        if isinstance(parameter, DTensor):
+            mesh = parameter.device_mesh
+            for dim, placement in enumerate(parameter.placements):
+                count *= mesh.size(dim) if placement.is_shard() else 1
+        return count
+
     def update(self) -> None:
         """Clip, step, clear gradients."""
         context = self.context
         parameters = list(self.parameters.values())
         if context.plan.clip_norm is not None:
-            clip(
-                parameters,
-                [p for name, p in self.parameters.items() if name in self.owned],
-                context.plan.clip_norm,
-                context.groups.pipeline,
-                context.traffic,
-                context.device,
-            )
+            clip(self, context.plan.clip_norm)
         if self.optimizer is not None:
             self.optimizer.step()
         for parameter in parameters:
@@ -117,56 +147,18 @@ def lower(context: Context) -> Lowering:
         InputError: The plan asks for something the executor does not run.
     """
     check_supported(context.plan)
-    if context.plan.mesh.pp == 1 and not context.plan.recomputes:
+    replicas_only = context.plan.mesh.fits(("dp_replicate",))
+    if replicas_only and not context.plan.recomputes:
         from autopar.executor.module_path import ModuleLowering
 
         return ModuleLowering(context)
-    if context.plan.mesh.pp == 1 and len(context.plan.stages) == 1:
+    if replicas_only and len(context.plan.stages) == 1:
         from autopar.executor.recompute_path import RecomputeLowering
 
         return RecomputeLowering(context)
     from autopar.executor.graph_path import GraphLowering
 
     return GraphLowering(context)
-
-
-def check_supported(plan: Plan) -> None:
-    """Refuse plans outside dp_replicate x pp, float32, all_reduce.
-
-    Raises:
-        InputError: Names the axis or mode.
-    """
-    if not plan.mesh.fits(("dp_replicate", "pp")):
-        extra = {
-            axis: degree
-            for axis, degree in plan.mesh.to_dict().items()
-            if degree > 1 and axis not in ("dp_replicate", "pp")
-        }
-        raise InputError(
-            f"plan {plan.name} uses {extra}, the executor runs dp_replicate and pp",
-            hint="plan again with --space runnable",
-        )
-    selective = any(stage.selective for stage in plan.stages)
-    for used, what in (
-        (plan.offload, "optimizer state in host memory"),
-        (selective, "selective recompute"),
-        (not SCHEDULES.load(plan.schedule).runnable, f"schedule '{plan.schedule}'"),
-    ):
-        if used:
-            raise InputError(
-                f"plan {plan.name} has {what}, which the executor does not run yet",
-                hint="plan again with --space runnable",
-            )
-    if plan.precision != "float32":
-        raise InputError(
-            f"plan {plan.name} has precision '{plan.precision}', the executor runs float32",
-            hint="set precision to float32 in the plan",
-        )
-    if plan.sync != "all_reduce":
-        raise InputError(
-            f"plan {plan.name} has sync mode '{plan.sync}', the executor runs all_reduce",
-            hint="plan again with --sync all_reduce",
-        )
 
 
 def check_same_model(plan: Plan, fingerprint: str, op_count: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,8 +38,16 @@ class MeshGroups:
     """Groups along the axes of a mesh, and others on demand.
 
     Attributes:
-        data: Ranks that hold the same stages in different replicas.
-        pipeline: Ranks that hold one replica.
+        data: Ranks that hold the same weights before anything is sharded, and see different
+            samples or different parts of them: dp_replicate x dp_shard x cp.
+        replicate: Ranks along dp_replicate.
+        shard: Ranks along dp_shard.
+        cp: Ranks that hold parts of the same sequences.
+        tp: Ranks that hold parts of the same ops.
+        ep: Ranks that hold different experts: ``mesh.ep`` neighbours in ``data``.
+        expert_data: Ranks of ``data`` that hold the same experts.
+        pipeline: Ranks along pp.
+        peers: All ranks that run the same stages.
         control: All ranks, over gloo: barriers, figures, objects.
 
     Args:
@@ -48,52 +57,85 @@ class MeshGroups:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.rank = dist.get_rank()
-        mesh = plan.mesh
-        self.coordinates = mesh.coordinates(self.rank)
+        self.coordinates = plan.mesh.coordinates(self.rank)
         self.world = Group(tuple(range(plan.world_size)), dist.group.WORLD)
-        self.data = self.make([mesh.group("dp_replicate", r) for r in range(plan.world_size)])
-        self.pipeline = self.make([mesh.group("pp", r) for r in range(plan.world_size)])
+        self._made: dict[tuple[int, ...], Any] = {}
+        self.data = self._along("dp_replicate", "dp_shard", "cp")
+        self.replicate = self._along("dp_replicate")
+        self.shard = self._along("dp_shard")
+        self.cp = self._along("cp")
+        self.tp = self._along("tp")
+        self.ep, self.expert_data = self._expert_groups()
+        self.pipeline = self._along("pp")
+        self.peers = self._along("dp_replicate", "dp_shard", "cp", "tp")
         self.control = (
             dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         )
 
+    def _along(self, *axes: str) -> Group:
+        mesh = self.plan.mesh
+        return self.make([mesh.group(*axes, rank=r) for r in range(self.world_size)])
+
+    def _expert_groups(self) -> tuple[Group, Group]:
+        mesh, ep = self.plan.mesh, self.plan.mesh.ep
+        rows = {
+            mesh.group("dp_replicate", "dp_shard", "cp", rank=r) for r in range(self.world_size)
+        }
+        near = [row[i : i + ep] for row in sorted(rows) for i in range(0, len(row), ep)]
+        same = [row[i::ep] for row in sorted(rows) for i in range(ep)]
+        return self.make(near), self.make(same)
+
     @property
     def replica(self) -> int:
-        """Replica this rank belongs to."""
-        return self.coordinates["dp_replicate"]
+        """Replica this rank belongs to: ranks with other samples are other replicas."""
+        place = self.coordinates
+        return place["dp_replicate"] * self.plan.mesh.dp_shard + place["dp_shard"]
 
     @property
     def pp(self) -> int:
         """Pipeline coordinate of this rank."""
         return self.coordinates["pp"]
 
+    def axis(self, name: str) -> Group:
+        """The group of a mesh axis by name."""
+        group = {
+            "dp_replicate": self.replicate,
+            "dp_shard": self.shard,
+            "cp": self.cp,
+            "tp": self.tp,
+            "ep": self.ep,
+            "pp": self.pipeline,
+        }[name]
+        return group
+
     def across_stages(self, pp_coordinates: Sequence[int]) -> Group:
-        """Ranks of one replica at some pipeline coordinates (collective over the world).
+        """Ranks at some pipeline coordinates and equal places otherwise (collective).
 
         Every rank must call this with the same coordinates; a rank outside gets a group without
         itself and must not use it.
         """
         mesh = self.plan.mesh
-        replicas = range(mesh.dp_replicate)
         return self.make(
             [
-                tuple(mesh.rank(dp_replicate=replica, pp=pp) for pp in pp_coordinates)
-                for replica in replicas
+                tuple(mesh.rank(**{**mesh.coordinates(r), "pp": pp}) for pp in pp_coordinates)
+                for r in mesh.group("dp_replicate", "dp_shard", "cp", "tp", rank=0)
             ]
         )
 
     def make(self, sets: Sequence[tuple[int, ...]]) -> Group:
-        """Create every distinct set in order; returns the one that holds this rank."""
+        """Create every distinct set in order; returns the one that holds this rank.
+
+        Sets that exist already are used again.
+        """
         mine = Group((self.rank,), None)
-        seen: set[tuple[int, ...]] = set()
-        for ranks in sets:
-            if ranks in seen or len(ranks) == 1:
+        for ranks in dict.fromkeys(sets):
+            if len(ranks) == 1:
                 continue
-            seen.add(ranks)
-            whole = len(ranks) == self.world_size
-            handle = dist.group.WORLD if whole else dist.new_group(list(ranks))
+            if ranks not in self._made:
+                whole = len(ranks) == self.world_size
+                self._made[ranks] = self.world.handle if whole else dist.new_group(list(ranks))
             if self.rank in ranks:
-                mine = Group(ranks, handle)
+                mine = Group(ranks, self._made[ranks])
         return mine
 
     @property

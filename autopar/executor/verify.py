@@ -89,14 +89,14 @@ def _plan_step(context: Context, lowering: Lowering) -> StepResult:
     with lowering.without_dropout():
         loss = lowering.gradients(batches)
     gradients = {
-        n: p.grad.detach().clone() for n, p in lowering.parameters.items() if p.grad is not None
+        n: lowering.whole(n, p.grad) for n, p in lowering.parameters.items() if p.grad is not None
     }
     lowering.update()
     return StepResult(
         loss=context.groups.mean_loss(loss),
         gradients=gradients,
-        weights={n: p.detach().clone() for n, p in lowering.parameters.items()},
-        buffers={n: b.detach().clone() for n, b in lowering.buffers.items()},
+        weights={n: lowering.whole(n, p) for n, p in lowering.parameters.items()},
+        buffers={n: lowering.whole(n, b) for n, b in lowering.buffers.items()},
     )
 
 
@@ -160,7 +160,7 @@ def _collect(context: Context, own: StepResult) -> list[Holding]:
     labels = [(kind, name, tuple(t.shape), t.dtype) for kind, name, t in mine]
     dist.all_gather_object(lists, labels, group=groups.control)
     result = list(mine) if groups.rank == 0 else []
-    for rank in groups.plan.mesh.group("pp", 0)[1:]:
+    for rank in groups.plan.mesh.group("pp", rank=0)[1:]:
         if groups.rank == rank:
             for _, _, tensor in mine:
                 dist.send(tensor.cpu(), 0, group=groups.control)
@@ -173,13 +173,13 @@ def _collect(context: Context, own: StepResult) -> list[Holding]:
 
 
 def _replica_spread(context: Context, own: StepResult) -> float:
-    """Largest relative difference between this replica's weights and replica 0's, on all ranks."""
+    """Largest relative difference between this rank's weights and its first peer's, anywhere."""
     groups = context.groups
     worst = torch.zeros(1, dtype=torch.float64)
-    if groups.data.size > 1:
+    if groups.peers.size > 1:
         theirs = {n: w.clone() for n, w in own.weights.items()}
         for weight in theirs.values():
-            dist.broadcast(weight, src=groups.data.ranks[0], group=groups.data.handle)
+            dist.broadcast(weight, src=groups.peers.ranks[0], group=groups.peers.handle)
         worst[0] = relative_difference(own.weights, theirs)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX, group=groups.control)
     return float(worst)

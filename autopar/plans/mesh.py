@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import product
 
 from autopar.core.errors import InputError
 
@@ -67,12 +68,14 @@ class Mesh:
             rank = rank * getattr(self, axis) + coordinates.get(axis, 0)
         return rank
 
-    def group(self, axis: str, rank: int) -> tuple[int, ...]:
-        """Ranks that differ from ``rank`` along one axis only, ``rank`` included."""
+    def group(self, *axes: str, rank: int) -> tuple[int, ...]:
+        """Ranks that differ from ``rank`` along some axes only, ``rank`` included, in order."""
         coordinates = self.coordinates(rank)
-        return tuple(
-            self.rank(**{**coordinates, axis: i}) for i in range(int(getattr(self, axis)))
-        )
+        choices = [
+            {**coordinates, **dict(zip(axes, values, strict=True))}
+            for values in product(*(range(int(getattr(self, axis))) for axis in axes))
+        ]
+        return tuple(sorted(self.rank(**choice) for choice in choices))
 
     def to_dict(self) -> dict[str, int]:
         """Degrees by axis."""

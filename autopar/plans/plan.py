@@ -123,6 +123,12 @@ class Plan:
         return self.mesh.replicas * self.microbatches * self.microbatch_size
 
     @property
+    def spreads_weights(self) -> bool:
+        """True when ranks of one stage hold different parts of its weights."""
+        mesh = self.mesh
+        return mesh.dp_shard > 1 or mesh.tp > 1 or mesh.ep > 1
+
+    @property
     def chunks(self) -> int:
         """Virtual stages per pipeline rank (1 unless interleaved)."""
         return len(self.stages) // self.mesh.pp

@@ -4,7 +4,7 @@ The profiler counts and times the same ops, in the same order, that the executor
 both get them here.
 """
 
-from autopar.trace.export import TracedTask, build_model, trace
+from autopar.trace.export import TracedTask, build_model, retrace, trace
 from autopar.trace.fragment import Fragment, extract
 
-__all__ = ["Fragment", "TracedTask", "build_model", "extract", "trace"]
+__all__ = ["Fragment", "TracedTask", "build_model", "extract", "retrace", "trace"]

@@ -6,7 +6,7 @@ import logging
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -248,6 +248,35 @@ def _finish(
         cuts=_cuts(nodes, index, spans),
         leaves=tuple(placeholders),
         spec=spec,
+        parameter_names=names,
+    )
+
+
+def retrace(
+    traced: TracedTask, module: GraphModule, nodes: tuple[Node, ...], *, cuts: frozenset[int]
+) -> TracedTask:
+    """A traced task whose graph was rewritten; the batch and the model stay the same.
+
+    Args:
+        traced: What was rewritten.
+        module: The new graph; its result is a tuple with the loss.
+        nodes: Its calls, in order.
+        cuts: Positions where it may be cut.
+    """
+    module.recompile()
+    index = {node: i for i, node in enumerate(nodes)}
+    names = {
+        str(node.target): traced.parameter_names[str(node.target)]
+        for node in module.graph.nodes
+        if node.op == "get_attr" and str(node.target) in traced.parameter_names
+    }
+    return replace(
+        traced,
+        module=module,
+        nodes=nodes,
+        replicated=_replicated(module, nodes, index, names),
+        needs_gradient=_needs_gradient(module, nodes, index),
+        cuts=cuts,
         parameter_names=names,
     )
 

@@ -83,6 +83,6 @@ def test_rank_and_coordinates_are_inverse(mesh: Mesh) -> None:
     for rank in range(mesh.world_size):
         assert mesh.rank(**mesh.coordinates(rank)) == rank
         for axis in ("pp", "tp", "dp_replicate"):
-            group = mesh.group(axis, rank)
+            group = mesh.group(axis, rank=rank)
             assert rank in group
             assert len(set(group)) == getattr(mesh, axis)

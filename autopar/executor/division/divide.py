@@ -1,0 +1,40 @@
+"""All passes that a plan asks for, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from autopar.executor.division.editor import Divided, whole
+from autopar.executor.mesh_groups import MeshGroups
+from autopar.plans import Plan, Stage
+from autopar.trace import TracedTask
+
+
+def divide(traced: TracedTask, plan: Plan, groups: MeshGroups) -> Divided:
+    """The graph that one rank of a plan runs.
+
+    Args:
+        traced: The graph of the whole model; each rank traces its own.
+        plan: The plan.
+        groups: Process groups that the collectives use.
+
+    Raises:
+        InputError: The graph cannot be divided so; names the op and why.
+    """
+    divided = whole(traced)
+    return divided
+
+
+def translated(divided: Divided, stages: Sequence[Stage]) -> list[Stage]:
+    """A plan's stages with ranges of this rank's nodes instead of the plan's ops."""
+    return [
+        replace(
+            stage,
+            first_op=divided.places[stage.first_op],
+            stop_op=divided.places[stage.stop_op],
+            recompute=tuple(divided.span(*pair) for pair in stage.recompute),
+            selective=tuple(divided.span(*pair) for pair in stage.selective),
+        )
+        for stage in stages
+    ]

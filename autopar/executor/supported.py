@@ -1,0 +1,42 @@
+"""What a plan may ask of the executor; the rest is refused in one line before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopar.core.errors import InputError
+from autopar.plans import Plan
+from autopar.schedules import SCHEDULES
+
+AXES = ("dp_replicate", "pp")
+PRECISIONS = ("float32",)
+
+
+def check_supported(plan: Plan) -> None:
+    """Refuse a plan that cannot be run.
+
+    Raises:
+        InputError: Names the axis, mode or number.
+    """
+    for what, hint in _refusals(plan):
+        raise InputError(
+            f"plan {plan.name} has {what}, which the executor does not run", hint=hint
+        )
+
+
+def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What cannot be run, and what to do instead."""
+    again = "plan again with --space runnable"
+    for axis, degree in plan.mesh.to_dict().items():
+        if degree > 1 and axis not in AXES:
+            yield f"{axis}={degree}", again
+    if plan.offload:
+        yield "optimizer state in host memory", again
+    if any(stage.selective for stage in plan.stages):
+        yield "selective recompute", again
+    if not SCHEDULES.load(plan.schedule).runnable:
+        yield f"schedule '{plan.schedule}'", again
+    if plan.precision not in PRECISIONS:
+        yield f"precision '{plan.precision}'", "set precision to float32 in the plan"
+    if plan.sync != "all_reduce":
+        yield f"sync mode '{plan.sync}'", "plan again with --sync all_reduce"
