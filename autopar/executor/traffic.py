@@ -23,6 +23,18 @@ class Traffic:
         """Ring all-reduce: every rank sends 2 (n-1)/n of the payload."""
         self.sent_bytes += 2 * (ranks - 1) / ranks * size_bytes
 
+    def all_gather(self, size_bytes: float, ranks: int) -> None:
+        """Ring all-gather of parts that together have ``size_bytes``."""
+        self.sent_bytes += (ranks - 1) / ranks * size_bytes
+
+    def reduce_scatter(self, size_bytes: float, ranks: int) -> None:
+        """Reduce-scatter of a tensor of ``size_bytes`` on each rank."""
+        self.sent_bytes += (ranks - 1) / ranks * size_bytes
+
+    def all_to_all(self, size_bytes: float, ranks: int) -> None:
+        """Exchange of equal pieces of a tensor of ``size_bytes`` on each rank."""
+        self.sent_bytes += (ranks - 1) / ranks * size_bytes
+
     def broadcast(self, size_bytes: float, ranks: int, position: int) -> None:
         """Binomial tree from position 0: position p sends once to every child it has."""
         children = 0
