@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from autopar.core.errors import InputError
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
+from autopar.executor.division.keeping import keep_parts, sum_partial
 from autopar.executor.gradients import broadcast_buffers, reduce_gradients
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
@@ -47,8 +48,9 @@ class GraphLowering(Lowering):
         model = build_model(context.task, seed=plan.seed)
         traced = trace(context.task, plan.microbatch_size, model=model)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
-        divided = divide(traced, plan, context.groups)
-        self.cuts = divided.cuts
+        divided = divide(traced, context)
+        keep_parts(divided, context.groups)
+        self.cuts, self._partial = divided.cuts, divided.partial
         traced, stages = divided.traced, translated(divided, plan.stages)
         fragments = [extract(traced, s.first_op, s.stop_op) for s in stages]
         self._check_fragments(fragments)
@@ -106,7 +108,8 @@ class GraphLowering(Lowering):
             for name, parameter in model.named_parameters()
             if groups.pp in holders[name]
         }
-        self._drop_other_parts()
+        for parameter in self.parameters.values():
+            parameter.data = parameter.data.to(self.context.device)
         self.buffers = model_buffers(self._programs.values())
         self.owned = frozenset(
             {name for name in self.parameters if min(holders[name]) == groups.pp}
@@ -119,23 +122,6 @@ class GraphLowering(Lowering):
             if groups.pp in home:
                 self._tied.append((group, [self.parameters[name] for name in names]))
 
-    def _drop_other_parts(self) -> None:
-        """Keep this rank's part of every weight and buffer it holds, on its device."""
-        groups, device = self.context.groups, self.context.device
-        held: dict[str, torch.Tensor] = {**self.parameters}
-        for program in self._programs.values():
-            for module in program.modules:
-                held.update(
-                    (name.removeprefix(_MODEL_PREFIX), buffer)
-                    for name, buffer in module.named_buffers()
-                )
-        for name, tensor in held.items():
-            for cut in self.cuts.get(name, ()):
-                group = groups.axis(cut.axis)
-                tensor.data = cut.part(tensor.data, group.position, group.size)
-        for parameter in self.parameters.values():
-            parameter.data = parameter.data.to(device)
-
     def without_dropout(self) -> AbstractContextManager[Any]:
         """A context in which :meth:`gradients` runs with dropout off, recomputation included."""
         stack = ExitStack()
@@ -146,8 +132,9 @@ class GraphLowering(Lowering):
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """Run the schedule, then average over replicas and sum tied parameters over stages.
 
-        Tied gradients are summed last: an all-reduce leaves the same bits on all its ranks, so
-        the copies of a tied parameter stay identical whatever the buckets were.
+        Gradients that are terms over an axis of the division are summed over it in between. Tied
+        gradients are summed last: an all-reduce leaves the same bits on all its ranks, so the
+        copies of a tied parameter stay identical whatever the buckets were.
         """
         context = self.context
         loss = self._runner.step([self._flatten(*batch) for batch in microbatches])
@@ -156,6 +143,13 @@ class GraphLowering(Lowering):
                 list(self.parameters.values()),
                 context.groups.data,
                 divide=True,
+                bucket_bytes=context.plan.bucket_bytes,
+                traffic=context.traffic,
+            )
+            sum_partial(
+                self._partial,
+                self.parameters,
+                context.groups,
                 bucket_bytes=context.plan.bucket_bytes,
                 traffic=context.traffic,
             )

@@ -152,10 +152,11 @@ def lower(context: Context) -> Lowering:
         from autopar.executor.module_path import ModuleLowering
 
         return ModuleLowering(context)
-    if replicas_only and len(context.plan.stages) == 1:
-        from autopar.executor.recompute_path import RecomputeLowering
+    one_stage = context.plan.mesh.fits(("dp_replicate", "tp")) and len(context.plan.stages) == 1
+    if one_stage:
+        from autopar.executor.one_stage import OneStageLowering
 
-        return RecomputeLowering(context)
+        return OneStageLowering(context)
     from autopar.executor.graph_path import GraphLowering
 
     return GraphLowering(context)

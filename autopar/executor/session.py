@@ -162,8 +162,14 @@ def _train(
 
 
 def _seed(context: Context, step: int) -> int:
-    """Dropout's seed: another one each step and rank, the same again after a resume."""
-    mixed = (context.plan.seed * _STEP_STRIDE + step) * _RANK_STRIDE + context.groups.rank
+    """Dropout's seed: another one each step, replica and stage, the same again after a resume.
+
+    Tensor parallel ranks of one replica and stage share it, as they compute some ops alike; ops
+    that work on a rank's part draw apart on their own.
+    """
+    groups = context.groups
+    place = groups.replica * context.plan.mesh.pp + groups.pp
+    mixed = (context.plan.seed * _STEP_STRIDE + step) * _RANK_STRIDE + place
     return mixed % 2**63
 
 

@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autopar.executor.division.editor import Divided, whole
-from autopar.executor.mesh_groups import MeshGroups
-from autopar.plans import Plan, Stage
+from autopar.executor.lowering import Context
+from autopar.plans import Stage
 from autopar.trace import TracedTask
 
 
-def divide(traced: TracedTask, plan: Plan, groups: MeshGroups) -> Divided:
+def divide(traced: TracedTask, context: Context) -> Divided:
     """The graph that one rank of a plan runs.
 
     Args:
         traced: The graph of the whole model; each rank traces its own.
-        plan: The plan.
-        groups: Process groups that the collectives use.
+        context: The run: its plan, groups and traffic.
 
     Raises:
         InputError: The graph cannot be divided so; names the op and why.
     """
-    divided = whole(traced)
-    return divided
+    return whole(traced)
 
 
 def translated(divided: Divided, stages: Sequence[Stage]) -> list[Stage]:

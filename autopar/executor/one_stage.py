@@ -1,13 +1,16 @@
-"""Recompute without a pipeline: the traced graph as one stage under DDP."""
+"""A plan without a pipeline: the traced graph, divided or recomputed, as one stage under DDP."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 
+from autopar.executor.data import Microbatch
+from autopar.executor.division.divide import divide, translated
+from autopar.executor.division.keeping import keep_parts, sum_partial
 from autopar.executor.graph_path import BatchFlattener, model_buffers
 from autopar.executor.lowering import check_same_model
 from autopar.executor.module_path import ModuleLowering, Whole
@@ -42,15 +45,16 @@ class StageLoss(torch.nn.Module):
         return loss
 
 
-class RecomputeLowering(ModuleLowering):
-    """Data parallelism with recompute: DDP's overlap around checkpointed ranges of the graph.
+class OneStageLowering(ModuleLowering):
+    """Data parallelism around one stage: DDP's overlap with tensor parallelism and recompute.
 
     Args:
         context: The run.
 
     Raises:
         TraceError: torch.export cannot capture the task.
-        InputError: The plan is for another model, or recomputes where it cannot be cut.
+        InputError: The plan is for another model, divides it as it cannot be divided, or
+            recomputes where it cannot be cut.
     """
 
     def _build(self) -> Whole:
@@ -59,10 +63,15 @@ class RecomputeLowering(ModuleLowering):
         model = build_model(context.task, seed=plan.seed)
         traced = trace(context.task, plan.microbatch_size, model=model)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
+        divided = divide(traced, context)
+        keep_parts(divided, context.groups)
         model.to(context.device)
-        (stage,) = plan.stages
-        whole = extract(traced, stage.first_op, stage.stop_op)
-        self._program = StageProgram(traced, stage, 0, whole, context.device, context.recorder)
+        self.cuts, self._partial = divided.cuts, divided.partial
+        (stage,) = translated(divided, plan.stages)
+        whole = extract(divided.traced, stage.first_op, stage.stop_op)
+        self._program = StageProgram(
+            divided.traced, stage, 0, whole, context.device, context.recorder
+        )
         parameters = dict(model.named_parameters())
         read = [parameters[name] for name in self._program.parameters]
         return Whole(
@@ -70,6 +79,21 @@ class RecomputeLowering(ModuleLowering):
             parameters=parameters,
             buffers=model_buffers([self._program]),
         )
+
+    def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
+        """As :class:`ModuleLowering`; then gradients that are terms over an axis are summed."""
+        loss = super().gradients(microbatches)
+        if self._partial:
+            context = self.context
+            with context.recorder.span("sync"):
+                sum_partial(
+                    self._partial,
+                    self.parameters,
+                    context.groups,
+                    bucket_bytes=context.plan.bucket_bytes,
+                    traffic=context.traffic,
+                )
+        return loss
 
     def without_dropout(self) -> AbstractContextManager[Any]:
         """A context in which :meth:`gradients` runs with dropout off, recomputation included."""
