@@ -87,12 +87,13 @@ def _action_events(
     if node < replay.program.stages:
         return [_event(leader, "forward", start, end, stage, microbatch)]
     if node >= 2 * replay.program.stages:
-        return [_event(leader, "backward", start, end, stage, microbatch)]
+        return [_event(leader, "backward_weight", start, end, stage, microbatch)]
+    kind = "backward_input" if replay.program.splits else "backward"
     between = start + cost.recompute_s
     events = []
     if cost.recompute_s > 0:
         events.append(_event(leader, "recompute", start, between, stage, microbatch))
-    return [*events, _event(leader, "backward", between, end, stage, microbatch)]
+    return [*events, _event(leader, kind, between, end, stage, microbatch)]
 
 
 def _event(rank: int, kind: str, start: float, end: float, stage: int, microbatch: int) -> Event:

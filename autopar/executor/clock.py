@@ -10,7 +10,16 @@ from typing import Any, Literal, Protocol
 
 import torch
 
-Phase = Literal["forward", "backward", "recompute", "wait", "sync", "optimizer"]
+Phase = Literal[
+    "forward",
+    "backward",
+    "backward_input",
+    "backward_weight",
+    "recompute",
+    "wait",
+    "sync",
+    "optimizer",
+]
 
 
 class Clock(Protocol):
@@ -65,7 +74,7 @@ class Span:
         end_s: Seconds since the step began.
         stage: Virtual stage, -1 when none.
         microbatch: Microbatch, -1 when none.
-        towards: For ``wait``: the action that waited, ``forward`` or ``backward``.
+        towards: For ``wait``: the kind of the action that waited.
         peer: For ``wait``: the virtual stage that sent.
     """
 

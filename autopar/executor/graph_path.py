@@ -57,7 +57,15 @@ class GraphLowering(Lowering):
         routes = Routes(traced, fragments)
         self._flatten = BatchFlattener(traced)
         self._programs = {
-            index: StageProgram(traced, stage, index, fragments[index], device, context.recorder)
+            index: StageProgram(
+                traced,
+                stage,
+                index,
+                fragments[index],
+                device,
+                context.recorder,
+                splits=SCHEDULES.load(plan.schedule).splits_backward,
+            )
             for index, stage in enumerate(stages)
             if stage.pp == context.groups.pp
         }
@@ -200,19 +208,14 @@ def action_rows(plan: Plan) -> list[list[Action]]:
     """The schedule's actions by pipeline coordinate of the plan.
 
     Raises:
-        InputError: The schedule cannot run with the plan's numbers or in this executor, or the
-            plan spreads the stages that the schedule puts on one rank over several.
+        InputError: The schedule cannot run with the plan's numbers, or the plan spreads the
+            stages that the schedule puts on one rank over several.
     """
     schedule = SCHEDULES.load(plan.schedule)
     pp, stages = plan.mesh.pp, len(plan.stages)
     problem = schedule.check(pp, stages, plan.microbatches)
     if problem:
         raise InputError(f"plan {plan.name}: {problem}", hint="plan again")
-    if not schedule.runnable:
-        raise InputError(
-            f"plan {plan.name}: schedule '{plan.schedule}' can be planned, not yet run",
-            hint="`autopar catalog schedules` names the schedules that run",
-        )
     rows: list[list[Action]] = [[] for _ in range(pp)]
     for row in schedule.actions(pp, stages, plan.microbatches):
         homes = {plan.stages[action.stage].pp for action in row}
@@ -221,7 +224,8 @@ def action_rows(plan: Plan) -> list[list[Action]]:
                 f"plan {plan.name}: schedule '{plan.schedule}' needs stages "
                 f"{sorted({a.stage for a in row})} on one pipeline rank, the plan has them on "
                 f"{sorted(homes)}",
-                hint=f"put stage s on pipeline rank s % {pp}",
+                hint="put stages 0, 1, 2 ... on pipeline ranks "
+                + ", ".join(str(schedule.rank_of(s, pp)) for s in range(stages)),
             )
         rows[homes.pop()] = row
     return rows

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
-from autopar.executor.clock import Span
+from autopar.executor.clock import Phase, Span
 from autopar.plans import Plan
 from autopar.results import CostBreakdown, Event, Timeline
+
+BACKWARD = ("backward", "backward_input", "backward_weight")
+"""Kinds of span inside which recomputation may run."""
 
 
 def timeline(spans: Sequence[Sequence[Span]]) -> Timeline:
@@ -37,7 +41,7 @@ def _without_recompute(spans: Sequence[Span]) -> list[Span]:
     result = []
     for span in spans:
         place = span.start_s
-        if span.kind == "backward":
+        if span.kind in BACKWARD:
             for part in inner:
                 if span.start_s <= part.start_s and part.end_s <= span.end_s:
                     result.append(replace(span, start_s=place, end_s=part.start_s))
@@ -60,7 +64,7 @@ def breakdown(
         rank: The rank to account for.
         step_s: Time of the step on that rank.
     """
-    totals = dict.fromkeys(("forward", "backward", "recompute", "wait", "sync", "optimizer"), 0.0)
+    totals = dict.fromkeys(get_args(Phase), 0.0)
     communication = 0.0
     for span in spans[rank]:
         totals[span.kind] += span.end_s - span.start_s
@@ -70,7 +74,7 @@ def breakdown(
     known = sum(totals.values()) - totals["recompute"]
     return CostBreakdown(
         forward_s=totals["forward"],
-        backward_s=totals["backward"] - totals["recompute"],
+        backward_s=sum(totals[kind] for kind in BACKWARD) - totals["recompute"],
         recompute_s=totals["recompute"],
         pipeline_communication_s=communication,
         gradient_sync_s=totals["sync"],

@@ -11,6 +11,7 @@ from autopar.executor.clock import Recorder
 from autopar.executor.mailbox import Channels, Mailbox, Message
 from autopar.executor.routes import Route, Routes
 from autopar.executor.stage import StageProgram
+from autopar.executor.tape import Tape
 from autopar.executor.traffic import Traffic
 from autopar.schedules import Action
 
@@ -72,6 +73,9 @@ class Runner:
         self._into = {stage: routes.into(stage) for stage in programs}
         self._out_of = {stage: routes.out_of(stage) for stage in programs}
         self._last_stage = len(pipeline.placement) - 1
+        self._device = device
+        self._splits = any(a.kind == "backward_input" for a in self._actions)
+        self._gradient_kind = "backward_input" if self._splits else "backward"
         self._position: dict[tuple[str, int, int], int] = {
             (a.kind, a.stage, a.microbatch): i
             for row in pipeline.actions
@@ -93,6 +97,7 @@ class Runner:
         self._local: dict[tuple[int, int, bool], torch.Tensor] = {}
         self._inputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
         self._outputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
+        self._tapes: dict[tuple[int, int], Tape] = {}
 
     def _is_mine(self, stage: int) -> bool:
         return self._pipeline.placement[stage] == self._pipeline.me
@@ -111,7 +116,7 @@ class Runner:
         """The message that carries a route's value, or its gradient, for one microbatch."""
         target = _reader(route, gradient)
         source = route.producer if target == route.consumer else route.consumer
-        kind = "backward" if gradient else "forward"
+        kind = self._gradient_kind if gradient else "forward"
         return Message(
             tag=(route.number * self._microbatches + microbatch) * 2 + gradient,
             peer=self._rank_of(target if self._is_mine(source) else source),
@@ -136,8 +141,12 @@ class Runner:
         for action in self._actions:
             if action.kind == "forward":
                 self._forward(action, microbatches[action.microbatch], losses)
-            else:
+            elif action.kind == "backward":
                 self._backward(action)
+            elif action.kind == "backward_input":
+                self._backward_input(action)
+            else:
+                self._backward_weight(action)
         self._mailbox.finish()
         return torch.stack(losses).mean() if losses else None
 
@@ -148,42 +157,67 @@ class Runner:
             value = self._fetch(route, action, gradient=False)
             inputs[route.op] = value.requires_grad_(route.gradient)
         start = self._recorder.mark()
-        outputs = self._programs[stage].forward(leaves, inputs, k)
+        if self._splits:
+            outputs, self._tapes[stage, k] = self._programs[stage].keep(leaves, inputs, k)
+        else:
+            outputs = self._programs[stage].forward(leaves, inputs, k)
+            self._inputs[stage, k], self._outputs[stage, k] = inputs, outputs
         for route in self._out_of[stage]:
             self._hand_over(route, k, outputs[route.op], gradient=False)
         if stage == self._last_stage:
-            (op,) = self._programs[stage].exports
-            losses.append(outputs[op].detach())
-            outputs = {op: outputs[op] / self._microbatches}
-        self._inputs[(stage, k)] = inputs
-        self._outputs[(stage, k)] = outputs
+            (loss,) = outputs.values()
+            losses.append(loss.detach())
+            self._loss_gradient = torch.full_like(loss, 1.0 / self._microbatches)
         self._recorder.add("forward", start, stage=stage, microbatch=k)
 
     def _backward(self, action: Action) -> None:
         stage, k = action.stage, action.microbatch
+        gradients = self._gradients_of_exports(action)
+        start = self._recorder.mark()
+        inputs = self._inputs.pop((stage, k))
+        outputs = self._outputs.pop((stage, k))
+        live = [op for op in gradients if outputs[op].requires_grad]
+        if live:
+            torch.autograd.backward([outputs[op] for op in live], [gradients[op] for op in live])
+        found = {op: value.grad for op, value in inputs.items() if value.grad is not None}
+        self._send_back(stage, k, found)
+        self._recorder.add("backward", start, stage=stage, microbatch=k)
+
+    def _backward_input(self, action: Action) -> None:
+        stage, k = action.stage, action.microbatch
+        gradients = self._gradients_of_exports(action)
+        start = self._recorder.mark()
+        self._send_back(stage, k, self._tapes[stage, k].backward_input(gradients))
+        self._recorder.add("backward_input", start, stage=stage, microbatch=k)
+
+    def _backward_weight(self, action: Action) -> None:
+        stage, k = action.stage, action.microbatch
+        start = self._recorder.mark()
+        self._tapes.pop((stage, k)).backward_weight()
+        self._recorder.add("backward_weight", start, stage=stage, microbatch=k)
+
+    def _gradients_of_exports(self, action: Action) -> dict[int, torch.Tensor]:
+        """Op index -> gradient, summed over the stages that read the value."""
+        stage = action.stage
+        if stage == self._last_stage:
+            (loss_op,) = self._programs[stage].exports
+            return {loss_op: self._loss_gradient}
         gradients: dict[int, torch.Tensor] = {}
         for route in self._out_of[stage]:
             if route.gradient:
                 gradient = self._fetch(route, action, gradient=True)
                 known = gradients.get(route.op)
                 gradients[route.op] = gradient if known is None else known + gradient
-        start = self._recorder.mark()
-        inputs = self._inputs.pop((stage, k))
-        outputs = self._outputs.pop((stage, k))
-        if stage == self._last_stage:
-            torch.autograd.backward(list(outputs.values()))
-        else:
-            live = [op for op in gradients if outputs[op].requires_grad]
-            if live:
-                torch.autograd.backward(
-                    [outputs[op] for op in live], [gradients[op] for op in live]
-                )
+        return gradients
+
+    def _send_back(self, stage: int, microbatch: int, found: dict[int, torch.Tensor]) -> None:
+        """Gradients of what the stage read; zeros where nothing depends on it."""
         for route in self._into[stage]:
             if route.gradient:
-                value = inputs[route.op]
-                gradient = torch.zeros_like(value) if value.grad is None else value.grad
-                self._hand_over(route, k, gradient, gradient=True)
-        self._recorder.add("backward", start, stage=stage, microbatch=k)
+                gradient = found.get(route.op)
+                if gradient is None:
+                    gradient = torch.zeros(route.shape, dtype=route.dtype, device=self._device)
+                self._hand_over(route, microbatch, gradient, gradient=True)
 
     def _fetch(self, route: Route, action: Action, *, gradient: bool) -> torch.Tensor:
         k = action.microbatch

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils.checkpoint import checkpoint
 
 from autopar.executor.clock import Recorder
 from autopar.executor.dropout import DropoutOff
+from autopar.executor.random_state import RandomState
+from autopar.executor.tape import Section, Tape, Values
 from autopar.plans import Stage
 from autopar.trace import Fragment, TracedTask, extract
 from autopar.trace.cleanup import is_random, mutated_attributes
@@ -46,6 +49,26 @@ def move_to(module: GraphModule, device: torch.device, moved: dict[str, torch.Te
     module.recompile()
 
 
+def separate_uses(module: GraphModule) -> None:
+    """Give each use of a parameter that has several an edge of its own in autograd's graph.
+
+    Where backward is split, the gradient of one use can then be had without the others.
+    """
+    uses: dict[str, list[tuple[Node, Node]]] = {}
+    for node in module.graph.nodes:
+        if node.op == "get_attr":
+            for user in node.users:
+                uses.setdefault(str(node.target), []).append((node, user))
+    for name, places in uses.items():
+        if len(places) > 1 and isinstance(attrgetter(name)(module), torch.nn.Parameter):
+            for node, user in places:
+                with module.graph.inserting_before(user):
+                    alias = module.graph.call_function(torch.ops.aten.alias.default, (node,))
+                alias.meta = dict(node.meta)
+                user.replace_input_with(node, alias)
+    module.recompile()
+
+
 class StageProgram:
     """The ops of a stage, run segment by segment.
 
@@ -60,6 +83,7 @@ class StageProgram:
         fragment: ``extract(traced, stage.first_op, stage.stop_op)``.
         device: Where it runs.
         recorder: Takes the time of recomputation.
+        splits: The schedule runs backward in two halves: use :meth:`keep`, not :meth:`forward`.
     """
 
     def __init__(
@@ -70,6 +94,7 @@ class StageProgram:
         fragment: Fragment,
         device: torch.device,
         recorder: Recorder,
+        splits: bool = False,
     ) -> None:
         self.index = index
         self.exports = fragment.exports
@@ -85,6 +110,11 @@ class StageProgram:
         moved: dict[str, torch.Tensor] = {}
         for segment, _ in self._segments:
             move_to(segment.module, device, moved)
+            if splits:
+                separate_uses(segment.module)
+        self._device = device
+        self._differentiable = traced.needs_gradient
+        self._gradient_imports = [op for op in fragment.imports if op in self._differentiable]
 
     @property
     def modules(self) -> list[GraphModule]:
@@ -136,8 +166,6 @@ class StageProgram:
         return {op: values[op] for op in self.exports}
 
     def _checkpointed(self, module: GraphModule, microbatch: int) -> Callable[..., Any]:
-        buffers = [module.get_buffer(name) for name in mutated_attributes(module)]
-        random = any(is_random(node) for node in module.graph.nodes)
         first = True
 
         def body(*arguments: torch.Tensor) -> Any:
@@ -145,19 +173,81 @@ class StageProgram:
             if first:
                 first = False
                 return module(*arguments)
-            start = self._recorder.mark()
-            kept = [buffer.clone() for buffer in buffers]
-            try:
-                with contextlib.nullcontext() if self._dropout else DropoutOff():
-                    return module(*arguments)
-            finally:
-                for buffer, old in zip(buffers, kept, strict=True):
-                    buffer.data.copy_(old)  # .data: autograd may have saved the buffer
-                self._recorder.add("recompute", start, stage=self.index, microbatch=microbatch)
+            return self._again(module, arguments, microbatch)
 
         return lambda *arguments: checkpoint(
-            body, *arguments, use_reentrant=False, preserve_rng_state=random
+            body, *arguments, use_reentrant=False, preserve_rng_state=_is_random(module)
         )
+
+    def _again(
+        self, module: GraphModule, arguments: Sequence[torch.Tensor], microbatch: int
+    ) -> Any:
+        """Run a segment a second time: as the first time, but buffers stay as they are."""
+        start = self._recorder.mark()
+        buffers = [module.get_buffer(name) for name in mutated_attributes(module)]
+        kept = [buffer.clone() for buffer in buffers]
+        try:
+            with contextlib.nullcontext() if self._dropout else DropoutOff():
+                return module(*arguments)
+        finally:
+            for buffer, old in zip(buffers, kept, strict=True):
+                buffer.data.copy_(old)  # .data: autograd may have saved the buffer
+            self._recorder.add("recompute", start, stage=self.index, microbatch=microbatch)
+
+    def keep(
+        self, leaves: Sequence[torch.Tensor], imports: Values, microbatch: int
+    ) -> tuple[Values, Tape]:
+        """Run the stage for a backward in two halves.
+
+        Args:
+            leaves: Flat batch tensors of the microbatch.
+            imports: Op index -> value received.
+            microbatch: For the record.
+
+        Returns:
+            Op index -> value, for the stage's exports, cut off from autograd; and what backward
+            needs.
+        """
+        values = dict(imports)
+        sections = []
+        for segment, again in self._segments:
+            section = self._section(segment, again, leaves, values, microbatch)
+            sections.append(section)
+        return {op: values[op] for op in self.exports}, Tape(sections, self._gradient_imports)
+
+    def _section(
+        self,
+        segment: Fragment,
+        again: bool,
+        leaves: Sequence[torch.Tensor],
+        values: Values,
+        microbatch: int,
+    ) -> Section:
+        """Run a segment on leaves of its own; what it makes is added to ``values``."""
+        read = {
+            op: values[op].detach().requires_grad_(op in self._differentiable)
+            for op in segment.imports
+        }
+        arguments = [leaves[i] for i in segment.batch_leaves]
+        arguments += [read[op] for op in segment.imports]
+        module = segment.module
+        state = RandomState(self._device) if again and _is_random(module) else None
+        with torch.set_grad_enabled(not again):
+            outputs = dict(zip(segment.exports, module(*arguments), strict=True))
+        values.update((op, output.detach()) for op, output in outputs.items())
+
+        def repeat() -> Values:
+            with contextlib.nullcontext() if state is None else state.restored():
+                found = self._again(module, arguments, microbatch)
+            return dict(zip(segment.exports, found, strict=True))
+
+        return Section(
+            fragment=segment, leaves=read, outputs=None if again else outputs, again=repeat
+        )
+
+
+def _is_random(module: GraphModule) -> bool:
+    return any(is_random(node) for node in module.graph.nodes)
 
 
 def _segments(stage: Stage) -> list[tuple[int, int, bool]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from autopar.core.errors import InputError
 from autopar.plans import Plan
-from autopar.schedules import SCHEDULES
 
 AXES = ("dp_replicate", "pp")
 PRECISIONS = ("float32",)
@@ -34,8 +33,6 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "optimizer state in host memory", again
     if any(stage.selective for stage in plan.stages):
         yield "selective recompute", again
-    if not SCHEDULES.load(plan.schedule).runnable:
-        yield f"schedule '{plan.schedule}'", again
     if plan.precision not in PRECISIONS:
         yield f"precision '{plan.precision}'", "set precision to float32 in the plan"
     if plan.sync != "all_reduce":

@@ -42,6 +42,8 @@ PARTS: dict[str, Ink] = {
 EVENTS: dict[str, Ink] = {
     "forward": Ink("forward", BLUE),
     "backward": Ink("backward", ORANGE, "/"),
+    "backward_input": Ink("backward, input gradients", ORANGE, "\\"),
+    "backward_weight": Ink("backward, weight gradients", YELLOW, "/"),
     "recompute": Ink("recompute", PURPLE, "x"),
     "wait": Ink("waiting for a message", SKY, "\\"),
     "sync": Ink("gradient sync", GREEN, "-"),

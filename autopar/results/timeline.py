@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-KINDS = ("forward", "backward", "recompute", "wait", "sync", "optimizer")
+KINDS = (
+    "forward",
+    "backward",
+    "backward_input",
+    "backward_weight",
+    "recompute",
+    "wait",
+    "sync",
+    "optimizer",
+)
+"""``backward`` is both halves at once; schedules that split it have the other two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

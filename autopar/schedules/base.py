@@ -31,13 +31,11 @@ class AbstractSchedule(abc.ABC):
         name: Registered name.
         interleaves: True when a rank holds several stages.
         splits_backward: True when weight gradients are actions of their own.
-        runnable: True when the executor can run it.
     """
 
     name: ClassVar[str]
     interleaves: ClassVar[bool] = False
     splits_backward: ClassVar[bool] = False
-    runnable: ClassVar[bool] = True
 
     def rank_of(self, stage: int, ranks: int) -> int:
         """Pipeline rank that holds a virtual stage."""

@@ -18,7 +18,6 @@ class DualPipeV(InV):
 
     name: ClassVar[str] = "dualpipev"
     splits_backward: ClassVar[bool] = True
-    runnable: ClassVar[bool] = False
 
     def rank_actions(self, rank: int, ranks: int, microbatches: int) -> list[Action]:
         """The eight steps of the reference implementation."""

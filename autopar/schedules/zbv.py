@@ -16,7 +16,6 @@ class ZBV(InV):
 
     name: ClassVar[str] = "zbv"
     splits_backward: ClassVar[bool] = True
-    runnable: ClassVar[bool] = False
 
     def rank_actions(self, rank: int, ranks: int, microbatches: int) -> list[Action]:
         """Warm-up in the V, a steady round of both stages, drain with late weights."""

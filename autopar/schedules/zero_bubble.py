@@ -15,7 +15,6 @@ class _ZeroBubble(InRounds):
     """The action list both variants share."""
 
     splits_backward: ClassVar[bool] = True
-    runnable: ClassVar[bool] = False
 
     def rank_actions(
         self, rank: int, ranks: int, chunks: int, rounds: int, round_size: int

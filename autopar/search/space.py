@@ -202,7 +202,7 @@ def fixed_spec(options: SearchOptions) -> Spec:
 def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> Choices:
     """Values of the variant axes: all of them, or those the executor can run."""
     runnable = options.only_runnable(cluster)
-    names = tuple(name for name in SCHEDULES if not runnable or SCHEDULES.load(name).runnable)
+    names = tuple(SCHEDULES)
     devices = (group.machine.device for group in cluster.groups)
     offload = not runnable and all(device.kind == "cuda" for device in devices)
     return Choices(

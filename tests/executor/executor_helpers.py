@@ -8,6 +8,7 @@ from typing import Any
 from autopar.executor import RunOptions, run_plan
 from autopar.plans import Mesh, Plan, Stage, TaskRef
 from autopar.results import RunRecord
+from autopar.schedules import SCHEDULES
 from autopar.tasks import Task
 from autopar.trace import TracedTask, trace
 
@@ -46,6 +47,7 @@ def make_plan(
     changes.setdefault("schedule", "1f1b" if pp > 1 else "none")
     changes.setdefault("microbatches", 4 if pp > 1 else 1)
     changes.setdefault("microbatch_size", 2)
+    place = SCHEDULES.load(changes["schedule"]).rank_of
     return Plan(
         task=TaskRef(
             name=task.name, target=task.target, fingerprint=traced.fingerprint, op_count=count
@@ -55,7 +57,7 @@ def make_plan(
             Stage(
                 first_op=edges[s],
                 stop_op=edges[s + 1],
-                pp=s % pp,
+                pp=place(s, pp),
                 recompute=(recompute or {}).get(s, ()),
             )
             for s in range(len(edges) - 1)

@@ -189,7 +189,7 @@ def gantt_figure(gantt: Gantt) -> go.Figure:
         ]
         if not picked:
             continue
-        numbered = few and kind in ("forward", "backward", "recompute")
+        numbered = few and kind.startswith(("forward", "backward", "recompute"))
         result.add_bar(
             x=[(e.end_s - e.start_s) * factor for e, _, _ in picked],
             base=[e.start_s * factor for e, _, _ in picked],
