@@ -1,0 +1,78 @@
+"""A server in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+
+import torch
+
+from autopar.core.errors import EnvironmentUnableError
+from autopar.executor.orphans import die_with_parent
+from autopar.executor.server.service import Service
+from autopar.executor.server.settings import ServerSettings
+from autopar.executor.server.shard import MakeOptimizer
+
+_BACKLOG = 512
+
+
+def listen(address: str, port: int = 0) -> socket.socket:
+    """A listening socket; the system chooses the port.
+
+    Raises:
+        EnvironmentUnableError: The address is not one of this host.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise EnvironmentUnableError(
+            f"a parameter server cannot listen on {address}: {error.strerror}",
+            hint="pass an address of this host that the others reach",
+        ) from error
+
+
+def fork_server(
+    settings: ServerSettings, make_optimizer: MakeOptimizer, listening: socket.socket
+) -> int:
+    """Start a server that ends with this process; returns its process number.
+
+    The socket stays open here too: while a server is started again, connections wait.
+
+    Args:
+        settings: How it works.
+        make_optimizer: The task's optimizer.
+        listening: From :func:`listen`.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        die_with_parent()
+        if os.getppid() == parent:
+            _serve(settings, make_optimizer, listening)
+            status = 0
+    except BaseException as error:
+        traceback.print_exception(error)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _serve(
+    settings: ServerSettings, make_optimizer: MakeOptimizer, listening: socket.socket
+) -> None:
+    """The life of a server process."""
+    torch.set_num_threads(1)  # the pool of OpenMP does not survive a fork
+    logging.basicConfig(level=logging.INFO, format="server: %(message)s", stream=sys.stderr)
+    asyncio.run(Service(settings, make_optimizer).run(listening))
