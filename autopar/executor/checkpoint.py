@@ -59,7 +59,33 @@ class Checkpoints:
             self.save(step)
 
     def save(self, step: int) -> Path:
-        """Write ``step-N`` and point ``latest`` at it (collective)."""
+        """Write ``step-N`` and point ``latest`` at it.
+
+        Collective, but for independent ranks: rank 0 writes alone what the servers hold, and its
+        own buffers.
+        """
+        servers = self._lowering.servers
+        if servers is None:
+            return self._save_together(step)
+        if self._lowering.independent and dist.get_rank():
+            return self._options.checkpoints / f"step-{step}"
+        servers.settle()
+        alone = self._lowering.independent
+        folder = self._save_alone(step) if alone else self._save_together(step)
+        servers.release()
+        return folder
+
+    def _save_alone(self, step: int) -> Path:
+        folder = self._options.checkpoints / f"step-{step}"
+        partial = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        tensors, values = self._state()
+        save(tensors, checkpoint_id=partial, no_dist=True)
+        self._complete(partial, folder, step, values)
+        return folder
+
+    def _save_together(self, step: int) -> Path:
         control = self._context.groups.control
         folder = self._options.checkpoints / f"step-{step}"
         partial = folder.with_name(folder.name + ".tmp")
@@ -73,12 +99,16 @@ class Checkpoints:
         dist.all_gather_object(everyones, values, group=control)
         if dist.get_rank() == 0:
             merged = {key: value for part in everyones for key, value in part.items()}
-            self._write_notes(partial, step, merged)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
-            write_text_atomic(folder.parent / _LATEST, folder.name + "\n")
+            self._complete(partial, folder, step, merged)
         dist.barrier(group=control)
         return folder
+
+    def _complete(self, partial: Path, folder: Path, step: int, values: dict[str, Any]) -> None:
+        """All tensors are written: name the folder and point at it."""
+        self._write_notes(partial, step, values)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+        write_text_atomic(folder.parent / _LATEST, folder.name + "\n")
 
     def _write_notes(self, folder: Path, step: int, values: dict[str, Any]) -> None:
         plan = self._context.plan

@@ -17,7 +17,8 @@ from autopar.executor.failures import diagnose
 from autopar.executor.launch import require_fork, threads_per_rank
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressView
-from autopar.executor.worker import guarded, mesh_rank, work
+from autopar.executor.server.roles import ServerLink
+from autopar.executor.worker import Seat, mesh_rank, run_rank, work
 from autopar.plans import Plan
 from autopar.tasks import Task
 
@@ -51,10 +52,11 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressVi
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
         ranks: dict[int, int] = {}
         try:
+            token = options.servers.token(options.nnodes)
             for process in range(plan.world_size):
                 pid = os.fork()
                 if pid == 0:
-                    _child(plan, task, options, Path(folder) / "store", process)
+                    _child(plan, task, options, Path(folder) / "store", process, token)
                 ranks[pid] = mesh_rank(plan, process)
             with view:
                 exits = _wait(ranks)
@@ -65,7 +67,9 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressVi
         raise diagnose(options.out, plan.world_size, exits)
 
 
-def _child(plan: Plan, task: Task, options: RunOptions, store: Path, process: int) -> None:
+def _child(
+    plan: Plan, task: Task, options: RunOptions, store: Path, process: int, token: bytes
+) -> None:
     """The life of a forked rank; never returns."""
     rank = mesh_rank(plan, process)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends us
@@ -78,12 +82,13 @@ def _child(plan: Plan, task: Task, options: RunOptions, store: Path, process: in
         )
     try:
 
-        def body() -> None:
+        def body(link: ServerLink | None) -> None:
             torch.set_num_threads(1)
             shared = FileStore(str(store), plan.world_size)
-            work(plan, task, options, shared, rank, process, plan.world_size, warnings)
+            seat = Seat(rank, process, plan.world_size)
+            work(plan, task, options, shared, seat, warnings, link)
 
-        status = guarded(options.out, rank, body)
+        status = run_rank(plan, options, rank, lambda: task, body, token)
     finally:
         os._exit(status)
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 from torch.distributed.tensor import DTensor
 
 from autopar.core.errors import InputError
@@ -26,6 +27,10 @@ from autopar.executor.traffic import Traffic
 from autopar.plans import Plan
 from autopar.tasks import Task
 
+if TYPE_CHECKING:
+    from autopar.executor.server.roles import ServerLink
+    from autopar.executor.server.synchroniser import ServerSynchroniser
+
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
@@ -39,6 +44,9 @@ class Context:
         data: Samples.
         recorder: Times.
         traffic: Bytes sent.
+        store: Where ranks find each other; needed with parameter servers.
+        link: The parameter server beside this rank and the token of the run, for plans with
+            servers.
         warnings: What was skipped or assumed; ends in the run record.
     """
 
@@ -49,6 +57,8 @@ class Context:
     data: ReplicaData
     recorder: Recorder
     traffic: Traffic
+    store: Store | None = None
+    link: ServerLink | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -71,12 +81,19 @@ class Lowering(abc.ABC):
     def __init__(self, context: Context) -> None:
         self.context = context
         self.optimizer: torch.optim.Optimizer | None = None
+        self.servers: ServerSynchroniser | None = None
+
+    @property
+    def independent(self) -> bool:
+        """True when ranks must not wait for each other outside the servers."""
+        return self.servers is not None and self.servers.independent
 
     @abc.abstractmethod
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """Forward, backward and synchronisation of one step.
 
-        Afterwards every parameter's ``grad`` is that of the mean loss over the global batch.
+        Afterwards every parameter's ``grad`` is that of the mean loss over the global batch;
+        with parameter servers that of this replica's own samples.
 
         Returns:
             Mean loss of this replica on the ranks that know it, else ``None``.
@@ -122,7 +139,14 @@ class Lowering(abc.ABC):
         return count
 
     def update(self) -> None:
-        """Clip, step, clear gradients."""
+        """Clip, step, clear gradients: by the servers if there are any."""
+        if self.servers is not None:
+            self.servers.update()
+        else:
+            self.update_here()
+
+    def update_here(self) -> None:
+        """The same with this rank's own optimizer."""
         context = self.context
         parameters = list(self.parameters.values())
         if context.plan.clip_norm is not None:
@@ -135,18 +159,31 @@ class Lowering(abc.ABC):
     def step(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """One optimizer step."""
         loss = self.gradients(microbatches)
+        if self.servers is not None:  # which record their own span
+            self.servers.update()
+            return loss
         with self.context.recorder.span("optimizer"):
-            self.update()
+            self.update_here()
         return loss
 
 
 def lower(context: Context) -> Lowering:
-    """Choose the path: eager module, one traced stage, or a pipeline of stages.
+    """Build what the plan asks for, joined to its parameter servers if it has any.
 
     Raises:
         InputError: The plan asks for something the executor does not run.
     """
     check_supported(context.plan)
+    lowering = _path(context)
+    if context.link is not None and context.store is not None:
+        from autopar.executor.server.synchroniser import ServerSynchroniser
+
+        lowering.servers = ServerSynchroniser(lowering, context.link, context.store)
+    return lowering
+
+
+def _path(context: Context) -> Lowering:
+    """Choose the path: eager module, one traced stage, or a pipeline of stages."""
     replicas_only = context.plan.mesh.fits(("dp_replicate",))
     if replicas_only and not context.plan.recomputes:
         from autopar.executor.module_path import ModuleLowering

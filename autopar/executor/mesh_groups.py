@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
 
 
@@ -39,7 +40,8 @@ class MeshGroups:
 
     Attributes:
         data: Ranks that hold the same weights before anything is sharded, and see different
-            samples or different parts of them: dp_replicate x dp_shard x cp.
+            samples or different parts of them: dp_replicate x dp_shard x cp. This rank alone
+            when parameter servers bring their gradients together.
         replicate: Ranks along dp_replicate.
         shard: Ranks along dp_shard.
         cp: Ranks that hold parts of the same sequences.
@@ -61,6 +63,8 @@ class MeshGroups:
         self.world = Group(tuple(range(plan.world_size)), dist.group.WORLD)
         self._made: dict[tuple[int, ...], Any] = {}
         self.data = self._along("dp_replicate", "dp_shard", "cp")
+        if server_sync(plan) is not None:
+            self.data = Group((self.rank,), None)
         self.replicate = self._along("dp_replicate")
         self.shard = self._along("dp_shard")
         self.cp = self._along("cp")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
+from autopar.executor.server.options import PATH_FIELDS as SERVER_PATH_FIELDS
+from autopar.executor.server.options import ServerOptions
 
 DATA_SPLITS = ("random", "contiguous", "shard")
 LAUNCHERS = ("torchrun", "fork")
@@ -37,6 +39,7 @@ class RunOptions:
         device: ``cpu`` or ``cuda``; ``auto`` takes CUDA where every local rank can have one.
         timeout_s: How long a collective may take before the run is given up.
         quiet: Show no progress.
+        servers: Options of parameter servers, for plans that have them.
 
     Raises:
         InputError: A value is out of range or contradicts another.
@@ -60,6 +63,7 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = 300.0
     quiet: bool = False
+    servers: ServerOptions = field(default_factory=ServerOptions)
 
     def __post_init__(self) -> None:
         for key in PATH_FIELDS:
@@ -88,12 +92,18 @@ class RunOptions:
         data = asdict(self)
         for key in PATH_FIELDS:
             data[key] = None if data[key] is None else str(data[key])
+        for key in SERVER_PATH_FIELDS:
+            value = data["servers"][key]
+            data["servers"][key] = None if value is None else str(value)
         return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> RunOptions:
         """Inverse of :meth:`to_dict`."""
-        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+        known = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        if isinstance(known.get("servers"), dict):
+            known["servers"] = ServerOptions(**known["servers"])
+        return cls(**known)
 
 
 def _check_numbers(options: RunOptions) -> None:

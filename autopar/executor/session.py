@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import Store
 
-from autopar.core.errors import TrainingError
 from autopar.core.provenance import provenance
 from autopar.executor.checkpoint import Checkpoints
 from autopar.executor.clock import Recorder, Span, clock_for
 from autopar.executor.collector import quiet_collector, tidy
 from autopar.executor.data import ReplicaData
+from autopar.executor.independent import check_finite, gather_alone, train_alone
 from autopar.executor.lowering import Context, Lowering, lower
 from autopar.executor.measure import breakdown, timeline
 from autopar.executor.memory import PeakMemory
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressWriter
+from autopar.executor.server.roles import ServerLink
 from autopar.executor.traffic import Traffic
 from autopar.executor.verify import verify
 from autopar.plans import Plan
@@ -57,6 +59,8 @@ def run_session(
     device: torch.device,
     progress: ProgressWriter,
     warnings: Sequence[str] = (),
+    store: Store | None = None,
+    link: ServerLink | None = None,
 ) -> RunRecord:
     """Run a plan on this rank; the default process group spans the plan's world.
 
@@ -67,6 +71,8 @@ def run_session(
         device: Device of this rank.
         progress: Where rank 0 tells what happens.
         warnings: For the record.
+        store: Where ranks find each other; needed with parameter servers.
+        link: The parameter server beside this rank, for plans with servers.
 
     Returns:
         The record, the same on every rank.
@@ -80,7 +86,7 @@ def run_session(
         data_split=options.data_split or plan.data_split,
         clip_norm=options.clip_norm if options.clip_norm is not None else plan.clip_norm,
     )
-    context = make_context(plan, task, device)
+    context = make_context(plan, task, device, store, link)
     context.warnings.extend(warnings)
     memory = PeakMemory(device)
     progress.phase(f"building {plan.name} on {plan.world_size} x {device.type}")
@@ -88,9 +94,13 @@ def run_session(
     outcome = None
     if options.verify:
         progress.phase("verifying against one process")
+        if lowering.servers is not None:
+            lowering.servers.begin(0)
         outcome = verify(context, lowering, options.tolerance)
     checkpoints = Checkpoints(context, lowering, options)
     start = checkpoints.resume()
+    if lowering.servers is not None:
+        lowering.servers.begin(start)
     context.traffic.take()
     dist.barrier(group=context.groups.control)
     memory.reset()
@@ -98,10 +108,21 @@ def run_session(
         found = _train(context, lowering, options, checkpoints, start, progress)
     if memory.warning:
         context.warnings.append(memory.warning)
+    if lowering.independent:
+        return gather_alone(context, lowering, options, found, outcome, memory.peak_bytes())
+    if lowering.servers is not None:
+        lowering.servers.leave()
+        lowering.servers.close()
     return _record(context, options, found, outcome, memory.peak_bytes())
 
 
-def make_context(plan: Plan, task: Task, device: torch.device) -> Context:
+def make_context(
+    plan: Plan,
+    task: Task,
+    device: torch.device,
+    store: Store | None = None,
+    link: ServerLink | None = None,
+) -> Context:
     """Everything the parts of a run share."""
     return Context(
         plan=plan,
@@ -118,6 +139,8 @@ def make_context(plan: Plan, task: Task, device: torch.device) -> Context:
         ),
         recorder=Recorder(clock_for(device)),
         traffic=Traffic(),
+        store=store,
+        link=link,
     )
 
 
@@ -134,6 +157,9 @@ def _train(
     Making the batch comes before the barrier: a loader would do it while the last step runs.
     """
     found = Measurements()
+    if lowering.independent:
+        train_alone(context, lowering, options, checkpoints, start, found, progress, _seed)
+        return found
     groups, recorder = context.groups, context.recorder
     count = options.warmup + options.steps
     for step in range(start, start + count):
@@ -151,11 +177,7 @@ def _train(
             found.kept.append((slowest_s, own_s, recorder.spans(), sent))
         done = step - start + 1
         progress.step(step=done, of=count, loss=mean_loss, step_time_s=slowest_s)
-        if not torch.isfinite(torch.tensor(mean_loss)):
-            raise TrainingError(
-                f"the loss of step {step} is {mean_loss}",
-                hint="lower the learning rate, or clip gradients with --clip-norm",
-            )
+        check_finite(mean_loss, step)
         checkpoints.after_step(step + 1)
         tidy(step + 1)
     return found

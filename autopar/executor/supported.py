@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopar.core.errors import InputError
+from autopar.executor.server.encoding import ENCODINGS
+from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
+from autopar.sync import SyncGroup
 
 AXES = ("dp_replicate", "pp")
 PRECISIONS = ("float32",)
@@ -35,5 +38,23 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "selective recompute", again
     if plan.precision not in PRECISIONS:
         yield f"precision '{plan.precision}'", "set precision to float32 in the plan"
-    if plan.sync != "all_reduce":
+    yield from _sync_refusals(plan)
+
+
+def _sync_refusals(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.sync == "all_reduce":
+        return
+    sync = server_sync(plan)
+    if sync is None:
         yield f"sync mode '{plan.sync}'", "plan again with --sync all_reduce"
+        return
+    if not plan.mesh.fits(("dp_replicate",)):
+        yield f"sync mode '{plan.sync}' on more than replicas", "use a mesh of dp_replicate only"
+    if sync.compression.name not in ENCODINGS:
+        yield (
+            f"compression '{sync.compression.name}' of what is pushed to a server",
+            f"use one of {', '.join(ENCODINGS)}",
+        )
+    problem = sync.check(SyncGroup(ranks=plan.mesh.dp_replicate))
+    if problem is not None:
+        yield f"sync mode '{plan.sync}': {problem}", "use fewer servers or more replicas"

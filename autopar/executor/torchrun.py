@@ -15,6 +15,8 @@ from autopar.executor.failures import diagnose
 from autopar.executor.launch import threads_per_rank
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressView
+from autopar.executor.server.options import TOKEN_VARIABLE
+from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
 
 _TERM_GRACE_S = 3.0
@@ -43,7 +45,7 @@ def _arguments(job: Path, options: RunOptions, local_ranks: int) -> list[str]:
     return [*line, "-m", "autopar.executor.worker", str(job)]
 
 
-def environment(plan: Plan, local_ranks: int) -> dict[str, str]:
+def environment(plan: Plan, local_ranks: int, token: bytes | None = None) -> dict[str, str]:
     """Environment of the agent and its workers.
 
     A fresh store for every rendezvous is asked for: with the shared one, a second attempt reads
@@ -59,6 +61,7 @@ def environment(plan: Plan, local_ranks: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "PYTHONPATH": os.pathsep.join(search),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        **({TOKEN_VARIABLE: token.decode()} if token is not None else {}),
     }
 
 
@@ -79,12 +82,13 @@ def run_with_torchrun(
         EnvironmentUnableError: torchrun cannot be started.
     """
     started_s = time.time()
+    token = options.servers.token(options.nnodes) if server_sync(plan) is not None else None
     log = options.out / "logs" / f"launcher-{options.node_rank}.log"
     with log.open("wb") as stream:
         try:
             agent = subprocess.Popen(
                 [sys.executable, "-m", _AGENT, *_arguments(job, options, local_ranks)],
-                env=environment(plan, local_ranks),
+                env=environment(plan, local_ranks, token),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,

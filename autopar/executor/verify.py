@@ -88,16 +88,42 @@ def _plan_step(context: Context, lowering: Lowering) -> StepResult:
     context.recorder.begin()
     with lowering.without_dropout():
         loss = lowering.gradients(batches)
-    gradients = {
-        n: lowering.whole(n, p.grad) for n, p in lowering.parameters.items() if p.grad is not None
-    }
-    lowering.update()
+    if lowering.servers is not None:
+        gradients = _with_servers(context, lowering)
+    else:
+        gradients = {
+            n: lowering.whole(n, p.grad)
+            for n, p in lowering.parameters.items()
+            if p.grad is not None
+        }
+        lowering.update()
     return StepResult(
         loss=context.groups.mean_loss(loss),
         gradients=gradients,
         weights={n: lowering.whole(n, p) for n, p in lowering.parameters.items()},
         buffers={n: lowering.whole(n, b) for n, b in lowering.buffers.items()},
     )
+
+
+def _with_servers(context: Context, lowering: Lowering) -> dict[str, torch.Tensor]:
+    """Mean gradients, after a step that servers made of the replicas' own ones.
+
+    Servers that do not wait for all make another step each time; then the step is this rank's
+    own, of the mean.
+    """
+    assert lowering.servers is not None
+    gradients = lowering.servers.average_for_check()
+    if lowering.servers.reproducible:
+        lowering.update()
+        return gradients
+    context.warnings.append(
+        f"verify compared loss, gradients and buffers; the order of updates under "
+        f"'{context.plan.sync}' is another in every run, so the step was taken without servers"
+    )
+    for name, gradient in gradients.items():
+        lowering.parameters[name].grad = gradient.clone()
+    lowering.update_here()
+    return gradients
 
 
 def reference_step(context: Context) -> StepResult:

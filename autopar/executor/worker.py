@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,9 +21,25 @@ from autopar.executor.failures import log_path, report_failure
 from autopar.executor.options import RunOptions
 from autopar.executor.orphans import die_with_parent
 from autopar.executor.progress import FILE_NAME, ProgressWriter
+from autopar.executor.server.roles import ServerLink, independent, server_sync
 from autopar.executor.session import run_session
 from autopar.plans import Plan
 from autopar.tasks import Task
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Which rank a process is.
+
+    Attributes:
+        rank: The plan's rank.
+        local_rank: Position on this host, also the number of its device.
+        local_world: Ranks on this host.
+    """
+
+    rank: int
+    local_rank: int
+    local_world: int
 
 
 def main(arguments: list[str]) -> int:
@@ -35,14 +52,49 @@ def main(arguments: list[str]) -> int:
     local = int(os.environ["LOCAL_RANK"])
     local_world = int(os.environ["LOCAL_WORLD_SIZE"])
 
-    def body() -> None:
+    def task() -> Task:
         from autopar.tasks.resolve import resolve
 
-        task = resolve(job["target"])
-        store, _, _ = next(iter(rendezvous("env://", process, world)))
-        work(plan, task, options, store, rank, local, local_world)
+        return resolve(job["target"])
 
-    return guarded(options.out, rank, body)
+    def body(link: ServerLink | None) -> None:
+        made = task()
+        store, _, _ = next(iter(rendezvous("env://", process, world)))
+        work(plan, made, options, store, Seat(rank, local, local_world), link=link)
+
+    return run_rank(plan, options, rank, task, body)
+
+
+def run_rank(
+    plan: Plan,
+    options: RunOptions,
+    rank: int,
+    task: Callable[[], Task],
+    body: Callable[[ServerLink | None], None],
+    token: bytes | None = None,
+) -> int:
+    """Run a rank, beside its parameter server if the plan has them; returns the exit status.
+
+    Args:
+        plan: The plan.
+        options: The run's options.
+        rank: The plan's rank.
+        task: Gives the task.
+        body: What the rank does.
+        token: Secret of a run with servers, from the options and the environment by default.
+    """
+    if server_sync(plan) is None:
+        return guarded(options.out, rank, lambda: body(None))
+    from autopar.executor.server.host import host_rank
+
+    return host_rank(
+        plan,
+        options,
+        rank,
+        token or options.servers.token(options.nnodes),
+        lambda: task().optimizer,
+        lambda link: guarded(options.out, rank, lambda: body(link)),
+    )
 
 
 def mesh_rank(plan: Plan, process: int) -> int:
@@ -79,10 +131,9 @@ def work(
     task: Task,
     options: RunOptions,
     store: Store,
-    rank: int,
-    local_rank: int,
-    local_world: int,
+    seat: Seat,
     warnings: Sequence[str] = (),
+    link: ServerLink | None = None,
 ) -> None:
     """Join the process group, run, write the record.
 
@@ -91,12 +142,11 @@ def work(
         task: The task.
         options: The run's options.
         store: Where ranks find each other.
-        rank: The plan's rank.
-        local_rank: Position on this host, also the number of its device.
-        local_world: Ranks on this host.
+        seat: Which rank this is.
         warnings: For the record, from the launcher.
+        link: The parameter server beside this rank, for plans with servers.
     """
-    device = choose_device(options.device, local_rank, local_world)
+    device = choose_device(options.device, seat.local_rank, seat.local_world)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif options.nnodes == 1:
@@ -104,14 +154,17 @@ def work(
     dist.init_process_group(
         backend="nccl" if device.type == "cuda" else "gloo",
         store=store,
-        rank=rank,
+        rank=seat.rank,
         world_size=plan.world_size,
         timeout=timedelta(seconds=options.timeout_s),
         device_id=device if device.type == "cuda" else None,
     )
-    progress = ProgressWriter(options.out / FILE_NAME if rank == 0 else None)
-    record = run_session(plan, task, options, device, progress, warnings)
-    if local_rank == 0:
+    progress = ProgressWriter(options.out / FILE_NAME if seat.rank == 0 else None)
+    record = run_session(plan, task, options, device, progress, warnings, store, link)
+    if independent(plan, options):
+        record.save(options.out)  # every rank, as any may have been lost; they are all the same
+        return
+    if seat.local_rank == 0:
         record.save(options.out)
     dist.barrier()
     dist.destroy_process_group()

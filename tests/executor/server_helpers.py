@@ -42,7 +42,7 @@ class Server:
         self.settings, self.make = settings, make
         self.listening: socket.socket = listen("127.0.0.1")
         self.port: int = self.listening.getsockname()[1]
-        self.pid = fork_server(settings, make, self.listening)
+        self.pid = fork_server(settings, lambda: make, self.listening)
 
     @property
     def endpoint(self) -> Endpoint:
@@ -59,7 +59,7 @@ class Server:
         os.waitpid(self.pid, 0)
 
     def start(self) -> None:
-        self.pid = fork_server(self.settings, self.make, self.listening)
+        self.pid = fork_server(self.settings, lambda: self.make, self.listening)
 
     def end(self) -> None:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):

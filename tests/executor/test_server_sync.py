@@ -8,9 +8,6 @@ import pytest
 import server_helpers as helpers
 import torch
 
-from autopar.core.errors import TrainingError
-from autopar.executor.server.layout import Entry, share_out
-
 
 def worker(made: list[helpers.Server], rank: int, ranks: int, steps: int, out: Path, **options):
     clips = options.pop("clips", False)
@@ -26,6 +23,7 @@ def worker(made: list[helpers.Server], rank: int, ranks: int, steps: int, out: P
         own.exchange(step, gradient, set(), start=step + 1, into=into, clips=clips)
     torch.save(into, out / f"{rank}.pt")
     own.leave()
+    own.close()
 
 
 def run(tmp_path: Path, made: list[helpers.Server], ranks: int, steps: int, **options) -> None:

@@ -36,7 +36,8 @@ def write_frame(path: Path, frame: Frame) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             digest = hashlib.sha256()
-            for part in (head, *views):
+            parts: list[bytes | memoryview] = [head, *views]
+            for part in parts:
                 digest.update(part)
                 stream.write(part)
             stream.write(digest.digest())

@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -149,13 +149,19 @@ class ServerClient:
                 self.close()
                 raise
 
-    def say(self, frame: Frame) -> None:
-        """Send a last frame once; a server that is gone needs none."""
+    def once(self, frame: Frame) -> Frame:
+        """Send a frame and wait for its answer, without another try.
+
+        Raises:
+            OSError: The server cannot be reached.
+            TrainingError: It answered with an error.
+        """
         try:
             self._connect()
-            self.ask([frame])
+            return self.ask([frame])[0]
         except OSError:
             self.close()
+            raise
 
     @property
     def _name(self) -> str:
@@ -217,7 +223,8 @@ class ServerClient:
     def _send(self, frame: Frame) -> None:
         assert self._socket is not None
         head, views = encode(frame)
-        for part in (head, *views):
+        parts: list[bytes | memoryview] = [head, *views]
+        for part in parts:
             self._socket.sendall(part)
             self.sent_bytes += len(part)
 
@@ -257,8 +264,3 @@ def _refusal(error: OSError) -> bool:
     if isinstance(error, ssl.SSLCertVerificationError):
         return True
     return isinstance(error, ssl.SSLError) and "alert" in str(error).lower()
-
-
-def status_of(client: ServerClient) -> dict[str, Any]:
-    """What the server says about its members."""
-    return client.request(Frame(kind=Kind.STATUS)).header

@@ -28,9 +28,7 @@ class Rules(abc.ABC):
         self.core = core
 
     @abc.abstractmethod
-    async def push(
-        self, rank: int, step: int, gradient: torch.Tensor, absent: set[int]
-    ) -> None:
+    async def push(self, rank: int, step: int, gradient: torch.Tensor, absent: set[int]) -> None:
         """Take the gradient of a rank's step; one that was taken before changes nothing."""
 
     @abc.abstractmethod
@@ -61,9 +59,7 @@ class Rules(abc.ABC):
 class Bounded(Rules):
     """Every push is one update; with a bound, a step waits for the slowest member."""
 
-    async def push(
-        self, rank: int, step: int, gradient: torch.Tensor, absent: set[int]
-    ) -> None:
+    async def push(self, rank: int, step: int, gradient: torch.Tensor, absent: set[int]) -> None:
         """Apply at once."""
         core = self.core
         if step < core.applied.get(rank, 0):

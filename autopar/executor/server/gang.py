@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import ssl
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from autopar.core.errors import TrainingError
-from autopar.executor.server.client import Endpoint, ServerClient, status_of
+from autopar.executor.server.client import Endpoint, ServerClient
 from autopar.executor.server.encoding import Encoder
 from autopar.executor.server.layout import Entry, Piece, share_out
 from autopar.executor.server.protocol import Frame, Kind
@@ -233,13 +234,20 @@ class Gang:
         return taken
 
     def status(self) -> list[dict[str, Any]]:
-        """What each server says about its members."""
-        return self._each(lambda s: status_of(self._clients[s]))
+        """What each server says about its members, asked once.
+
+        Raises:
+            OSError: One cannot be reached.
+        """
+        return self._each(lambda s: self._clients[s].once(Frame(kind=Kind.STATUS)).header)
 
     def leave(self) -> None:
         """Say goodbye; a server that is gone already is no error."""
-        self._each(lambda s: self._clients[s].say(Frame(kind=Kind.LEAVE)))
-        self.close()
+        self._each(self._farewell)
+
+    def _farewell(self, server: int) -> None:
+        with contextlib.suppress(OSError):
+            self._clients[server].once(Frame(kind=Kind.LEAVE))
 
     def close(self) -> None:
         """Close all connections."""

@@ -9,6 +9,8 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -38,7 +40,10 @@ def listen(address: str, port: int = 0) -> socket.socket:
 
 
 def fork_server(
-    settings: ServerSettings, make_optimizer: MakeOptimizer, listening: socket.socket
+    settings: ServerSettings,
+    make_optimizer: Callable[[], MakeOptimizer],
+    listening: socket.socket,
+    log: Path | None = None,
 ) -> int:
     """Start a server that ends with this process; returns its process number.
 
@@ -46,8 +51,9 @@ def fork_server(
 
     Args:
         settings: How it works.
-        make_optimizer: The task's optimizer.
+        make_optimizer: Gives the task's optimizer; called in the new process.
         listening: From :func:`listen`.
+        log: File for its output, appended to; this process's by default.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -59,14 +65,24 @@ def fork_server(
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         die_with_parent()
+        if log is not None:
+            _write_to(log)
         if os.getppid() == parent:
-            _serve(settings, make_optimizer, listening)
+            _serve(settings, make_optimizer(), listening)
             status = 0
     except BaseException as error:
         traceback.print_exception(error)
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _write_to(log: Path) -> None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = (os.fdopen(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))
 
 
 def _serve(

@@ -31,7 +31,7 @@ STALENESS = (
 
 
 @dataclass(frozen=True)
-class _ParameterServer(AbstractSyncMode):
+class ParameterServer(AbstractSyncMode):
     """Ranks push gradients to the servers, which step, and pull weights.
 
     Servers run beside the ranks, each with ``1/S`` of the weights and of the optimizer state.
@@ -86,7 +86,7 @@ class _ParameterServer(AbstractSyncMode):
 
 
 @dataclass(frozen=True)
-class SynchronousServer(_ParameterServer):
+class SynchronousServer(ParameterServer):
     """Servers wait for the gradients of all ranks, then step once."""
 
     servers: int | None = None
@@ -107,7 +107,7 @@ class SynchronousServer(_ParameterServer):
 
 
 @dataclass(frozen=True)
-class StaleServer(_ParameterServer):
+class StaleServer(ParameterServer):
     """A rank may be at most ``bound`` steps ahead of the slowest (stale synchronous parallel)."""
 
     bound: int = 4
@@ -125,7 +125,7 @@ class StaleServer(_ParameterServer):
 
 
 @dataclass(frozen=True)
-class AsynchronousServer(_ParameterServer):
+class AsynchronousServer(ParameterServer):
     """A rank never waits for another; nothing bounds how old its weights are."""
 
     servers: int | None = None
