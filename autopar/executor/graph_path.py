@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from autopar.core.errors import InputError
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
-from autopar.executor.division.keeping import keep_parts, sum_partial
+from autopar.executor.division.keeping import average_over_data, keep_parts, sum_partial
 from autopar.executor.gradients import broadcast_buffers, reduce_gradients
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
@@ -147,10 +147,10 @@ class GraphLowering(Lowering):
         context = self.context
         loss = self._runner.step([self._flatten(*batch) for batch in microbatches])
         with context.recorder.span("sync"):
-            reduce_gradients(
-                list(self.parameters.values()),
-                context.groups.data,
-                divide=True,
+            average_over_data(
+                self.parameters,
+                self.cuts,
+                context.groups,
                 bucket_bytes=context.plan.bucket_bytes,
                 traffic=context.traffic,
             )

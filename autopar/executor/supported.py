@@ -10,7 +10,7 @@ from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
 from autopar.sync import SyncGroup
 
-AXES = ("dp_replicate", "pp")
+AXES = ("dp_replicate", "pp", "ep")
 PRECISIONS = ("float32",)
 
 

@@ -37,11 +37,14 @@ def make_plan(
     dp: int = 1,
     pp: int = 1,
     stages: int | None = None,
+    mesh: Mesh | None = None,
     recompute: dict[int, tuple[tuple[int, int], ...]] | None = None,
     **changes: Any,
 ) -> Plan:
     traced = traced or traced_of(task)
     count = len(traced.nodes)
+    mesh = mesh or Mesh(dp_replicate=dp, pp=pp)
+    pp = mesh.pp
     cuts = even_cuts(traced, stages or pp) if cuts is None else cuts
     edges = [0, *cuts, count]
     changes.setdefault("schedule", "1f1b" if pp > 1 else "none")
@@ -52,7 +55,7 @@ def make_plan(
         task=TaskRef(
             name=task.name, target=task.target, fingerprint=traced.fingerprint, op_count=count
         ),
-        mesh=Mesh(dp_replicate=dp, pp=pp),
+        mesh=mesh,
         stages=tuple(
             Stage(
                 first_op=edges[s],

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from autopar.executor.division.collectives import Collectives
 from autopar.executor.division.editor import Divided, whole
+from autopar.executor.division.expert import divide_experts
 from autopar.executor.lowering import Context
 from autopar.plans import Stage
 from autopar.trace import TracedTask
@@ -21,7 +23,10 @@ def divide(traced: TracedTask, context: Context) -> Divided:
     Raises:
         InputError: The graph cannot be divided so; names the op and why.
     """
-    return whole(traced)
+    divided, groups = whole(traced), context.groups
+    if context.plan.mesh.ep > 1:
+        divided = divide_experts(divided, Collectives(groups.ep, context.traffic))
+    return divided
 
 
 def translated(divided: Divided, stages: Sequence[Stage]) -> list[Stage]:

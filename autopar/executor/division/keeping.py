@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from autopar.executor.division.editor import Divided
 from autopar.executor.gradients import reduce_gradients
+from autopar.executor.holding import Cut
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.traffic import Traffic
 
@@ -35,6 +36,40 @@ def keep_parts(divided: Divided, groups: MeshGroups) -> None:
         for cut in divided.cuts[name]:
             group = groups.axis(cut.axis)
             tensor.data = cut.part(tensor.data, group.position, group.size)
+
+
+def is_expert(cuts: Sequence[Cut]) -> bool:
+    """True for a parameter of which ranks of the expert group hold different parts."""
+    return any(cut.axis == "ep" for cut in cuts)
+
+
+def average_over_data(
+    parameters: Mapping[str, torch.nn.Parameter],
+    cuts: Mapping[str, Sequence[Cut]],
+    groups: MeshGroups,
+    *,
+    bucket_bytes: int,
+    traffic: Traffic,
+) -> None:
+    """Average gradients over data ranks; those of experts over the ranks that hold the same.
+
+    The tokens of an expert group have come to the rank that holds the expert, so its gradient is
+    their sum already; it only lacks the division by the size of the expert group.
+
+    Args:
+        parameters: Model name -> parameter, those this rank holds.
+        cuts: Model name -> cuts.
+        groups: The groups.
+        bucket_bytes: Bucket size of the all-reduces.
+        traffic: Counts what is sent.
+    """
+    experts = [p for name, p in parameters.items() if is_expert(cuts.get(name, ()))]
+    others = [p for name, p in parameters.items() if not is_expert(cuts.get(name, ()))]
+    for parameter in experts:
+        if parameter.grad is not None:
+            parameter.grad.div_(groups.ep.size)
+    for members, group in ((others, groups.data), (experts, groups.expert_data)):
+        reduce_gradients(members, group, divide=True, bucket_bytes=bucket_bytes, traffic=traffic)
 
 
 def sum_partial(
