@@ -28,6 +28,8 @@ class Task:
         optimizer: ``optimizer(params) -> torch.optim.Optimizer``.
         dataset: Optional map-style dataset of ``(inputs, target)`` samples to train on instead
             of ``batch``.
+        target_loss: Optional training loss at which the task counts as learned;
+            ``bench --convergence`` counts steps to it.
         seed: Seed of the initial weights and of the data.
         target: The string the task was resolved from (``zoo:gpt?layers=2``), if any; worker
             processes need it to build the task again.
@@ -39,5 +41,6 @@ class Task:
     loss: Callable[[Any, Any], torch.Tensor]
     optimizer: OptimizerFactory
     dataset: Any = None
+    target_loss: float | None = None
     seed: int = 0
     target: str | None = field(default=None, compare=False)

@@ -22,6 +22,8 @@ PARAMETERS = {
     "moe": 46_702_792_704,
     "dlrm": 24_036_595_969,
     "unet": 31_030_658,
+    "shapes": 445_450,
+    "chars": 4_796_416,
 }
 
 
@@ -131,7 +133,7 @@ def test_padding_does_not_reach_the_output_of_bert(small):
     assert not torch.equal(before[padded], after[padded])
 
 
-@pytest.mark.parametrize("name", ["gpt", "llama", "moe", "wavenet"])
+@pytest.mark.parametrize("name", ["gpt", "llama", "moe", "wavenet", "chars"])
 def test_autoregressive_models_do_not_see_the_future(name, small):
     task, module = small(name)
     inputs, _ = task.batch(2, generator())

@@ -49,6 +49,8 @@ SMALL: dict[str, dict[str, int | float | str]] = {
         "top": "64-64-64-1",
     },
     "unet": {"channels": 8, "depth": 2, "image": 32},
+    "shapes": {"channels": 16, "depth": 2, "image": 16},
+    "chars": {"layers": 2, "hidden": 64, "heads": 4, "seq": 32},
 }
 """Zoo name to options; every model keeps at least two repeated blocks to cut between."""
 
