@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
+
+from autopar.executor.gradients import local
 
 if TYPE_CHECKING:
     from autopar.executor.lowering import Lowering
@@ -61,8 +62,3 @@ def _by_copies(lowering: Lowering, spread: bool) -> dict[int, list[torch.Tensor]
             copies = peers // lowering.parts(name) if spread else 1
             found.setdefault(copies, []).append(local(parameter.grad))
     return found
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor that may be sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from autopar.executor.mesh_groups import Group
 from autopar.executor.traffic import Traffic
@@ -15,6 +16,11 @@ from autopar.executor.traffic import Traffic
 _BUCKETS_IN_FLIGHT = 2
 
 Flight = tuple[Any, torch.Tensor, list[torch.nn.Parameter]]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """What this rank holds of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def size_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -29,7 +35,7 @@ def make_buckets(
     buckets: list[list[torch.nn.Parameter]] = []
     filled: dict[torch.dtype, tuple[list[torch.nn.Parameter], int]] = {}
     for parameter in reversed(parameters):
-        own = parameter.numel() * parameter.element_size()
+        own = local(parameter).numel() * parameter.element_size()
         bucket, used = filled.get(parameter.dtype, ([], 0))
         if not bucket or used + own > bucket_bytes:
             bucket, used = [], 0
@@ -50,7 +56,8 @@ def reduce_gradients(
     """Sum (or average) gradients over a group: one flat all-reduce per bucket, two under way.
 
     Parameters without a gradient are left out; the graph is the same on every rank of the group,
-    so they are the same everywhere. Afterwards gradients are views of the flat buckets.
+    so they are the same everywhere. Afterwards gradients are views of the flat buckets. Of
+    sharded parameters the shards are reduced; the ranks of the group must hold equal shards.
 
     Args:
         parameters: Parameters in the same order on every rank.
@@ -64,7 +71,7 @@ def reduce_gradients(
     live = [p for p in parameters if p.grad is not None]
     flights: deque[Flight] = deque()
     for bucket in make_buckets(live, bucket_bytes):
-        flat = torch.cat([_gradient(p).reshape(-1) for p in bucket])
+        flat = torch.cat([local(_gradient(p)).reshape(-1) for p in bucket])
         if divide:
             flat.div_(group.size)
         work = dist.all_reduce(flat, group=group.handle, async_op=True)
@@ -78,9 +85,13 @@ def reduce_gradients(
 
 def _land(work: Any, flat: torch.Tensor, bucket: list[torch.nn.Parameter]) -> None:
     work.wait()
-    pieces = torch.split(flat, [p.numel() for p in bucket])
+    pieces = torch.split(flat, [local(p).numel() for p in bucket])
     for parameter, piece in zip(bucket, pieces, strict=True):
-        parameter.grad = piece.view_as(parameter)
+        if isinstance(parameter, DTensor):
+            gradient = local(_gradient(parameter))
+            gradient.copy_(piece.view_as(gradient))
+        else:
+            parameter.grad = piece.view_as(parameter)
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:

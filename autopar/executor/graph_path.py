@@ -13,12 +13,18 @@ from torch.utils import _pytree as pytree
 from autopar.core.errors import InputError
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
-from autopar.executor.division.keeping import average_over_data, keep_parts, sum_partial
+from autopar.executor.division.keeping import (
+    average_over_data,
+    is_expert,
+    keep_parts,
+    sum_partial,
+)
 from autopar.executor.gradients import broadcast_buffers, reduce_gradients
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
 from autopar.executor.routes import Routes
 from autopar.executor.runner import Pipeline, Runner
+from autopar.executor.sharding.wrap import Sharding
 from autopar.executor.stage import StageProgram
 from autopar.plans import Plan
 from autopar.schedules import SCHEDULES, Action
@@ -65,13 +71,16 @@ class GraphLowering(Lowering):
                 device,
                 context.recorder,
                 splits=SCHEDULES.load(plan.schedule).splits_backward,
+                move_weights=plan.zero == 0,
             )
             for index, stage in enumerate(stages)
             if stage.pp == context.groups.pp
         }
-        self._take_weights(model, fragments)
+        self._sharding: Sharding | None = None
+        self._take_weights(model, fragments, rows[context.groups.pp])
+        sharding = self._sharding
         self._runner = Runner(
-            programs=self._programs,
+            programs=self._programs if sharding is None else sharding.stages,
             routes=routes,
             pipeline=Pipeline(
                 actions=rows,
@@ -84,6 +93,7 @@ class GraphLowering(Lowering):
             device=device,
             recorder=context.recorder,
             traffic=context.traffic,
+            before_backward=None if sharding is None else sharding.flags.before_backward,
         )
         self.reset_optimizer()
 
@@ -101,6 +111,7 @@ class GraphLowering(Lowering):
         self,
         model: torch.nn.Module,
         fragments: Sequence[Fragment],
+        actions: Sequence[Action],
     ) -> None:
         """Note which parameters and buffers are here, who owns them and who shares them."""
         plan, groups = self.context.plan, self.context.groups
@@ -116,8 +127,11 @@ class GraphLowering(Lowering):
             for name, parameter in model.named_parameters()
             if groups.pp in holders[name]
         }
-        for parameter in self.parameters.values():
-            parameter.data = parameter.data.to(self.context.device)
+        if plan.zero:
+            self._shard(actions)
+        else:
+            for parameter in self.parameters.values():
+                parameter.data = parameter.data.to(self.context.device)
         self.buffers = model_buffers(self._programs.values())
         self.owned = frozenset(
             {name for name in self.parameters if min(holders[name]) == groups.pp}
@@ -129,6 +143,20 @@ class GraphLowering(Lowering):
             names = [name for name, h in homes.items() if h == home]
             if groups.pp in home:
                 self._tied.append((group, [self.parameters[name] for name in names]))
+
+    def _shard(self, actions: Sequence[Action]) -> None:
+        """Put shards of the weights in their place."""
+        context = self.context
+        self._sharding = Sharding(
+            self._programs,
+            self.parameters,
+            groups=context.groups,
+            device=context.device,
+            actions=actions,
+            traffic=context.traffic,
+            whole=frozenset(name for name, cuts in self.cuts.items() if is_expert(cuts)),
+        )
+        self.parameters = self._sharding.parameters
 
     def without_dropout(self) -> AbstractContextManager[Any]:
         """A context in which :meth:`gradients` runs with dropout off, recomputation included."""
@@ -144,16 +172,20 @@ class GraphLowering(Lowering):
         gradients are summed last: an all-reduce leaves the same bits on all its ranks, so the
         copies of a tied parameter stay identical whatever the buckets were.
         """
-        context = self.context
+        context, sharding = self.context, self._sharding
+        if sharding is not None:
+            sharding.flags.begin()
         loss = self._runner.step([self._flatten(*batch) for batch in microbatches])
         with context.recorder.span("sync"):
             average_over_data(
-                self.parameters,
+                self.parameters if sharding is None else sharding.whole,
                 self.cuts,
                 context.groups,
                 bucket_bytes=context.plan.bucket_bytes,
                 traffic=context.traffic,
             )
+            if sharding is not None:
+                sharding.after_reduction()
             sum_partial(
                 self._partial,
                 self.parameters,

@@ -30,6 +30,12 @@ class Group:
         return len(self.ranks)
 
     @property
+    def group(self) -> dist.ProcessGroup:
+        """The process group of two or more ranks."""
+        assert self.handle is not None, f"rank {self.ranks} is alone"
+        return self.handle
+
+    @property
     def position(self) -> int:
         """This rank's place in the group."""
         return self.ranks.index(dist.get_rank())
@@ -44,6 +50,8 @@ class MeshGroups:
             when parameter servers bring their gradients together.
         replicate: Ranks along dp_replicate.
         shard: Ranks along dp_shard.
+        weight_shard: Ranks that share out weights, gradients or optimizer state when dp_shard is
+            2 or more: dp_shard x cp.
         cp: Ranks that hold parts of the same sequences.
         tp: Ranks that hold parts of the same ops.
         ep: Ranks that hold different experts: ``mesh.ep`` neighbours in ``data``.
@@ -67,6 +75,7 @@ class MeshGroups:
             self.data = Group((self.rank,), None)
         self.replicate = self._along("dp_replicate")
         self.shard = self._along("dp_shard")
+        self.weight_shard = self._along("dp_shard", "cp")
         self.cp = self._along("cp")
         self.tp = self._along("tp")
         self.ep, self.expert_data = self._expert_groups()

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from autopar.executor.clock import Recorder
 from autopar.executor.mailbox import Channels, Mailbox, Message
 from autopar.executor.routes import Route, Routes
-from autopar.executor.stage import StageProgram
 from autopar.executor.tape import Tape
 from autopar.executor.traffic import Traffic
 from autopar.schedules import Action
 
 Leaves = Sequence[torch.Tensor]
+
+
+class Runnable(Protocol):
+    """A stage as the runner calls it: :class:`~autopar.executor.stage.StageProgram` or alike.
+
+    Attributes:
+        exports: Op indices of what it hands on.
+    """
+
+    exports: tuple[int, ...]
+
+    def forward(
+        self, leaves: Leaves, imports: dict[int, torch.Tensor], microbatch: int
+    ) -> dict[int, torch.Tensor]:
+        """Op index -> value, for the exports."""
+        ...
+
+    def keep(
+        self, leaves: Leaves, imports: dict[int, torch.Tensor], microbatch: int
+    ) -> tuple[dict[int, torch.Tensor], Tape]:
+        """The same for a backward in two halves, with what backward needs."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +74,22 @@ class Runner:
         device: Where values are.
         recorder: Takes the times.
         traffic: Counts what is sent.
+        before_backward: ``(stage, microbatch)``, called before each backward.
     """
 
     def __init__(
         self,
         *,
-        programs: dict[int, StageProgram],
+        programs: Mapping[int, Runnable],
         routes: Routes,
         pipeline: Pipeline,
         channels: Channels,
         device: torch.device,
         recorder: Recorder,
         traffic: Traffic,
+        before_backward: Callable[[int, int], None] | None = None,
     ) -> None:
+        self._before_backward = before_backward
         self._programs = programs
         self._pipeline = pipeline
         self._actions = pipeline.actions[pipeline.me]
@@ -176,6 +201,8 @@ class Runner:
         start = self._recorder.mark()
         inputs = self._inputs.pop((stage, k))
         outputs = self._outputs.pop((stage, k))
+        if self._before_backward is not None:
+            self._before_backward(stage, k)
         live = [op for op in gradients if outputs[op].requires_grad]
         if live:
             torch.autograd.backward([outputs[op] for op in live], [gradients[op] for op in live])

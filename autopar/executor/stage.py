@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -22,17 +23,24 @@ from autopar.trace import Fragment, TracedTask, extract
 from autopar.trace.cleanup import is_random, mutated_attributes
 
 
-def move_to(module: GraphModule, device: torch.device, moved: dict[str, torch.Tensor]) -> None:
+def move_to(
+    module: GraphModule,
+    device: torch.device,
+    moved: dict[str, torch.Tensor],
+    *,
+    weights: bool = True,
+) -> None:
     """Move a fragment traced on the CPU: weights, buffers, constants and factory calls.
 
     Args:
         module: The fragment.
         device: Where to.
         moved: Buffers moved before, by name; fragments that share one go on sharing it.
+        weights: Move parameters too.
     """
     if device.type == "cpu":
         return
-    for parameter in module.parameters():
+    for parameter in module.parameters() if weights else ():
         if parameter.device != device:
             parameter.data = parameter.data.to(device)
     for name, buffer in list(module.named_buffers()):
@@ -70,11 +78,12 @@ def separate_uses(module: GraphModule) -> None:
 
 
 class StageProgram:
-    """The ops of a stage, run segment by segment.
+    """The ops of a stage, run unit by unit and segment by segment.
 
     Segments are the plan's recompute ranges and what lies between them; a recomputed segment
     keeps only its inputs and runs again in backward, drawing the same random numbers and leaving
-    buffers (BatchNorm statistics) alone the second time.
+    buffers (BatchNorm statistics) alone the second time. A segment never crosses the border of a
+    unit: a recompute range over several units is recomputed unit by unit.
 
     Args:
         traced: The graph.
@@ -84,6 +93,7 @@ class StageProgram:
         device: Where it runs.
         recorder: Takes the time of recomputation.
         splits: The schedule runs backward in two halves: use :meth:`keep`, not :meth:`forward`.
+        move_weights: Move the weights to the device; sharding does it unit by unit.
     """
 
     def __init__(
@@ -94,24 +104,32 @@ class StageProgram:
         fragment: Fragment,
         device: torch.device,
         recorder: Recorder,
+        *,
         splits: bool = False,
+        move_weights: bool = True,
     ) -> None:
         self.index = index
         self.exports = fragment.exports
         self.parameters = fragment.parameters
         self._recorder = recorder
         self._dropout = True
-        self._segments: list[tuple[Fragment, bool]] = []
-        if stage.recompute:
-            for first, stop, again in _segments(stage):
-                self._segments.append((extract(traced, first, stop), again))
-        else:
-            self._segments.append((fragment, False))
+        pieces = _pieces(stage)
+        self.units = [
+            Unit(
+                fragment if len(pieces) == 1 else extract(traced, piece.first, piece.stop),
+                [(extract(traced, *span), again) for *span, again in _segments(stage, piece)]
+                if stage.recompute
+                else None,
+                self._checkpointed,
+                gathered=piece.gathered,
+            )
+            for piece in pieces
+        ]
         moved: dict[str, torch.Tensor] = {}
-        for segment, _ in self._segments:
-            move_to(segment.module, device, moved)
+        for module in self.modules:
+            move_to(module, device, moved, weights=move_weights)
             if splits:
-                separate_uses(segment.module)
+                separate_uses(module)
         self._device = device
         self._differentiable = traced.needs_gradient
         self._gradient_imports = [op for op in fragment.imports if op in self._differentiable]
@@ -119,7 +137,7 @@ class StageProgram:
     @property
     def modules(self) -> list[GraphModule]:
         """Graph modules of the segments."""
-        return [segment.module for segment, _ in self._segments]
+        return [module for unit in self.units for module in unit.graphs]
 
     def mutated_buffers(self) -> dict[str, torch.Tensor]:
         """Graph name -> buffer, for buffers that a forward writes (BatchNorm statistics)."""
@@ -156,13 +174,10 @@ class StageProgram:
             Op index -> value, for the stage's exports.
         """
         values = dict(imports)
-        for segment, again in self._segments:
-            arguments = [leaves[i] for i in segment.batch_leaves]
-            arguments += [values[op] for op in segment.imports]
-            run: Callable[..., Any] = segment.module
-            if again:
-                run = self._checkpointed(segment.module, microbatch)
-            values.update(zip(segment.exports, run(*arguments), strict=True))
+        for unit in self.units:
+            arguments = [leaves[i] for i in unit.batch_leaves]
+            arguments += [values[op] for op in unit.imports]
+            values.update(zip(unit.exports, unit(microbatch, *arguments), strict=True))
         return {op: values[op] for op in self.exports}
 
     def _checkpointed(self, module: GraphModule, microbatch: int) -> Callable[..., Any]:
@@ -210,9 +225,9 @@ class StageProgram:
         """
         values = dict(imports)
         sections = []
-        for segment, again in self._segments:
-            section = self._section(segment, again, leaves, values, microbatch)
-            sections.append(section)
+        for unit in self.units:
+            for segment, again in unit.segments:
+                sections.append(self._section(segment, again, leaves, values, microbatch))
         return {op: values[op] for op in self.exports}, Tape(sections, self._gradient_imports)
 
     def _section(
@@ -250,16 +265,101 @@ def _is_random(module: GraphModule) -> bool:
     return any(is_random(node) for node in module.graph.nodes)
 
 
-def _segments(stage: Stage) -> list[tuple[int, int, bool]]:
-    """``(first, stop, recomputed)`` covering the stage."""
+class Unit(torch.nn.Module):
+    """Ops whose weights are gathered together when ranks share them out.
+
+    Args:
+        fragment: All ops of the unit.
+        segments: The same ops in runs, each recomputed or not; ``None``: one run, not recomputed.
+        checkpointed: ``(module, microbatch) -> callable`` that recomputes a module.
+        gathered: False for ops between the units of the plan.
+    """
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        segments: Sequence[tuple[Fragment, bool]] | None,
+        checkpointed: Callable[[GraphModule, int], Callable[..., Any]],
+        *,
+        gathered: bool,
+    ) -> None:
+        super().__init__()
+        self.batch_leaves = fragment.batch_leaves
+        self.imports = fragment.imports
+        self.exports = fragment.exports
+        self.gathered = gathered
+        self.segments = tuple(segments or [(fragment, False)])
+        self._graphs = torch.nn.ModuleList(segment.module for segment, _ in self.segments)
+        self._checkpointed = checkpointed
+
+    @property
+    def graphs(self) -> list[GraphModule]:
+        """Graph modules of the segments."""
+        return [segment.module for segment, _ in self.segments]
+
+    def forward(self, microbatch: int, *arguments: torch.Tensor) -> Any:
+        """Values of the exports.
+
+        Args:
+            microbatch: For the record.
+            arguments: Batch leaves and imports.
+        """
+        if len(self.segments) == 1:
+            return self._run(*self.segments[0], microbatch, arguments)
+        count = len(self.batch_leaves)
+        leaves = dict(zip(self.batch_leaves, arguments, strict=False))
+        values = dict(zip(self.imports, arguments[count:], strict=True))
+        for segment, again in self.segments:
+            own = [leaves[i] for i in segment.batch_leaves]
+            own += [values[op] for op in segment.imports]
+            made = self._run(segment, again, microbatch, own)
+            values.update(zip(segment.exports, made, strict=True))
+        return tuple(values[op] for op in self.exports)
+
+    def _run(
+        self, segment: Fragment, again: bool, microbatch: int, arguments: Sequence[torch.Tensor]
+    ) -> Any:
+        if again:
+            return self._checkpointed(segment.module, microbatch)(*arguments)
+        return segment.module(*arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """Ops ``[first, stop)``: a unit of the plan, or what lies between two."""
+
+    first: int
+    stop: int
+    gathered: bool
+
+
+def _pieces(stage: Stage) -> list[_Piece]:
+    """The units of a stage and what lies between; without units the stage is one."""
+    units = stage.units or ((stage.first_op, stage.stop_op),)
+    return [
+        _Piece(first=first, stop=stop, gathered=inside)
+        for first, stop, inside in _cover(stage.first_op, stage.stop_op, units)
+    ]
+
+
+def _segments(stage: Stage, piece: _Piece) -> list[tuple[int, int, bool]]:
+    """``(first, stop, recomputed)`` covering a piece of the stage."""
+    ranges = [(max(a, piece.first), min(b, piece.stop)) for a, b in stage.recompute]
+    return _cover(piece.first, piece.stop, [(a, b) for a, b in ranges if a < b])
+
+
+def _cover(
+    first: int, stop: int, ranges: Iterable[tuple[int, int]]
+) -> list[tuple[int, int, bool]]:
+    """``(first, stop, inside)`` of disjoint ranges and the gaps between them."""
     result = []
-    place = stage.first_op
-    for first, stop in stage.recompute:
-        if place < first:
-            result.append((place, first, False))
-        if first < stop:
-            result.append((first, stop, True))
-        place = stop
-    if place < stage.stop_op:
-        result.append((place, stage.stop_op, False))
+    place = first
+    for start, end in sorted(ranges):
+        if place < start:
+            result.append((place, start, False))
+        if start < end:
+            result.append((start, end, True))
+        place = end
+    if place < stop:
+        result.append((place, stop, False))
     return result

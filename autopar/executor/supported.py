@@ -8,9 +8,10 @@ from autopar.core.errors import InputError
 from autopar.executor.server.encoding import ENCODINGS
 from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
+from autopar.schedules import SCHEDULES
 from autopar.sync import SyncGroup
 
-AXES = ("dp_replicate", "pp", "ep")
+AXES = ("dp_replicate", "dp_shard", "pp", "ep")
 PRECISIONS = ("float32",)
 
 
@@ -36,6 +37,8 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "optimizer state in host memory", again
     if any(stage.selective for stage in plan.stages):
         yield "selective recompute", again
+    if plan.zero and SCHEDULES.load(plan.schedule).splits_backward:
+        yield f"dp_shard={plan.mesh.dp_shard} under schedule '{plan.schedule}'", again
     if plan.precision not in PRECISIONS:
         yield f"precision '{plan.precision}'", "set precision to float32 in the plan"
     yield from _sync_refusals(plan)

@@ -44,6 +44,9 @@ class Stage:
             before their backward, each as one unit.
         selective: Op ranges of which only cheap ops (attention scores, softmax, dropout,
             elementwise) are computed again; disjoint from ``recompute``.
+        units: Op ranges whose weights ``dp_shard`` ranks gather and whose gradients they share
+            out together; disjoint. Weights of ops outside of them, and weights that several units
+            read, form one more unit. Empty: the stage is one unit.
         blocks: Names of the blocks in it, for people.
     """
 
@@ -52,6 +55,7 @@ class Stage:
     pp: int
     recompute: tuple[tuple[int, int], ...] = ()
     selective: tuple[tuple[int, int], ...] = ()
+    units: tuple[tuple[int, int], ...] = ()
     blocks: tuple[str, ...] = ()
 
 
@@ -196,6 +200,7 @@ class Plan:
                 **asdict(stage),
                 "recompute": [list(pair) for pair in stage.recompute],
                 "selective": [list(pair) for pair in stage.selective],
+                "units": [list(pair) for pair in stage.units],
                 "blocks": list(stage.blocks),
             }
             for stage in self.stages
@@ -258,7 +263,7 @@ def _stage(row: dict[str, Any]) -> Stage:
             **row,
             **{
                 key: tuple((int(a), int(b)) for a, b in row.get(key, ()))
-                for key in ("recompute", "selective")
+                for key in ("recompute", "selective", "units")
             },
             "blocks": tuple(row.get("blocks", ())),
         }
@@ -336,11 +341,16 @@ def _check_stages(plan: Plan) -> None:
             hint=f"use every pipeline rank from 0 to {pp - 1}",
         )
     for stage in plan.stages:
-        ranges = [op for pair in sorted((*stage.recompute, *stage.selective)) for op in pair]
-        inside = all(stage.first_op <= op <= stage.stop_op for op in ranges)
-        if ranges != sorted(ranges) or not inside:
-            raise InputError(
-                f"recompute ranges {stage.recompute} of the stage at op {stage.first_op} overlap "
-                "or leave the stage",
-                hint="use disjoint ranges inside the stage",
-            )
+        _check_ranges(stage, "recompute", (*stage.recompute, *stage.selective))
+        _check_ranges(stage, "units", stage.units)
+
+
+def _check_ranges(stage: Stage, what: str, pairs: tuple[tuple[int, int], ...]) -> None:
+    ranges = [op for pair in sorted(pairs) for op in pair]
+    inside = all(stage.first_op <= op <= stage.stop_op for op in ranges)
+    if ranges != sorted(ranges) or not inside:
+        raise InputError(
+            f"{what} ranges {pairs} of the stage at op {stage.first_op} overlap or leave the "
+            "stage",
+            hint="use disjoint ranges inside the stage",
+        )

@@ -69,6 +69,7 @@ def build_plan(
                 pp=schedule.rank_of(index, point.pp),
                 recompute=ranges[FULL],
                 selective=ranges[SELECTIVE],
+                units=tuple((b.first_op, b.stop_op) for b in blocks) if point.zero else (),
                 blocks=tuple(block.name for block in blocks),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def even_cuts(traced: TracedTask, stages: int) -> tuple[int, ...]:
     return tuple(cuts)
 
 
+def even_ranges(
+    traced: TracedTask, first: int, stop: int, count: int
+) -> tuple[tuple[int, int], ...]:
+    """Up to ``count`` ranges that cover ops ``[first, stop)``, cut where it is legal."""
+    legal = sorted(c for c in traced.cuts if first < c < stop)
+    wanted = [first + (stop - first) * i / count for i in range(1, count)] if legal else []
+    cuts = sorted({min(legal, key=lambda c: abs(c - place)) for place in wanted})
+    edges = [first, *cuts, stop]
+    return tuple(pairwise(edges)) if count else ()
+
+
 def make_plan(
     task: Task,
     *,
@@ -39,11 +51,13 @@ def make_plan(
     stages: int | None = None,
     mesh: Mesh | None = None,
     recompute: dict[int, tuple[tuple[int, int], ...]] | None = None,
+    shard: int = 1,
+    units: int = 0,
     **changes: Any,
 ) -> Plan:
     traced = traced or traced_of(task)
     count = len(traced.nodes)
-    mesh = mesh or Mesh(dp_replicate=dp, pp=pp)
+    mesh = mesh or Mesh(dp_replicate=dp, dp_shard=shard, pp=pp)
     pp = mesh.pp
     cuts = even_cuts(traced, stages or pp) if cuts is None else cuts
     edges = [0, *cuts, count]
@@ -62,6 +76,7 @@ def make_plan(
                 stop_op=edges[s + 1],
                 pp=place(s, pp),
                 recompute=(recompute or {}).get(s, ()),
+                units=even_ranges(traced, edges[s], edges[s + 1], units),
             )
             for s in range(len(edges) - 1)
         ),

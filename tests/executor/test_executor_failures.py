@@ -78,9 +78,9 @@ def test_pipeline_of_a_model_that_cannot_be_exported(plan: Plan, tmp_path: Path)
 
 
 def test_what_the_executor_does_not_run_is_refused(plan: Plan, tmp_path: Path) -> None:
-    sharded = dataclasses.replace(plan, mesh=Mesh(dp_shard=2), zero=3)
-    with pytest.raises(InputError, match="dp_shard"):
-        helpers.run(sharded, models.mlp(), tmp_path)
+    experts = dataclasses.replace(plan, mesh=Mesh(dp_replicate=2, ep=2))
+    with pytest.raises(InputError, match="ep=2"):
+        helpers.run(experts, models.mlp(), tmp_path)
     half = dataclasses.replace(plan, precision="bfloat16")
     with pytest.raises(InputError, match="bfloat16"):
         helpers.run(half, models.mlp(), tmp_path)

@@ -38,6 +38,7 @@ def translated(divided: Divided, stages: Sequence[Stage]) -> list[Stage]:
             stop_op=divided.places[stage.stop_op],
             recompute=tuple(divided.span(*pair) for pair in stage.recompute),
             selective=tuple(divided.span(*pair) for pair in stage.selective),
+            units=tuple(divided.span(*pair) for pair in stage.units),
         )
         for stage in stages
     ]
