@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 from autopar.core.version import __version__
 
 if TYPE_CHECKING:
-    from autopar.api import bench, choose_machines, measure_cluster, plan, profile, report, run
+    from autopar.api import (
+        bench,
+        choose_machines,
+        measure_cluster,
+        parallelize,
+        plan,
+        profile,
+        report,
+        run,
+    )
     from autopar.cluster import Cluster
     from autopar.core.errors import AutoparError
     from autopar.core.estimate import Estimate
@@ -33,6 +42,7 @@ _HOMES = {
     "bench": "autopar.api",
     "choose_machines": "autopar.api",
     "measure_cluster": "autopar.api",
+    "parallelize": "autopar.api",
     "plan": "autopar.api",
     "profile": "autopar.api",
     "report": "autopar.api",
@@ -52,6 +62,7 @@ __all__ = [
     "bench",
     "choose_machines",
     "measure_cluster",
+    "parallelize",
     "plan",
     "profile",
     "report",

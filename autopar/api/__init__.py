@@ -3,6 +3,7 @@
 from autopar.api.benchmark import bench
 from autopar.api.clusters import measure_cluster, resolve_cluster
 from autopar.api.machines import choose_machines
+from autopar.api.own_loop import parallelize
 from autopar.api.planning import plan
 from autopar.api.profiling import profile
 from autopar.api.reporting import report
@@ -12,6 +13,7 @@ __all__ = [
     "bench",
     "choose_machines",
     "measure_cluster",
+    "parallelize",
     "plan",
     "profile",
     "report",

@@ -79,7 +79,7 @@ def run(
     """
     from autopar.executor import RunOptions, run_plan
 
-    chosen, found = _as_plan(plan)
+    chosen, found = as_plan(plan)
     job = _task_for(chosen, task)
     if job.target is None:
         options.setdefault("launcher", "fork")
@@ -103,9 +103,14 @@ def run(
     return record
 
 
-def _as_plan(
+def as_plan(
     plan: Plan | SearchResult | Path | str,
 ) -> tuple[Plan, SearchResult | None]:
+    """A plan, and the search it came from if known, from a value or a file.
+
+    Raises:
+        InputError: The file holds neither.
+    """
     if isinstance(plan, Plan):
         return plan, None
     if isinstance(plan, SearchResult):

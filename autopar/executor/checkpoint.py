@@ -5,7 +5,9 @@ parameter names, so that a pipeline can continue what replicas began and the oth
 
 - ``model.NAME``: parameters, and buffers that training writes;
 - ``optimizer.NAME.KEY``: optimizer state of a parameter;
-- ``autopar.json``: step, seed, plan hash, task, global batch, optimizer state that is no tensor.
+- ``autopar.json``: step, seed, plan hash, task, global batch, learning rates, optimizer state
+  that is no tensor. A scheduler is a function of the number of steps: it is brought to the step
+  by stepping a fresh one, whatever parameter groups the new plan's ranks have.
 
 It is written as ``step-N.tmp``, renamed when complete, and then named in ``latest``, which is
 replaced by a rename too: a run that dies at any moment leaves the newest complete one to find.
@@ -14,6 +16,7 @@ replaced by a rename too: a run that dies at any moment leaves the newest comple
 from __future__ import annotations
 
 import enum
+import math
 import os
 import pickle
 import shutil
@@ -29,6 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from autopar.core.errors import InputError
 from autopar.core.io import read_document, write_document, write_text_atomic
+from autopar.executor.learning_rate import learning_rates, replay
 from autopar.executor.lowering import Context, Lowering
 from autopar.executor.options import RunOptions
 
@@ -121,6 +125,7 @@ class Checkpoints:
             "task": plan.task.name,
             "fingerprint": plan.task.fingerprint,
             "optimizer_values": values,
+            "learning_rates": learning_rates(self._lowering.optimizer),
         }
         write_document(folder / _NOTES, SCHEMA, SCHEMA_VERSION, body)
 
@@ -155,7 +160,22 @@ class Checkpoints:
         target = self._targets(folder, stored)
         load(target, storage_reader=reader, process_group=self._context.groups.control)
         self._fill_optimizer(target, notes["optimizer_values"])
-        return int(notes["step"])
+        step = int(notes["step"])
+        self._resume_scheduler(folder, step, notes.get("learning_rates"))
+        return step
+
+    def _resume_scheduler(self, folder: Path, step: int, before: list[float] | None) -> None:
+        """Bring the scheduler to the step; what it says then should be what it said before."""
+        lowering = self._lowering
+        if lowering.scheduler is None or lowering.optimizer is None:
+            return
+        replay(lowering.scheduler, step)
+        now = learning_rates(lowering.optimizer)
+        if before and len(before) == len(now) and not all(map(math.isclose, before, now)):
+            self._context.warnings.append(
+                f"learning rates were {before} when {folder.name} was saved and are {now} now: "
+                "the scheduler or the optimizer was changed"
+            )
 
     def _check_notes(self, folder: Path, notes: dict[str, Any]) -> None:
         plan = self._context.plan
@@ -202,6 +222,7 @@ class Checkpoints:
         if optimizer is None:
             return
         known = {**target, **values}
+        optimizer.state.clear()
         for name, parameter in self._lowering.parameters.items():
             prefix = f"optimizer.{name}."
             state = {

@@ -21,6 +21,7 @@ from autopar.executor.clock import Recorder
 from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.dropout import DropoutOff
 from autopar.executor.holding import Cut
+from autopar.executor.learning_rate import make_scheduler
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.supported import check_supported
 from autopar.executor.traffic import Traffic
@@ -81,6 +82,7 @@ class Lowering(abc.ABC):
     def __init__(self, context: Context) -> None:
         self.context = context
         self.optimizer: torch.optim.Optimizer | None = None
+        self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.servers: ServerSynchroniser | None = None
 
     @property
@@ -104,9 +106,10 @@ class Lowering(abc.ABC):
         return DropoutOff()
 
     def reset_optimizer(self) -> None:
-        """A fresh optimizer over this rank's parameters."""
+        """A fresh optimizer over this rank's parameters, and its learning-rate scheduler."""
         parameters = list(self.parameters.values())
         self.optimizer = self.context.task.optimizer(parameters) if parameters else None
+        self.scheduler = make_scheduler(self.context.task, self.optimizer)
 
     @torch.no_grad()
     def whole(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -153,6 +156,8 @@ class Lowering(abc.ABC):
             clip(self, context.plan.clip_norm)
         if self.optimizer is not None:
             self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
         for parameter in parameters:
             parameter.grad = None
 
@@ -174,6 +179,12 @@ def lower(context: Context) -> Lowering:
         InputError: The plan asks for something the executor does not run.
     """
     check_supported(context.plan)
+    if context.link is not None and context.task.scheduler is not None:
+        raise InputError(
+            f"task '{context.task.name}' has a scheduler, the optimizers of plan "
+            f"{context.plan.name} are on parameter servers, which keep their learning rate",
+            hint="leave the scheduler out, or use another sync mode",
+        )
     lowering = _path(context)
     if context.link is not None and context.store is not None:
         from autopar.executor.server.synchroniser import ServerSynchroniser

@@ -158,13 +158,13 @@ def _train(
     """
     found = Measurements()
     if lowering.independent:
-        train_alone(context, lowering, options, checkpoints, start, found, progress, _seed)
+        train_alone(context, lowering, options, checkpoints, start, found, progress, step_seed)
         return found
     groups, recorder = context.groups, context.recorder
     count = options.warmup + options.steps
     for step in range(start, start + count):
         batches = context.data.microbatches(step, groups.replica, context.device)
-        torch.manual_seed(_seed(context, step))
+        torch.manual_seed(step_seed(context, step))
         dist.barrier(group=groups.control)
         recorder.begin()
         loss = lowering.step(batches)
@@ -183,7 +183,7 @@ def _train(
     return found
 
 
-def _seed(context: Context, step: int) -> int:
+def step_seed(context: Context, step: int) -> int:
     """Dropout's seed: another one each step, replica and stage, the same again after a resume.
 
     Tensor parallel ranks of one replica and stage share it, as they compute some ops alike; ops

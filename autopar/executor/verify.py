@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from autopar.executor.dropout import DropoutOff
+from autopar.executor.learning_rate import make_scheduler
 from autopar.executor.lowering import Context, Lowering
 from autopar.results import VerifyResult
 from autopar.trace import build_model
@@ -163,6 +164,7 @@ def optimizer_step(context: Context, gradients: Tensors) -> Tensors:
     for name, gradient in gradients.items():
         parameters[name].grad = gradient.clone()
     optimizer = task.optimizer(model.parameters())
+    make_scheduler(task, optimizer)  # which may set the first learning rate
     if plan.clip_norm is not None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
     optimizer.step()

@@ -147,17 +147,13 @@ def work(
         link: The parameter server beside this rank, for plans with servers.
     """
     device = choose_device(options.device, seat.local_rank, seat.local_world)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    elif options.nnodes == 1:
-        _use_loopback_if_needed()
-    dist.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
-        store=store,
+    init_group(
+        plan,
+        store,
         rank=seat.rank,
-        world_size=plan.world_size,
-        timeout=timedelta(seconds=options.timeout_s),
-        device_id=device if device.type == "cuda" else None,
+        device=device,
+        timeout_s=options.timeout_s,
+        one_host=options.nnodes == 1,
     )
     progress = ProgressWriter(options.out / FILE_NAME if seat.rank == 0 else None)
     record = run_session(plan, task, options, device, progress, warnings, store, link)
@@ -168,6 +164,39 @@ def work(
         record.save(options.out)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def init_group(
+    plan: Plan,
+    store: Store,
+    *,
+    rank: int,
+    device: torch.device,
+    timeout_s: float,
+    one_host: bool,
+) -> None:
+    """Make the default process group, which spans the plan's world.
+
+    Args:
+        plan: The plan.
+        store: Where ranks find each other.
+        rank: The plan's rank.
+        device: Its device.
+        timeout_s: How long a collective may take.
+        one_host: All ranks are on this host.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    elif one_host:
+        _use_loopback_if_needed()
+    dist.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=plan.world_size,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=device if device.type == "cuda" else None,
+    )
 
 
 def choose_device(wanted: str, local_rank: int, local_world: int) -> torch.device:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     BatchFactory = Callable[[int, torch.Generator], tuple[Any, Any]]
     OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+    SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Task:
             dict (keyword arguments). Everything random comes from ``generator``.
         loss: ``loss(output, target) -> scalar``, the mean over the samples of the batch.
         optimizer: ``optimizer(params) -> torch.optim.Optimizer``.
+        scheduler: Optional ``scheduler(optimizer) -> LRScheduler`` of torch, stepped after every
+            optimizer step.
         dataset: Optional map-style dataset of ``(inputs, target)`` samples to train on instead
             of ``batch``.
         target_loss: Optional training loss at which the task counts as learned;
@@ -40,6 +43,7 @@ class Task:
     batch: BatchFactory
     loss: Callable[[Any, Any], torch.Tensor]
     optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None = None
     dataset: Any = None
     target_loss: float | None = None
     seed: int = 0
