@@ -200,7 +200,9 @@ def _path(context: Context) -> Lowering:
         from autopar.executor.module_path import ModuleLowering
 
         return ModuleLowering(context)
-    one_stage = context.plan.mesh.fits(("dp_replicate", "tp")) and len(context.plan.stages) == 1
+    one_stage = (
+        context.plan.mesh.fits(("dp_replicate", "cp", "tp")) and len(context.plan.stages) == 1
+    )
     if one_stage:
         from autopar.executor.one_stage import OneStageLowering
 

@@ -11,7 +11,7 @@ from autopar.plans import Plan
 from autopar.schedules import SCHEDULES
 from autopar.sync import SyncGroup
 
-AXES = ("dp_replicate", "dp_shard", "pp", "ep")
+AXES = ("dp_replicate", "dp_shard", "pp", "cp", "ep")
 PRECISIONS = ("float32",)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from autopar.executor.division.collectives import Collectives
+from autopar.executor.division.context import divide_sequences
 from autopar.executor.division.editor import Divided, whole
 from autopar.executor.division.expert import divide_experts
 from autopar.executor.lowering import Context
@@ -24,6 +25,8 @@ def divide(traced: TracedTask, context: Context) -> Divided:
         InputError: The graph cannot be divided so; names the op and why.
     """
     divided, groups = whole(traced), context.groups
+    if context.plan.mesh.cp > 1:
+        divided = divide_sequences(divided, Collectives(groups.cp, context.traffic))
     if context.plan.mesh.ep > 1:
         divided = divide_experts(divided, Collectives(groups.ep, context.traffic))
     return divided
