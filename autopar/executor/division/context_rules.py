@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import torch
 from torch.fx import Node
 
 from autopar.executor.division.along import Along
 from autopar.executor.division.editor import value_of
 from autopar.executor.division.ops import (
-    SHAPED,
     VIEWS,
     argument,
     dims_of,
@@ -110,13 +110,12 @@ def _view(context: ContextPass, node: Node, along: Along) -> State:
     moved = along.through_view(shape_of(source), after)
     if moved is None:
         raise context.refuse(node)
-    name = name_of(node)
-    sizes: dict[str, Any] = {}
-    if name in SHAPED:
-        sizes["shape" if name == "reshape" else "size"] = moved.part(after, context.zigzag.count)
-    elif name not in ("flatten", "unsqueeze", "squeeze"):
-        raise context.refuse(node)
-    context.emit(node, {}, **sizes)
+    shape = moved.part(after, context.zigzag.count)
+    emitted = context.editor.emit(
+        torch.ops.aten.reshape.default, (context.read(source, along), shape)
+    )
+    emitted.meta = {**node.meta, "val": emitted.meta["val"]}
+    context.editor.define(node, emitted)
     return moved
 
 
@@ -394,6 +393,7 @@ def _class_loss(context: ContextPass, node: Node, along: Along) -> State:
 
 _SPECIAL: dict[str, Rule] = {
     "getitem": _getitem,
+    "broadcast_tensors": _elementwise,
     "transpose": _permute,
     "permute": _permute,
     "t": _permute,
