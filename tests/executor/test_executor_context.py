@@ -33,6 +33,24 @@ MESHES: dict[str, dict[str, Any]] = {
 }
 
 
+COMBINED: dict[str, dict[str, Any]] = {
+    "zero3 cp2": {"mesh": Mesh(dp_shard=2, cp=2), "zero": 3, "microbatches": 2, "clip_norm": 0.05},
+    "zero1 cp2": {"mesh": Mesh(dp_shard=2, cp=2), "zero": 1},
+    "cp2 zero bubble": {"mesh": Mesh(cp=2, pp=2), "schedule": "zero_bubble", "microbatches": 2},
+    "cp2 interleaved": {"mesh": Mesh(cp=2, pp=2), "schedule": "interleaved", "stages": 4},
+}
+
+
+@pytest.mark.parametrize("shape", COMBINED)
+def test_with_sharding_and_other_schedules(shape: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    task = resolve(small_target("gpt").replace("layers=4", "layers=2"))
+    plan = helpers.make_plan(task, **COMBINED[shape])
+    record = helpers.run(plan, task, tmp_path, verify=True, steps=1, warmup=1)
+    assert record.verify is not None
+    assert record.verify.passed, record.verify
+
+
 @pytest.mark.parametrize("shape", MESHES)
 @pytest.mark.parametrize("name", ["gpt", "llama", "bert", "transformer"])
 def test_zoo_model_equals_one_process(name: str, shape: str, tmp_path: Path) -> None:
