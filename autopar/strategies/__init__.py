@@ -15,7 +15,7 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
         ),
         "cp": Entry(
             "autopar.strategies.context:ContextSplit",
-            "every sequence divided, keys and values go round a ring",
+            "every sequence divided, attention gathers keys and values",
         ),
         "ep": Entry(
             "autopar.strategies.expert:ExpertSplit",

@@ -199,9 +199,7 @@ class _Division:
             forward_flop_share=self._flop_share(),
             parameter_bytes=dense,
             expert_parameter_bytes=experts,
-            saved_bytes=_sum(
-                (op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True)
-            ),
+            saved_bytes=self._saved(parts),
             selective_saved_bytes=self._selective(parts),
             selective_bytes=_sum((op.forward_bytes, share) for op, share in streams),
             boundary_bytes=_scaled(self.block.boundary_bytes, whole),
@@ -312,10 +310,22 @@ class _Division:
             if op.forward_flop != Amount()
         ]
         outputs = _sum(kept) + _scaled(self.block.boundary_bytes, self._whole_share())
-        everything = _sum(
-            (op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True)
+        return _smaller(outputs + self._gathered(), self._saved(parts))
+
+    def _saved(self, parts: list[float]) -> Amount:
+        """Parts of what ops keep for backward, and what attention has gathered for it."""
+        own = _sum((op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True))
+        return own + self._gathered()
+
+    def _gathered(self) -> Amount:
+        """Keys and values of other context ranks."""
+        others = 1.0 - 1.0 / self.split.cp
+        calls = [(op, self.s.products.attention(op)) for op in self.ops] if others else []
+        return _sum(
+            (call.key_bytes, others * self._share(op) * self.split.cp)
+            for op, call in calls
+            if call is not None
         )
-        return _smaller(outputs, everything)
 
     def _largest(self, parts: list[float], collectives: tuple[Collective, ...]) -> Amount:
         """Largest op output, or tensor that tensor parallel ranks gather or sum."""
