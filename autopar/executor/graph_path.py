@@ -14,12 +14,11 @@ from autopar.core.errors import InputError
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
 from autopar.executor.division.keeping import (
-    average_over_data,
     is_expert,
     keep_parts,
     sum_partial,
 )
-from autopar.executor.gradients import broadcast_buffers, reduce_gradients
+from autopar.executor.gradients import reduce_gradients
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
 from autopar.executor.routes import Routes
@@ -166,7 +165,7 @@ class GraphLowering(Lowering):
         return stack
 
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
-        """Run the schedule, then average over replicas and sum tied parameters over stages.
+        """Run the schedule, then synchronise replicas and sum tied parameters over stages.
 
         Gradients that are terms over an axis of the division are summed over it in between. Tied
         gradients are summed last: an all-reduce leaves the same bits on all its ranks, so the
@@ -177,13 +176,7 @@ class GraphLowering(Lowering):
             sharding.flags.begin()
         loss = self._runner.step([self._flatten(*batch) for batch in microbatches])
         with context.recorder.span("sync"):
-            average_over_data(
-                self.parameters if sharding is None else sharding.whole,
-                self.cuts,
-                context.groups,
-                bucket_bytes=context.plan.bucket_bytes,
-                traffic=context.traffic,
-            )
+            self.synchroniser.reduce(self.parameters if sharding is None else sharding.whole)
             if sharding is not None:
                 sharding.after_reduction()
             sum_partial(
@@ -201,7 +194,7 @@ class GraphLowering(Lowering):
                     bucket_bytes=context.plan.bucket_bytes,
                     traffic=context.traffic,
                 )
-            broadcast_buffers(list(self.buffers.values()), context.groups.data, context.traffic)
+            self.synchroniser.share_buffers(list(self.buffers.values()))
         return loss
 
 

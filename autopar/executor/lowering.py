@@ -24,6 +24,7 @@ from autopar.executor.holding import Cut
 from autopar.executor.learning_rate import make_scheduler
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.supported import check_supported
+from autopar.executor.synchronising.registry import make_synchroniser
 from autopar.executor.traffic import Traffic
 from autopar.plans import Plan
 from autopar.tasks import Task
@@ -83,6 +84,7 @@ class Lowering(abc.ABC):
         self.context = context
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+        self.synchroniser = make_synchroniser(context)
         self.servers: ServerSynchroniser | None = None
 
     @property
@@ -92,10 +94,11 @@ class Lowering(abc.ABC):
 
     @abc.abstractmethod
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
-        """Forward, backward and synchronisation of one step.
+        """Forward, backward and the synchroniser's exchange of gradients of one step.
 
-        Afterwards every parameter's ``grad`` is that of the mean loss over the global batch;
-        with parameter servers that of this replica's own samples.
+        Afterwards every parameter's ``grad`` is what the synchroniser steps with: for all-reduce,
+        the gradient of the mean loss over the global batch; with parameter servers or periodic
+        averages that of this replica's own samples.
 
         Returns:
             Mean loss of this replica on the ranks that know it, else ``None``.
@@ -106,10 +109,11 @@ class Lowering(abc.ABC):
         return DropoutOff()
 
     def reset_optimizer(self) -> None:
-        """A fresh optimizer over this rank's parameters, and its learning-rate scheduler."""
+        """A fresh optimizer and learning-rate scheduler; nothing is synchronised so far."""
         parameters = list(self.parameters.values())
         self.optimizer = self.context.task.optimizer(parameters) if parameters else None
         self.scheduler = make_scheduler(self.context.task, self.optimizer)
+        self.synchroniser.attach(self)
 
     @torch.no_grad()
     def whole(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -164,11 +168,8 @@ class Lowering(abc.ABC):
     def step(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """One optimizer step."""
         loss = self.gradients(microbatches)
-        if self.servers is not None:  # which record their own span
-            self.servers.update()
-            return loss
-        with self.context.recorder.span("optimizer"):
-            self.update_here()
+        self.synchroniser.update(self.update)
+        self.synchroniser.after_step()
         return loss
 
 

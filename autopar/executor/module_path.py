@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from autopar.core.errors import TraceError
 from autopar.executor.data import Microbatch
-from autopar.executor.gradients import broadcast_buffers, size_bytes
+from autopar.executor.gradients import size_bytes
 from autopar.executor.lowering import Context, Lowering, check_same_model
+from autopar.executor.synchronising.base import Hook
 from autopar.trace import build_model, trace
 from autopar.trace.export import call_model
 
@@ -75,17 +76,28 @@ class ModuleLowering(Lowering):
         self._used_bytes = size_bytes(
             p for name, p in self.parameters.items() if p.requires_grad and name not in unused
         )
+        self._ragged = bool(unused)
+        self._hook: Hook | None = None
         self._parallel: Any = whole.loss
-        if context.groups.data.size > 1:
-            self._parallel = DistributedDataParallel(
-                whole.loss,
-                process_group=context.groups.data.handle,
-                bucket_cap_mb=context.plan.bucket_bytes / 2**20,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=bool(unused),
-            )
+        self._wrap()
         self.reset_optimizer()
+
+    def _wrap(self) -> None:
+        """Let DDP average in backward, where the synchroniser wants that."""
+        context, group = self.context, self.synchroniser.ddp_group
+        if group is None or group.size == 1:
+            return
+        self._parallel = DistributedDataParallel(
+            self._parallel,
+            process_group=group.handle,
+            bucket_cap_mb=context.plan.bucket_bytes / 2**20,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=self._ragged,
+        )
+        self._hook = self.synchroniser.hook()
+        if self._hook is not None:
+            self._parallel.register_comm_hook(None, self._hook)
 
     def _build(self) -> Whole:
         """The seeded eager model."""
@@ -117,21 +129,31 @@ class ModuleLowering(Lowering):
         """Forward and backward of each microbatch; DDP reduces during the last backward."""
         losses = []
         last = len(microbatches) - 1
-        parallel = self.context.groups.data.size > 1
+        wrapped = isinstance(self._parallel, DistributedDataParallel)
+        reducing = wrapped and self.synchroniser.in_backward
         for k, (inputs, target) in enumerate(microbatches):
-            hold = parallel and k < last
+            hold = wrapped and (k < last or not reducing)
             with self._parallel.no_sync() if hold else contextlib.nullcontext():
-                losses.append(self._microbatch(inputs, target, k, len(microbatches)))
-        if parallel:
-            self.context.traffic.all_reduce(self._used_bytes, self.context.groups.data.size)
-            if self.buffers:
-                with self.context.recorder.span("sync"):
-                    broadcast_buffers(
-                        list(self.buffers.values()), self.context.groups.data, self.context.traffic
-                    )
+                losses.append(self._microbatch(inputs, target, k, len(microbatches), reducing))
+        if self.context.groups.data.size > 1:
+            self._synchronise(reducing)
         return torch.stack(losses).mean()
 
-    def _microbatch(self, inputs: Any, target: Any, k: int, count: int) -> torch.Tensor:
+    def _synchronise(self, reduced: bool) -> None:
+        """What is left after the last backward; DDP's own all-reduce is counted here."""
+        context, group = self.context, self.synchroniser.ddp_group
+        if reduced and self._hook is None and group is not None:
+            context.traffic.all_reduce(self._used_bytes, group.size)
+        if not reduced:
+            with context.recorder.span("sync"):
+                self.synchroniser.reduce(self.parameters, ragged=self._ragged)
+        if self.buffers:
+            with context.recorder.span("sync"):
+                self.synchroniser.share_buffers(list(self.buffers.values()))
+
+    def _microbatch(
+        self, inputs: Any, target: Any, k: int, count: int, reducing: bool
+    ) -> torch.Tensor:
         """Forward and backward; gradient sync is what backward still waits for at its end.
 
         The engine runs end-of-backward callbacks in the order they were queued. Ours is queued
@@ -154,7 +176,7 @@ class ModuleLowering(Lowering):
         torch.autograd.backward(scaled)
         end = recorder.mark()
         recorder.add_between("backward", start, computed[0], stage=0, microbatch=k)
-        if self.context.groups.data.size > 1 and k == count - 1:
+        if reducing and k == count - 1:
             recorder.add_between("sync", computed[0], end, stage=-1, microbatch=k)
         return loss.detach()
 

@@ -104,8 +104,11 @@ def run_session(
     context.traffic.take()
     dist.barrier(group=context.groups.control)
     memory.reset()
+    lowering.synchroniser.begin(start, start + options.warmup + options.steps)
     with quiet_collector():
         found = _train(context, lowering, options, checkpoints, start, progress)
+    lowering.synchroniser.finish()
+    lowering.synchroniser.close()
     if memory.warning:
         context.warnings.append(memory.warning)
     if lowering.independent:
