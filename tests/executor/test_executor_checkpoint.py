@@ -19,6 +19,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "dp2": {"dp": 2, "microbatches": 2},
     "pp2": {"pp": 2, "microbatches": 4},
     "single": {"microbatches": 4},
+    "zero1": {"shard": 2, "zero": 1, "units": 3, "microbatches": 2},
+    "zero3": {"shard": 2, "zero": 3, "units": 3, "microbatches": 2},
+    "zero2 pp2": {"shard": 2, "zero": 2, "pp": 2, "units": 2, "microbatches": 2},
 }
 
 
@@ -27,7 +30,7 @@ def run(task: Task, shape: str, out: Path, **options: Any) -> tuple[float, ...]:
     return helpers.run(plan, task, out, warmup=0, **options).losses
 
 
-@pytest.mark.parametrize("shape", ["dp2", "pp2"])
+@pytest.mark.parametrize("shape", ["dp2", "pp2", "zero2 pp2"])
 def test_resumed_run_repeats_the_uninterrupted_one(shape: str, tmp_path: Path) -> None:
     task = models.knotted(dropout=0.2)
     whole = run(task, shape, tmp_path / "whole", steps=5)
@@ -37,7 +40,18 @@ def test_resumed_run_repeats_the_uninterrupted_one(shape: str, tmp_path: Path) -
     assert rest == whole[2:]
 
 
-@pytest.mark.parametrize(("before", "after"), [("dp2", "pp2"), ("pp2", "dp2"), ("pp2", "single")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("dp2", "pp2"),
+        ("pp2", "dp2"),
+        ("pp2", "single"),
+        ("zero3", "single"),
+        ("single", "zero2 pp2"),
+        ("zero2 pp2", "zero1"),
+        ("zero1", "dp2"),
+    ],
+)
 def test_resume_under_another_plan(before: str, after: str, tmp_path: Path) -> None:
     task = models.knotted(dropout=0.0)
     whole = run(task, before, tmp_path / "whole", steps=5, checkpoint_every=3)

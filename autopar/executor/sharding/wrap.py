@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -162,8 +162,7 @@ class Sharding:
         _set_collectives(
             [top, *(unit for found in units.values() for unit in found)], mesh, groups, traffic
         )
-        for chain in units.values():
-            _set_prefetch(chain)
+        _set_prefetch(top, units.values())
 
     @property
     def whole(self) -> Parameters:
@@ -256,12 +255,16 @@ def _set_collectives(
             module._set_unshard_async_op(True)
 
 
-def _set_prefetch(units: Sequence[FSDPModule]) -> None:
-    """Each unit fetches its neighbour.
+def _set_prefetch(root: FSDPModule, stages: Iterable[Sequence[FSDPModule]]) -> None:
+    """Each unit fetches its neighbour, the outermost modules nothing (themselves).
 
-    FSDP2's own order comes from the last forward, which is wrong with several microbatches under
-    way.
+    Left alone, FSDP2 fetches what the last forwards ran before, which is another microbatch's
+    unit when several are under way.
     """
-    for earlier, later in pairwise(units):
-        earlier.set_modules_to_forward_prefetch([later])
-        later.set_modules_to_backward_prefetch([earlier])
+    root.set_modules_to_backward_prefetch([root])
+    for units in stages:
+        for first in units[:1]:
+            first.set_modules_to_backward_prefetch([first])
+        for earlier, later in pairwise(units):
+            earlier.set_modules_to_forward_prefetch([later])
+            later.set_modules_to_backward_prefetch([earlier])
