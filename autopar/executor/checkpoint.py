@@ -29,6 +29,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor, Replicate
 
 from autopar.core.errors import InputError
 from autopar.core.io import read_document, write_document, write_text_atomic
@@ -209,11 +210,8 @@ class Checkpoints:
             prefix = f"optimizer.{name}."
             for key, found in stored.items():
                 if key.startswith(prefix) and "." not in key[len(prefix) :]:
-                    scalar = len(found.size) == 0
-                    target[key] = torch.empty(
-                        found.size,
-                        dtype=found.properties.dtype,
-                        device="cpu" if scalar else parameter.device,
+                    target[key] = _empty_state(
+                        key[len(prefix) :], found.size, found.properties.dtype, parameter
                     )
         return target
 
@@ -232,6 +230,30 @@ class Checkpoints:
             }
             if state:
                 optimizer.state[parameter] = state
+
+
+_COUNTERS = ("step", "mu_product", "eta", "mu")
+"""Scalars that torch's optimizers keep in host memory beside a parameter's own state."""
+
+
+def _empty_state(
+    key: str, size: torch.Size, dtype: torch.dtype, parameter: torch.Tensor
+) -> torch.Tensor:
+    """Memory for optimizer state, shared out like its parameter where they have one shape.
+
+    State of a sharded parameter in another shape (Adafactor's row and column means) is whole on
+    each rank, but still a DTensor: torch refuses to mix both kinds.
+    """
+    if len(size) == 0 and key in _COUNTERS:
+        return torch.empty(size, dtype=dtype, device="cpu")
+    if not isinstance(parameter, DTensor):
+        place = torch.device("cpu") if len(size) == 0 else parameter.device
+        return torch.empty(size, dtype=dtype, device=place)
+    if size == parameter.shape:
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    mesh = parameter.device_mesh
+    plain = torch.empty(size, dtype=dtype, device=parameter.device)
+    return DTensor.from_local(plain, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def find_checkpoint(place: Path) -> Path:
