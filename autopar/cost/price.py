@@ -89,7 +89,7 @@ def layout_of(plan: Plan, model: CostModel) -> tuple[Layout, Cuts]:
         schedule=plan.schedule,
         stages=len(plan.stages),
         microbatches=plan.microbatches,
-        microbatch_size=plan.microbatch_size,
+        microbatch_size=plan.largest_microbatch,
         levels=_levels(plan, profile),
         zero=plan.zero,
         sequence_parallel=plan.sequence_parallel,

@@ -1,8 +1,9 @@
 """Which samples each replica trains on.
 
-Every step has one *global batch*, a sequence of ``N = replicas x microbatches x microbatch_size``
-samples that depends only on the seed, the step and ``N``: the same for every plan and split, so
-loss curves of different plans can be laid over each other and over one process.
+Every step has one *global batch*, a sequence of ``N = microbatches x sum of shares`` samples,
+where a replica's share is its samples per microbatch. The sequence depends only on the seed, the
+step and ``N``: it is the same for every plan and split, so loss curves of different plans can be
+laid over each other and over one process.
 
 Where the sequence comes from:
 
@@ -11,10 +12,10 @@ Where the sequence comes from:
   order drawn from ``(seed, e)``; step ``s`` of the epoch takes positions ``s*N`` to ``(s+1)*N``.
   The last ``len % N`` positions of an epoch are left out.
 
-How the sequence is split, ``n = N / replicas`` samples each, replica ``r``:
+How the sequence is split among replicas ``r``:
 
-- ``contiguous``: positions ``r*n`` to ``(r+1)*n``.
-- ``shard``: positions ``r, r + replicas, r + 2*replicas, ...``.
+- ``contiguous``: the first replica takes the first samples, the next one the next.
+- ``shard``: dealt out like cards, ``r, r + replicas, r + 2*replicas, ...`` with equal shares.
 - ``random``: as ``contiguous`` after a permutation drawn from ``(seed, step)``.
 
 A replica's samples are cut into microbatches in that order. Every rank of a replica makes the
@@ -23,6 +24,7 @@ same samples itself; nothing is sent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,9 +52,8 @@ class ReplicaData:
         task: The task.
         seed: Seed of the data order.
         split: ``random``, ``contiguous`` or ``shard``.
-        replicas: Number of replicas.
+        shares: Samples in a microbatch of each replica.
         microbatches: Microbatches per replica and step.
-        microbatch_size: Samples in one.
 
     Raises:
         InputError: The dataset is smaller than one global batch.
@@ -64,16 +65,14 @@ class ReplicaData:
         *,
         seed: int,
         split: str,
-        replicas: int,
+        shares: Sequence[int],
         microbatches: int,
-        microbatch_size: int,
     ) -> None:
         self._task = task
         self._seed = seed
         self._split = split
-        self._replicas = replicas
+        self._shares = tuple(shares)
         self._microbatches = microbatches
-        self._size = microbatch_size
         self._epoch_order: tuple[int, torch.Tensor] | None = None
         if task.dataset is not None and len(task.dataset) < self.global_batch:
             raise InputError(
@@ -85,19 +84,27 @@ class ReplicaData:
     @property
     def global_batch(self) -> int:
         """Samples per step over all replicas."""
-        return self._replicas * self._microbatches * self._size
+        return self._microbatches * sum(self._shares)
 
     def positions(self, step: int, replica: int) -> torch.Tensor:
         """Positions in the global batch that a replica takes, in order."""
         count = self.global_batch
-        share = count // self._replicas
         if self._split == "shard":
-            return torch.arange(replica, count, self._replicas)
-        block = slice(replica * share, (replica + 1) * share)
+            return self._dealt(replica)
+        start = self._microbatches * sum(self._shares[:replica])
+        block = slice(start, start + self._microbatches * self._shares[replica])
         if self._split == "contiguous":
             return torch.arange(count)[block]
         order = torch.randperm(count, generator=stream(self._seed, _PERMUTATION, step))
         return order[block]
+
+    def _dealt(self, replica: int) -> torch.Tensor:
+        """Positions dealt out one by one; who has the share of a microbatch sits out its rest."""
+        turns = [
+            (turn, owner) for owner, share in enumerate(self._shares) for turn in range(share)
+        ]
+        owners = torch.tensor([owner for _, owner in sorted(turns)])
+        return torch.nonzero(owners.repeat(self._microbatches) == replica).flatten()
 
     def microbatches(
         self, step: int, replica: int, device: torch.device | str = "cpu"
@@ -113,7 +120,8 @@ class ReplicaData:
             chosen = (chosen[0], chosen[1])
         parts = []
         for k in range(self._microbatches):
-            rows = slice(k * self._size, (k + 1) * self._size)
+            size = self._shares[replica]
+            rows = slice(k * size, (k + 1) * size)
             parts.append(_rows(chosen, rows, device))
         return parts
 

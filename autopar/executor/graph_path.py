@@ -51,7 +51,7 @@ class GraphLowering(Lowering):
         plan, device = context.plan, context.device
         rows = action_rows(plan)
         model = build_model(context.task, seed=plan.seed)
-        traced = trace(context.task, plan.microbatch_size, model=model)
+        traced = trace(context.task, context.microbatch_size, model=model)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
         divided = divide(traced, context)
         keep_parts(divided, context.groups)
@@ -174,7 +174,8 @@ class GraphLowering(Lowering):
         context, sharding = self.context, self._sharding
         if sharding is not None:
             sharding.flags.begin()
-        loss = self._runner.step([self._flatten(*batch) for batch in microbatches])
+        weights = self.loss_weights(microbatches)
+        loss = self._runner.step([self._flatten(*batch) for batch in microbatches], weights)
         with context.recorder.span("sync"):
             self.synchroniser.reduce(self.parameters if sharding is None else sharding.whole)
             if sharding is not None:

@@ -26,6 +26,7 @@ from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.supported import check_supported
 from autopar.executor.synchronising.registry import make_synchroniser
 from autopar.executor.traffic import Traffic
+from autopar.executor.weighing import loss_weights
 from autopar.plans import Plan
 from autopar.tasks import Task
 
@@ -63,6 +64,11 @@ class Context:
     link: ServerLink | None = None
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def microbatch_size(self) -> int:
+        """Samples in a microbatch of this rank's replica."""
+        return self.plan.replica_microbatch(self.groups.replica)
+
 
 class Lowering(abc.ABC):
     """A plan made runnable on one rank.
@@ -96,13 +102,22 @@ class Lowering(abc.ABC):
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """Forward, backward and the synchroniser's exchange of gradients of one step.
 
-        Afterwards every parameter's ``grad`` is what the synchroniser steps with: for all-reduce,
-        the gradient of the mean loss over the global batch; with parameter servers or periodic
-        averages that of this replica's own samples.
+        Each microbatch counts by :meth:`loss_weights`. Afterwards every parameter's ``grad`` is
+        what the synchroniser steps with: for all-reduce, the gradient of the mean loss over the
+        global batch; with parameter servers or periodic averages that of this replica's own
+        samples.
 
         Returns:
-            Mean loss of this replica on the ranks that know it, else ``None``.
+            Loss of this replica on the ranks that know it, else ``None``: the mean over replicas
+            is the mean loss over the global batch.
         """
+
+    def loss_weights(self, microbatches: Sequence[Microbatch]) -> list[float]:
+        """What each microbatch's loss counts in this replica's; see :mod:`.weighing`."""
+        context = self.context
+        return loss_weights(
+            context.plan, context.task, context.groups, microbatches, context.traffic
+        )
 
     def without_dropout(self) -> AbstractContextManager[Any]:
         """A context in which :meth:`gradients` runs with dropout off."""
@@ -191,6 +206,12 @@ def lower(context: Context) -> Lowering:
         from autopar.executor.server.synchroniser import ServerSynchroniser
 
         lowering.servers = ServerSynchroniser(lowering, context.link, context.store)
+        if lowering.independent and context.task.weight is not None:
+            raise InputError(
+                f"task '{context.task.name}' counts items of the whole global batch, ranks of "
+                f"plan {context.plan.name} do not wait for each other to sum them",
+                hint="leave weight out, or use another sync mode",
+            )
     return lowering
 
 

@@ -128,16 +128,17 @@ class ModuleLowering(Lowering):
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """Forward and backward of each microbatch; DDP reduces during the last backward."""
         losses = []
+        weights = self.loss_weights(microbatches)
         last = len(microbatches) - 1
         wrapped = isinstance(self._parallel, DistributedDataParallel)
         reducing = wrapped and self.synchroniser.in_backward
         for k, (inputs, target) in enumerate(microbatches):
             hold = wrapped and (k < last or not reducing)
             with self._parallel.no_sync() if hold else contextlib.nullcontext():
-                losses.append(self._microbatch(inputs, target, k, len(microbatches), reducing))
+                losses.append(self._microbatch(inputs, target, k, weights[k], reducing))
         if self.context.groups.data.size > 1:
             self._synchronise(reducing)
-        return torch.stack(losses).mean()
+        return torch.stack(losses).sum()
 
     def _synchronise(self, reduced: bool) -> None:
         """What is left after the last backward; DDP's own all-reduce is counted here."""
@@ -152,9 +153,11 @@ class ModuleLowering(Lowering):
                 self.synchroniser.share_buffers(list(self.buffers.values()))
 
     def _microbatch(
-        self, inputs: Any, target: Any, k: int, count: int, reducing: bool
+        self, inputs: Any, target: Any, k: int, weight: float, reducing: bool
     ) -> torch.Tensor:
-        """Forward and backward; gradient sync is what backward still waits for at its end.
+        """Forward and backward; returns the weighted loss.
+
+        Gradient sync is what backward still waits for at its end.
 
         The engine runs end-of-backward callbacks in the order they were queued. Ours is queued
         at the first node, before DDP queues its wait for the buckets, so the time between it and
@@ -170,15 +173,15 @@ class ModuleLowering(Lowering):
         def first_node(_: torch.Tensor) -> None:
             engine.queue_callback(lambda: computed.append(recorder.mark()))
 
-        scaled = loss / count
+        scaled = loss * weight
         scaled.register_hook(first_node)  # type: ignore[no-untyped-call]
         start = recorder.mark()
         torch.autograd.backward(scaled)
         end = recorder.mark()
         recorder.add_between("backward", start, computed[0], stage=0, microbatch=k)
-        if reducing and k == count - 1:
+        if reducing and k == self.context.plan.microbatches - 1:
             recorder.add_between("sync", computed[0], end, stage=-1, microbatch=k)
-        return loss.detach()
+        return scaled.detach()
 
 
 def _check_model(context: Context) -> None:

@@ -61,7 +61,7 @@ class OneStageLowering(ModuleLowering):
         context = self.context
         plan = context.plan
         model = build_model(context.task, seed=plan.seed)
-        traced = trace(context.task, plan.microbatch_size, model=model)
+        traced = trace(context.task, context.microbatch_size, model=model)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
         divided = divide(traced, context)
         keep_parts(divided, context.groups)

@@ -99,6 +99,7 @@ class Runner:
         self._out_of = {stage: routes.out_of(stage) for stage in programs}
         self._last_stage = len(pipeline.placement) - 1
         self._device = device
+        self._weights: Sequence[float] = ()
         self._splits = any(a.kind == "backward_input" for a in self._actions)
         self._gradient_kind = "backward_input" if self._splits else "backward"
         self._position: dict[tuple[str, int, int], int] = {
@@ -152,15 +153,19 @@ class Runner:
             used_by=self._position[(kind, target, microbatch)],
         )
 
-    def step(self, microbatches: Sequence[Leaves]) -> torch.Tensor | None:
+    def step(
+        self, microbatches: Sequence[Leaves], weights: Sequence[float]
+    ) -> torch.Tensor | None:
         """Run all actions of one step; gradients accumulate in the parameters.
 
         Args:
             microbatches: Flat batch tensors of each microbatch of this replica.
+            weights: What the loss of each counts.
 
         Returns:
-            Mean loss over the microbatches on the rank of the last stage, else ``None``.
+            Weighted sum of the losses on the rank of the last stage, else ``None``.
         """
+        self._weights = weights
         losses: list[torch.Tensor] = []
         self._mailbox.begin()
         for action in self._actions:
@@ -173,7 +178,7 @@ class Runner:
             else:
                 self._backward_weight(action)
         self._mailbox.finish()
-        return torch.stack(losses).mean() if losses else None
+        return torch.stack(losses).sum() if losses else None
 
     def _forward(self, action: Action, leaves: Leaves, losses: list[torch.Tensor]) -> None:
         stage, k = action.stage, action.microbatch
@@ -191,8 +196,8 @@ class Runner:
             self._hand_over(route, k, outputs[route.op], gradient=False)
         if stage == self._last_stage:
             (loss,) = outputs.values()
-            losses.append(loss.detach())
-            self._loss_gradient = torch.full_like(loss, 1.0 / self._microbatches)
+            losses.append(loss.detach() * self._weights[k])
+            self._loss = loss.detach()
         self._recorder.add("forward", start, stage=stage, microbatch=k)
 
     def _backward(self, action: Action) -> None:
@@ -228,7 +233,7 @@ class Runner:
         stage = action.stage
         if stage == self._last_stage:
             (loss_op,) = self._programs[stage].exports
-            return {loss_op: self._loss_gradient}
+            return {loss_op: torch.full_like(self._loss, self._weights[action.microbatch])}
         gradients: dict[int, torch.Tensor] = {}
         for route in self._out_of[stage]:
             if route.gradient:

@@ -39,6 +39,8 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "selective recompute", again
     if plan.zero and SCHEDULES.load(plan.schedule).splits_backward:
         yield f"dp_shard={plan.mesh.dp_shard} under schedule '{plan.schedule}'", again
+    if plan.batch_shares and plan.mesh.ep > 1:
+        yield f"batch_shares with ep={plan.mesh.ep}", "remove batch_shares, or use ep 1"
     if plan.precision not in PRECISIONS:
         yield f"precision '{plan.precision}'", "set precision to float32 in the plan"
     yield from _sync_refusals(plan)

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from autopar.executor.dropout import DropoutOff
 from autopar.executor.learning_rate import make_scheduler
 from autopar.executor.lowering import Context, Lowering
+from autopar.executor.weighing import counted
 from autopar.results import VerifyResult
 from autopar.trace import build_model
 from autopar.trace.export import call_model
@@ -132,16 +133,18 @@ def reference_step(context: Context) -> StepResult:
     plan, task, device = context.plan, context.task, context.device
     model = build_model(task, seed=plan.seed).to(device)
     replicas = plan.mesh.replicas
+    weights = _weights(context)
     total = 0.0
     first: dict[str, torch.Tensor] = {}
     initial = {n: b.detach().clone() for n, b in model.named_buffers()}
     for replica in range(replicas):
         _set_buffers(model, initial)
-        for inputs, target in context.data.microbatches(0, replica, device):
+        batches = context.data.microbatches(0, replica, device)
+        for (inputs, target), weight in zip(batches, weights[replica], strict=True):
             with DropoutOff():
-                loss = task.loss(call_model(model, inputs), target)
-                torch.autograd.backward(loss / (plan.microbatches * replicas))
-            total += float(loss.detach()) / (plan.microbatches * replicas)
+                loss = task.loss(call_model(model, inputs), target) * weight
+                torch.autograd.backward(loss)
+            total += float(loss.detach())
         if replica == 0:
             first = {n: b.detach().clone() for n, b in model.named_buffers()}
     _set_buffers(model, first)
@@ -154,6 +157,20 @@ def reference_step(context: Context) -> StepResult:
         weights=optimizer_step(context, gradients),
         buffers=first,
     )
+
+
+def _weights(context: Context) -> list[list[float]]:
+    """What each microbatch of each replica counts in the mean over the global batch."""
+    plan, task = context.plan, context.task
+    counts = []
+    for replica in range(plan.mesh.replicas):
+        if task.weight is None:
+            counts.append([float(plan.replica_microbatch(replica))] * plan.microbatches)
+        else:
+            batches = context.data.microbatches(0, replica, context.device)
+            counts.append([counted(task, target) for _, target in batches])
+    total = sum(map(sum, counts))
+    return [[count / total for count in row] for row in counts]
 
 
 def optimizer_step(context: Context, gradients: Tensors) -> Tensors:

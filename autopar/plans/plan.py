@@ -13,6 +13,7 @@ from autopar.plans.mesh import Mesh
 
 SCHEMA = "autopar.plan"
 SCHEMA_VERSION = 1
+_NAMED_SHARES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +71,9 @@ class Plan:
             holds several.
         schedule: Registered schedule name (``none`` when pp is 1).
         microbatches: Microbatches per replica and step, >= 1.
-        microbatch_size: Samples per microbatch, >= 1.
+        microbatch_size: Samples per microbatch, >= 1; the mean over replicas.
+        batch_shares: Samples per microbatch of each replica, for replicas of different speed;
+            their mean is ``microbatch_size``. Empty when all are equal.
         precision: Compute dtype; 16-bit and narrower ones keep float32 master weights.
         zero: What the ``dp_shard`` ranks share out: 0 nothing, 1 optimizer state, 2 gradients
             too, 3 parameters too (Rajbhandari et al. 2020); 0 if and only if dp_shard is 1.
@@ -97,6 +100,7 @@ class Plan:
     schedule: str = "none"
     microbatches: int = 1
     microbatch_size: int = 1
+    batch_shares: tuple[int, ...] = ()
     precision: str = "float32"
     zero: int = 0
     sequence_parallel: bool = False
@@ -115,6 +119,8 @@ class Plan:
         if not self.placement:
             object.__setattr__(self, "placement", tuple(range(self.mesh.world_size)))
         _check(self)
+        if set(self.batch_shares) == {self.microbatch_size}:  # one way to write equal shares
+            object.__setattr__(self, "batch_shares", ())
 
     @property
     def world_size(self) -> int:
@@ -125,6 +131,15 @@ class Plan:
     def global_batch(self) -> int:
         """Samples per optimizer step over all replicas."""
         return self.mesh.replicas * self.microbatches * self.microbatch_size
+
+    def replica_microbatch(self, replica: int) -> int:
+        """Samples per microbatch of one replica."""
+        return self.batch_shares[replica] if self.batch_shares else self.microbatch_size
+
+    @property
+    def largest_microbatch(self) -> int:
+        """Samples per microbatch of the replica that has most."""
+        return max(self.batch_shares, default=self.microbatch_size)
 
     @property
     def spreads_weights(self) -> bool:
@@ -160,7 +175,7 @@ class Plan:
         ]
         if mesh.pp > 1:
             parts.append(self.schedule + (f"x{self.chunks}" if self.chunks > 1 else ""))
-        parts += [f"m{self.microbatches}", f"b{self.microbatch_size}"]
+        parts += [f"m{self.microbatches}", f"b{self._batch_name()}"]
         if self.sequence_parallel:
             parts.append("sp")
         parts += self._recompute_names()
@@ -169,6 +184,13 @@ class Plan:
         if self.sync != "all_reduce":
             parts.append(self.sync)
         return "·".join(parts if mesh.world_size > 1 else ["single", *parts])
+
+    def _batch_name(self) -> str:
+        """``4``, or ``6+2`` for uneven shares, ``2to6`` if they are many."""
+        shares = self.batch_shares
+        if len(shares) > _NAMED_SHARES:
+            return f"{min(shares)}to{max(shares)}"
+        return "+".join(map(str, shares)) or str(self.microbatch_size)
 
     def _recompute_names(self) -> list[str]:
         """``rc`` and ``sel`` when they cover the whole model, else with their number of ranges."""
@@ -187,6 +209,8 @@ class Plan:
         """Content hash of everything but the prediction and the block names."""
         body = self._body()
         body.pop("predicted")
+        if not self.batch_shares:  # hashes of plans without them stay what they were
+            body.pop("batch_shares")
         for stage in body["stages"]:
             stage.pop("blocks")
         return content_hash(body)
@@ -206,6 +230,7 @@ class Plan:
             for stage in self.stages
         ]
         data["placement"] = list(self.placement)
+        data["batch_shares"] = list(self.batch_shares)
         return data
 
     def to_dict(self) -> dict[str, Any]:
@@ -235,6 +260,7 @@ class Plan:
             body["mesh"] = Mesh(**body["mesh"])
             body["stages"] = tuple(_stage(row) for row in body["stages"])
             body["placement"] = tuple(body.get("placement", ()))
+            body["batch_shares"] = tuple(body.get("batch_shares", ()))
             return cls(**body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
@@ -300,8 +326,26 @@ def _check(plan: Plan) -> None:
             "each rank needs one device of its own",
             hint="remove 'placement' to use devices 0, 1, 2 ...",
         )
+    _check_shares(plan)
     _check_sharding(plan)
     _check_stages(plan)
+
+
+def _check_shares(plan: Plan) -> None:
+    shares, replicas = plan.batch_shares, plan.mesh.replicas
+    if not shares:
+        return
+    if len(shares) != replicas or not all(_whole(share) for share in shares):
+        raise InputError(
+            f"plan has batch_shares={list(shares)} for {replicas} replicas",
+            hint="give each replica a whole number >= 1, or remove the field",
+        )
+    if sum(shares) != replicas * plan.microbatch_size:
+        raise InputError(
+            f"batch_shares={list(shares)} sum to {sum(shares)}, {replicas} replicas x "
+            f"microbatch_size {plan.microbatch_size} make {replicas * plan.microbatch_size}",
+            hint="microbatch_size is the mean of the shares",
+        )
 
 
 def _check_sharding(plan: Plan) -> None:

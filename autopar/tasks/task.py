@@ -27,6 +27,10 @@ class Task:
             dict (keyword arguments). Everything random comes from ``generator``.
         loss: ``loss(output, target) -> scalar``, the mean over the samples of the batch.
         optimizer: ``optimizer(params) -> torch.optim.Optimizer``.
+        weight: Optional ``weight(target) -> number`` of the items that the loss of a microbatch
+            is the mean of, such as tokens that are not padding: every item of a global batch
+            then counts the same, however many its microbatch and replica have. Without it
+            every sample does.
         scheduler: Optional ``scheduler(optimizer) -> LRScheduler`` of torch, stepped after every
             optimizer step.
         dataset: Optional map-style dataset of ``(inputs, target)`` samples to train on instead
@@ -43,6 +47,7 @@ class Task:
     batch: BatchFactory
     loss: Callable[[Any, Any], torch.Tensor]
     optimizer: OptimizerFactory
+    weight: Callable[[Any], float | torch.Tensor] | None = None
     scheduler: SchedulerFactory | None = None
     dataset: Any = None
     target_loss: float | None = None

@@ -13,14 +13,19 @@ from autopar.executor.data import ReplicaData
 from autopar.tasks import Task
 
 
-def make(task: Task, split: str, replicas: int, microbatches: int = 2) -> ReplicaData:
+def make(
+    task: Task,
+    split: str,
+    replicas: int,
+    microbatches: int = 2,
+    shares: tuple[int, ...] = (),
+) -> ReplicaData:
     return ReplicaData(
         task,
         seed=5,
         split=split,
-        replicas=replicas,
+        shares=shares or [12 // (replicas * microbatches)] * replicas,
         microbatches=microbatches,
-        microbatch_size=12 // (replicas * microbatches),
     )
 
 
@@ -47,6 +52,20 @@ def test_splits_are_what_their_names_say() -> None:
     assert rows(make(task, "contiguous", 2), 0, 2) == [whole[:6], whole[6:]]
     assert rows(make(task, "shard", 2), 0, 2) == [whole[::2], whole[1::2]]
     assert rows(make(task, "random", 2), 0, 2) != [whole[:6], whole[6:]]
+
+
+@pytest.mark.parametrize("split", ["random", "contiguous", "shard"])
+def test_uneven_shares_cover_the_same_global_batch(split: str) -> None:
+    task = models.points()
+    whole = rows(make(task, "contiguous", 1), 3, 1)[0]
+    data = make(task, split, 3, shares=(3, 1, 2))
+    parts = rows(data, 3, 3)
+    assert [len(part) for part in parts] == [6, 2, 4]
+    assert sorted(chain.from_iterable(parts)) == sorted(whole)
+    assert [len(inputs) for inputs, _ in data.microbatches(3, 2)] == [2, 2]
+    if split == "shard":
+        assert data.positions(3, 0).tolist() == [0, 3, 5, 6, 9, 11]
+        assert data.positions(3, 1).tolist() == [1, 7]
 
 
 def test_an_epoch_visits_every_sample_once() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopar.core.errors import InputError
@@ -54,6 +54,9 @@ def test_derived_figures() -> None:
         ({"data_split": "alphabetical"}, "data_split"),
         ({"placement": (0, 1, 1, 2)}, "placement"),
         ({"placement": (0, 1)}, "placement"),
+        ({"batch_shares": (1, 1, 1), "microbatch_size": 1}, "for 2 replicas"),
+        ({"batch_shares": (2, 0), "microbatch_size": 1}, "for 2 replicas"),
+        ({"batch_shares": (3, 2), "microbatch_size": 2}, "sum to 5"),
         ({"stages": (Stage(first_op=0, stop_op=10, pp=0),)}, "multiple of pp"),
         (
             {"stages": (Stage(first_op=0, stop_op=4, pp=0), Stage(first_op=5, stop_op=10, pp=1))},
@@ -70,6 +73,23 @@ def test_contradictions_are_refused(changes: dict[str, Any], word: str) -> None:
         make(**changes)
 
 
+def test_batch_shares(tmp_path: Path) -> None:
+    plan = make(microbatch_size=2, batch_shares=(3, 1))
+    assert plan.name == "dp2·pp2·1f1b·m4·b3+1·rc1"
+    assert (plan.global_batch, plan.largest_microbatch) == (16, 3)
+    assert [plan.replica_microbatch(r) for r in (0, 1)] == [3, 1]
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    even = make(microbatch_size=2, batch_shares=(2, 2))
+    assert even.batch_shares == ()
+    assert even.hash == make(microbatch_size=2).hash != plan.hash
+    many = make(
+        mesh=Mesh(dp_replicate=6), stages=(Stage(first_op=0, stop_op=10, pp=0),),
+        microbatch_size=2, batch_shares=(1, 2, 3, 2, 2, 2),
+    )  # fmt: skip
+    assert "b1to3" in many.name
+
+
 def test_unknown_field_is_refused() -> None:
     with pytest.raises(InputError, match="surprise"):
         Plan.from_dict({**make().to_dict(), "surprise": 1})
@@ -78,6 +98,7 @@ def test_unknown_field_is_refused() -> None:
 DEGREE = st.integers(1, 4)
 
 
+@settings(deadline=None)  # a busy host is not an error
 @given(st.builds(Mesh, dp_replicate=DEGREE, dp_shard=DEGREE, cp=DEGREE, tp=DEGREE, pp=DEGREE))
 def test_rank_and_coordinates_are_inverse(mesh: Mesh) -> None:
     for rank in range(mesh.world_size):

@@ -37,7 +37,8 @@ def settings(plan: Plan) -> dict[str, str]:
         "schedule": plan.schedule,
         "stages": str(len(plan.stages)),
         "microbatches per step": str(plan.microbatches),
-        "microbatch size": str(plan.microbatch_size),
+        "microbatch size": _few([str(size) for size in plan.batch_shares])
+        or str(plan.microbatch_size),
         "global batch": str(plan.global_batch),
         "recompute": "yes" if plan.recomputes else "no",
         "precision": plan.precision,
