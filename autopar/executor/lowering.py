@@ -223,7 +223,8 @@ def _path(context: Context) -> Lowering:
 
         return ModuleLowering(context)
     one_stage = (
-        context.plan.mesh.fits(("dp_replicate", "cp", "tp")) and len(context.plan.stages) == 1
+        context.plan.mesh.fits(("dp_replicate", "cp", "tp", "ep"))
+        and len(context.plan.stages) == 1
     )
     if one_stage:
         from autopar.executor.one_stage import OneStageLowering

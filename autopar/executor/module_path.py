@@ -45,11 +45,14 @@ class Whole:
         loss: ``loss(inputs, target, microbatch) -> scalar``.
         parameters: By model name.
         buffers: By model name; those that a forward may write.
+        apart: Names of parameters that differ between data ranks (experts): DDP neither gives
+            them the values of its first rank nor reduces their gradients.
     """
 
     loss: torch.nn.Module
     parameters: dict[str, torch.nn.Parameter]
     buffers: dict[str, torch.Tensor]
+    apart: frozenset[str] = frozenset()
 
 
 class ModuleLowering(Lowering):
@@ -74,21 +77,24 @@ class ModuleLowering(Lowering):
         self.buffers = {name: whole.buffers[name] for name in written}
         self.owned = frozenset(self.parameters) | frozenset(self.buffers)
         self._used_bytes = size_bytes(
-            p for name, p in self.parameters.items() if p.requires_grad and name not in unused
+            p
+            for name, p in self.parameters.items()
+            if p.requires_grad and name not in unused | whole.apart
         )
         self._ragged = bool(unused)
         self._hook: Hook | None = None
         self._parallel: Any = whole.loss
-        self._wrap()
+        self._wrap(whole)
         self.reset_optimizer()
 
-    def _wrap(self) -> None:
+    def _wrap(self, whole: Whole) -> None:
         """Let DDP average in backward, where the synchroniser wants that."""
         context, group = self.context, self.synchroniser.ddp_group
         if group is None or group.size == 1:
             return
+        _set_apart(whole)
         self._parallel = DistributedDataParallel(
-            self._parallel,
+            whole.loss,
             process_group=group.handle,
             bucket_cap_mb=context.plan.bucket_bytes / 2**20,
             broadcast_buffers=False,
@@ -182,6 +188,16 @@ class ModuleLowering(Lowering):
         if reducing and k == self.context.plan.microbatches - 1:
             recorder.add_between("sync", computed[0], end, stage=-1, microbatch=k)
         return scaled.detach()
+
+
+def _set_apart(whole: Whole) -> None:
+    """Tell DDP which parameters to leave alone, by their names in the module it wraps."""
+    apart = {id(whole.parameters[name]) for name in whole.apart}
+    names = [name for name, p in whole.loss.named_parameters() if id(p) in apart]
+    # private, but the only way there is (torch 2.11-2.13)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        whole.loss, names
+    )
 
 
 def _check_model(context: Context) -> None:

@@ -10,7 +10,11 @@ import torch
 
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
-from autopar.executor.division.keeping import keep_parts, sum_partial
+from autopar.executor.division.keeping import (
+    is_expert,
+    keep_parts,
+    sum_partial,
+)
 from autopar.executor.graph_path import BatchFlattener, model_buffers
 from autopar.executor.lowering import check_same_model
 from autopar.executor.module_path import ModuleLowering, Whole
@@ -78,14 +82,27 @@ class OneStageLowering(ModuleLowering):
             loss=StageLoss(self._program, read, BatchFlattener(traced)),
             parameters=parameters,
             buffers=model_buffers([self._program]),
+            apart=self._experts,
         )
 
+    @property
+    def _experts(self) -> frozenset[str]:
+        return frozenset(name for name, cuts in self.cuts.items() if is_expert(cuts))
+
     def gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
-        """As :class:`ModuleLowering`; then gradients that are terms over an axis are summed."""
+        """As :class:`ModuleLowering`; then what DDP does not reduce.
+
+        Gradients of experts are averaged over the ranks that hold the same, gradients that are
+        terms over an axis are summed over it.
+        """
         loss = super().gradients(microbatches)
-        if self._partial:
-            context = self.context
+        context = self.context
+        if self._experts or self._partial:
             with context.recorder.span("sync"):
+                if self.synchroniser.in_backward:  # else it had all parameters already
+                    self.synchroniser.reduce(
+                        {n: self.parameters[n] for n in sorted(self._experts)}
+                    )
                 sum_partial(
                     self._partial,
                     self.parameters,

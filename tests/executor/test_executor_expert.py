@@ -20,6 +20,7 @@ from autopar.trace import TracedTask
 SHAPES: dict[str, dict[str, Any]] = {
     "dp2 ep2": {"mesh": Mesh(dp_replicate=2, ep=2), "microbatches": 2},
     "dp4 ep2 clip": {"mesh": Mesh(dp_replicate=4, ep=2), "clip_norm": 0.05},
+    "dp2 ep2 small buckets": {"mesh": Mesh(dp_replicate=2, ep=2), "bucket_bytes": 4096},
     "zero3 dp2 ep2": {"mesh": Mesh(dp_shard=2, ep=2), "zero": 3, "clip_norm": 0.05},
     "zero2 dp2x2 ep2": {"mesh": Mesh(dp_replicate=2, dp_shard=2, ep=2), "zero": 2},
     "zero bubble ep2": {

@@ -59,11 +59,17 @@ class ContextPass:
     Args:
         divided: The graph so far.
         calls: Collectives of the context parallel group.
+
+    Attributes:
+        zigzag: Calls that move positions.
+        editor: The graph under construction.
+        masks: Causal masks made so far: (first query, one past the last, keys) -> node.
     """
 
     def __init__(self, divided: Divided, calls: Collectives) -> None:
         self.zigzag = Zigzag(calls)
         self.editor = Editor(divided, "cp", self.zigzag.count)
+        self.masks: dict[tuple[int, int, int], Node] = {}
         self._states: dict[Node, State] = {}
         self._read: dict[tuple[Node, State], Node] = {}
         self._lengths = lengths(self.editor.traced.nodes)

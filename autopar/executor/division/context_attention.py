@@ -104,16 +104,30 @@ def _causal(
             "value": editor.emit(aten.narrow.default, (values, dim, 0, end)),
         }
         if start:
-            ones = editor.emit(
-                aten.ones.default,
-                ([stop - start, end],),
-                {"dtype": torch.bool, "device": value_of(query).device},
-            )
-            given["attn_mask"] = editor.emit(aten.tril.default, (ones, start))
+            given["attn_mask"] = _mask(context, (start, stop, end), value_of(query).device)
             given["is_causal"] = False
         results.append(_emit(context, node, **given))
         before += stop - start
     editor.define(node, editor.emit(aten.cat.default, (results, dim)))
+
+
+def _mask(context: ContextPass, place: tuple[int, int, int], device: torch.device) -> Node:
+    """Which of the first keys each query of a chunk reads; all layers of a stage share it.
+
+    Args:
+        context: The pass.
+        place: First query, one past the last, number of keys.
+        device: Where the graph was traced.
+    """
+    if place not in context.masks:
+        start, stop, end = place
+        ones = context.editor.emit(
+            torch.ops.aten.ones.default,
+            ([stop - start, end],),
+            {"dtype": torch.bool, "device": device},
+        )
+        context.masks[place] = context.editor.emit(torch.ops.aten.tril.default, (ones, start))
+    return context.masks[place]
 
 
 def _emit(context: ContextPass, node: Node, **replaced: Any) -> Node:
