@@ -183,9 +183,13 @@ class Lowering(abc.ABC):
     def step(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """One optimizer step."""
         loss = self.gradients(microbatches)
+        self.advance()
+        return loss
+
+    def advance(self) -> None:
+        """From gradients to the next step's weights, as the synchroniser has it."""
         self.synchroniser.update(self.update)
         self.synchroniser.after_step()
-        return loss
 
 
 def lower(context: Context) -> Lowering:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ from autopar.plans import Plan
 from autopar.results import VerifyResult
 from autopar.tasks import Task
 from autopar.trace import build_model
+
+_NO_END = sys.maxsize
+"""Steps that will be done, which a script does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,7 @@ class Session:
             self._lowering = lower(self._context)
             if options.verify:
                 self._verify(options.tolerance)
+            self._lowering.synchroniser.begin(0, _NO_END)
 
     def _verify(self, tolerance: float) -> None:
         found = verify(self._context, self._lowering, tolerance)
@@ -271,7 +276,7 @@ class Session:
             InputError: There are no gradients.
         """
         self._check_ready("optimizer_step")
-        self._lowering.update()
+        self._lowering.advance()
         self._ready = False
         self._steps += 1
 
@@ -302,6 +307,7 @@ class Session:
         if self._lowering.scheduler is not None and self._steps:
             self._lowering.reset_optimizer()
         self._steps = self._checkpoints(folder).resume()
+        self._lowering.synchroniser.begin(self._steps, _NO_END)
         return self._steps
 
     def _checkpoints(self, folder: Path | str) -> Checkpoints:
@@ -319,13 +325,19 @@ class Session:
         ``model.load_state_dict`` of the unchanged model takes it.
         """
         self._check_open()
-        return self._whole.gather(self._lowering)
+        with self._lowering.synchroniser.settled():
+            return self._whole.gather(self._lowering)
 
     # end
 
     def close(self) -> None:
-        """Wait for the other ranks and end the process group if the session made it."""
+        """Wait for the other ranks and end the process group if the session made it.
+
+        Replicas that trained apart for a while (local SGD) are one model again afterwards.
+        """
         if self._open:
+            self._lowering.synchroniser.finish()
+            self._lowering.synchroniser.close()
             dist.barrier(group=self._context.groups.control)
             self._leave()
 
