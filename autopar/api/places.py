@@ -27,6 +27,16 @@ def cluster_path(name: str) -> Path:
     return PROFILES / f"cluster-{slug(name)}.json"
 
 
+def convergence_path(name: str, key: str, ranks: int) -> Path:
+    """Default place of the steps multipliers measured on a task with a number of ranks."""
+    return PROFILES / f"convergence-{slug(name)}-{key}-r{ranks}.json"
+
+
+def convergence_paths(key: str) -> list[Path]:
+    """The files of all numbers of ranks that a task was probed with."""
+    return sorted(PROFILES.glob(f"convergence-*-{key}-r*.json"))
+
+
 def run_folder(task: str, plan_name: str, plan_hash: str) -> Path:
     """A fresh run folder under ``reports/``; numbered when the plan ran before."""
     base = REPORTS / f"run-{slug(task)}-{slug(plan_name)}-{plan_hash[:6]}"

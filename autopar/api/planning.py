@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopar.api.clusters import Progress, resolve_cluster
+from autopar.api.convergence import with_convergence
 from autopar.api.profiling import profile_stored
 from autopar.cluster import Cluster
 from autopar.core.units import parse_bytes
@@ -117,6 +118,7 @@ def plan_search(
     where = resolve_cluster(cluster, progress=progress)
     options = options.resolved(where)
     what, path = resolve_profile(profile, where, progress=progress)
+    what = with_convergence(what)
     result = search(what, where, options)
     if len(objectives) > 1:
         result = replace(result, pareto=pareto_search(what, where, objectives, options))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from autopar.results.bench import BenchResult
 
 
+PANEL = "Steps to a loss"
+
+
 def command(
     target: Annotated[str, typer.Argument(help="Task to bench: zoo:NAME or file.py:function.")],
     cluster: ClusterName = "local",
@@ -32,14 +35,53 @@ def command(
     fix: Annotated[
         list[str] | None, typer.Option(help="Demand axis=value, e.g. pp=2; repeatable.")
     ] = None,
+    convergence: Annotated[
+        bool,
+        typer.Option(
+            "--convergence",
+            help="Measure steps to the same loss of each sync mode instead of plans.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
+    sync: Annotated[
+        str | None,
+        typer.Option(help="Modes, joined by commas; every one by default.", rich_help_panel=PANEL),
+    ] = None,
+    target_loss: Annotated[
+        float | None,
+        typer.Option(help="Smoothed loss to reach; the task's own.", rich_help_panel=PANEL),
+    ] = None,
+    ranks: Annotated[
+        int | None, typer.Option(help="Replicas, 2 by default.", rich_help_panel=PANEL)
+    ] = None,
+    probe_steps: Annotated[
+        int, typer.Option(help="Steps of exact training.", rich_help_panel=PANEL)
+    ] = 200,
+    seeds: Annotated[int, typer.Option(help="Runs of each mode.", rich_help_panel=PANEL)] = 3,
     out: Out = None,
     json_output: Json = False,
 ) -> None:
     """Run several plans of a task here and compare prediction and measurement.
 
-    Example: `autopar bench zoo:mlp --cluster local:2 --plans spread:8`.
+    Examples: `autopar bench zoo:mlp --cluster local:2 --plans spread:8`,
+    `autopar bench zoo:chars?size=small --convergence --sync local_sgd:8,all_reduce+topk`.
     """
     with session("bench", json_output=json_output) as talk:
+        if convergence:
+            from autopar.cli.bench_convergence import measure
+
+            measure(
+                talk,
+                target,
+                sync=sync,
+                target_loss=target_loss,
+                ranks=ranks,
+                probe_steps=probe_steps,
+                seeds=seeds,
+                global_batch=global_batch,
+                out=out,
+            )
+            return
         from autopar.api.benchmark import bench
         from autopar.api.places import REPORTS, slug
         from autopar.reporting import write_report

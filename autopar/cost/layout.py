@@ -103,7 +103,9 @@ class Layout:
     @cached_property
     def steps_multiplier(self) -> Estimate:
         """Steps to the same loss over those of exact synchronisation."""
-        return parse_sync(self.sync).steps_multiplier(SyncContext(group=self._sync_group))
+        group = self._sync_group
+        measured = self.model.profile.multipliers(group.ranks)
+        return parse_sync(self.sync).steps_multiplier(SyncContext(group=group, measured=measured))
 
     @cached_property
     def cannot_sync(self) -> str | None:

@@ -43,6 +43,7 @@ class Measurements:
         times_s: Time of each step, slowest rank, warm-up included.
         losses: Mean loss of each step.
         kept: The last measured steps: time on the slowest rank, on this rank, spans, bytes sent.
+        sent_bytes: What this rank sent in all measured steps; some modes send in few of them.
     """
 
     times_s: list[float] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Measurements:
     kept: deque[tuple[float, float, list[Span], float]] = field(
         default_factory=lambda: deque(maxlen=_KEPT_STEPS)
     )
+    sent_bytes: float = 0.0
 
 
 def run_session(
@@ -177,6 +179,7 @@ def _train(
         found.losses.append(mean_loss)
         if step - start >= options.warmup:
             found.kept.append((slowest_s, own_s, recorder.spans(), sent))
+            found.sent_bytes += sent
         done = step - start + 1
         progress.step(step=done, of=count, loss=mean_loss, step_time_s=slowest_s)
         check_finite(mean_loss, step)
@@ -219,7 +222,8 @@ def _record(
 ) -> RunRecord:
     """Gather every rank's figures; the step of median time stands for all."""
     order = sorted(range(len(found.kept)), key=lambda i: found.kept[i][0])
-    typical_s, own_s, spans, sent = found.kept[order[(len(order) - 1) // 2]]
+    typical_s, own_s, spans, _ = found.kept[order[(len(order) - 1) // 2]]
+    sent = found.sent_bytes / options.steps
     mine = (own_s, spans, sent, peak_bytes, context.warnings)
     rows: list[Any] = [None] * context.groups.world_size
     dist.all_gather_object(rows, mine, group=context.groups.control)

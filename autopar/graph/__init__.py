@@ -2,6 +2,7 @@
 
 from autopar.graph.amount import Amount
 from autopar.graph.block import Block, BlockEdge
+from autopar.graph.convergence import Convergence
 from autopar.graph.measurement import BlockCurve, Measurement
 from autopar.graph.op import Op, OpEdge
 from autopar.graph.profile import GraphProfile, OptimizerState
@@ -11,6 +12,7 @@ __all__ = [
     "Block",
     "BlockCurve",
     "BlockEdge",
+    "Convergence",
     "GraphProfile",
     "Measurement",
     "Op",

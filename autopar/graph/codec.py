@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from autopar.core.errors import InputError
 from autopar.graph.amount import Amount
 from autopar.graph.block import Block, BlockEdge
+from autopar.graph.convergence import Convergence
 from autopar.graph.measurement import BlockCurve, Measurement
 from autopar.graph.op import Op, OpEdge
 
@@ -69,6 +70,7 @@ def profile_to_dict(profile: GraphProfile) -> dict[str, Any]:
         ],
         "optimizer": asdict(profile.optimizer),
         "measurement": _measurement_to_dict(profile.measurement),
+        "convergence": [item.to_dict() for item in profile.convergence],
     }
 
 
@@ -90,6 +92,7 @@ def profile_from_dict(data: dict[str, Any], origin: str) -> GraphProfile:
             block_edges=tuple(_block_edge_from_list(e) for e in data["block_edges"]),
             optimizer=OptimizerState(**data["optimizer"]),
             measurement=_measurement_from_dict(data["measurement"]),
+            convergence=tuple(Convergence.from_dict(c) for c in data.get("convergence", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(

@@ -9,10 +9,12 @@ from typing import Any
 
 import networkx as nx
 
+from autopar.core.estimate import Estimate
 from autopar.core.io import check_schema, content_hash, read_json, write_document
 from autopar.graph import codec
 from autopar.graph.amount import Amount
 from autopar.graph.block import Block, BlockEdge
+from autopar.graph.convergence import Convergence
 from autopar.graph.measurement import Measurement
 from autopar.graph.op import Op, OpEdge
 
@@ -54,6 +56,7 @@ class GraphProfile:
         measurement: Measured times, or ``None`` when priced from a catalogue.
         uncounted: Op target -> reason, for ops whose FLOPs no formula counts.
         smallest_microbatch: Fewest samples the model trains on (BatchNorm over one value fails).
+        convergence: Measured steps to the same loss of sync modes, one entry per number of ranks.
         provenance: Who made it.
 
     Invariants: ops form a DAG in index order; block sums equal graph sums.
@@ -75,6 +78,7 @@ class GraphProfile:
     measurement: Measurement | None = None
     uncounted: dict[str, str] = field(default_factory=dict)
     smallest_microbatch: int = 1
+    convergence: tuple[Convergence, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -106,6 +110,14 @@ class GraphProfile:
     def unique_blocks(self) -> int:
         """Number of different block signatures."""
         return len({block.signature for block in self.blocks})
+
+    def multipliers(self, ranks: int) -> dict[str, Estimate]:
+        """Measured steps multipliers by canonical sync name, for ranks that synchronise."""
+        found: dict[str, Estimate] = {}
+        for item in self.convergence:
+            if item.ranks == ranks:
+                found |= item.multipliers
+        return found
 
     @cached_property
     def hash(self) -> str:

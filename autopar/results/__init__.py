@@ -2,6 +2,7 @@
 
 from autopar.results.bench import BenchResult, BenchRow
 from autopar.results.breakdown import CostBreakdown, MemoryBreakdown
+from autopar.results.convergence import ConvergenceResult, ConvergenceRow
 from autopar.results.price import PlanPrice, StageCost, TiedSync, Transfer
 from autopar.results.record import RunRecord, VerifyResult
 from autopar.results.search import Certificate, RankedPlan, Rejection, SearchResult
@@ -11,6 +12,8 @@ __all__ = [
     "BenchResult",
     "BenchRow",
     "Certificate",
+    "ConvergenceResult",
+    "ConvergenceRow",
     "CostBreakdown",
     "Event",
     "MemoryBreakdown",

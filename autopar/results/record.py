@@ -52,7 +52,7 @@ class RunRecord:
         peak_memory_bytes: Peak resident (CPU) or allocated (CUDA) bytes per rank.
         timeline: Events of one typical measured step, all ranks.
         verify: Result of ``--verify``, if asked.
-        bytes_sent: Bytes each rank sent in one step.
+        bytes_sent: Bytes each rank sent per step, mean over the measured ones.
         warnings: What was skipped or assumed.
         provenance: Versions, host, command.
     """
