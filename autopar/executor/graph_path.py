@@ -23,6 +23,7 @@ from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
 from autopar.executor.routes import Routes
 from autopar.executor.runner import Pipeline, Runner
+from autopar.executor.sharding.optimizers import fit_to_shards
 from autopar.executor.sharding.wrap import Sharding
 from autopar.executor.stage import StageProgram
 from autopar.plans import Plan
@@ -156,6 +157,14 @@ class GraphLowering(Lowering):
             whole=frozenset(name for name, cuts in self.cuts.items() if is_expert(cuts)),
         )
         self.parameters = self._sharding.parameters
+
+    def reset_optimizer(self) -> None:
+        """A fresh optimizer, one that can step on shards if the weights are."""
+        super().reset_optimizer()
+        if self._sharding is not None and self.optimizer is not None:
+            warning = fit_to_shards(self.optimizer)
+            if warning is not None and warning not in self.context.warnings:
+                self.context.warnings.append(warning)
 
     def without_dropout(self) -> AbstractContextManager[Any]:
         """A context in which :meth:`gradients` runs with dropout off, recomputation included."""

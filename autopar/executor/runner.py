@@ -87,7 +87,7 @@ class Runner:
         device: torch.device,
         recorder: Recorder,
         traffic: Traffic,
-        before_backward: Callable[[int, int], None] | None = None,
+        before_backward: Callable[[int, int], object] | None = None,
     ) -> None:
         self._before_backward = before_backward
         self._programs = programs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -226,8 +226,11 @@ class StageProgram:
         values = dict(imports)
         sections = []
         for unit in self.units:
-            for segment, again in unit.segments:
-                sections.append(self._section(segment, again, leaves, values, microbatch))
+            with unit.around():
+                for segment, again in unit.segments:
+                    section = self._section(segment, again, leaves, values, microbatch)
+                    section.around = unit.around
+                    sections.append(section)
         return {op: values[op] for op in self.exports}, Tape(sections, self._gradient_imports)
 
     def _section(
@@ -273,6 +276,9 @@ class Unit(torch.nn.Module):
         segments: The same ops in runs, each recomputed or not; ``None``: one run, not recomputed.
         checkpointed: ``(module, microbatch) -> callable`` that recomputes a module.
         gathered: False for ops between the units of the plan.
+
+    Attributes:
+        around: Context in which its weights are there, for :meth:`StageProgram.keep`.
     """
 
     def __init__(
@@ -291,6 +297,7 @@ class Unit(torch.nn.Module):
         self.segments = tuple(segments or [(fragment, False)])
         self._graphs = torch.nn.ModuleList(segment.module for segment, _ in self.segments)
         self._checkpointed = checkpointed
+        self.around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     @property
     def graphs(self) -> list[GraphModule]:

@@ -8,7 +8,6 @@ from autopar.core.errors import InputError
 from autopar.executor.server.encoding import ENCODINGS
 from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
-from autopar.schedules import SCHEDULES
 from autopar.sync import SyncGroup
 
 AXES = ("dp_replicate", "dp_shard", "pp", "cp", "ep")
@@ -37,8 +36,6 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "optimizer state in host memory", again
     if any(stage.selective for stage in plan.stages):
         yield "selective recompute", again
-    if plan.zero and SCHEDULES.load(plan.schedule).splits_backward:
-        yield f"dp_shard={plan.mesh.dp_shard} under schedule '{plan.schedule}'", again
     if plan.batch_shares and plan.mesh.ep > 1:
         yield f"batch_shares with ep={plan.mesh.ep}", "remove batch_shares, or use ep 1"
     if plan.precision not in PRECISIONS:

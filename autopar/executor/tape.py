@@ -9,6 +9,7 @@ gradients are due and serves its weight gradients too, so it is computed again o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,12 +29,14 @@ class Section:
         leaves: Op index -> what it read of the op, a leaf of its graph.
         outputs: Op index -> what it made; ``None`` until it is computed again.
         again: Computes the outputs again, with a graph.
+        around: Context in which weights are there.
     """
 
     fragment: Fragment
     leaves: Values
     outputs: Values | None
     again: Callable[[], Values]
+    around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 class Tape:
@@ -42,12 +45,16 @@ class Tape:
     Args:
         sections: Runs of the segments in order.
         imports: Op indices of the imports whose gradients are sent on.
+
+    Attributes:
+        finished: Called when all gradients of the microbatch are there.
     """
 
     def __init__(self, sections: Sequence[Section], imports: Sequence[int]) -> None:
         self._sections = list(sections)
         self._imports = tuple(imports)
-        self._halves: list[WeightHalf] = []
+        self._halves: list[tuple[Section, WeightHalf]] = []
+        self.finished: Callable[[], None] = lambda: None
         self._waiting: Mapping[int, torch.Tensor] | None = None
 
     def backward_input(self, gradients: Mapping[int, torch.Tensor]) -> Values:
@@ -69,9 +76,11 @@ class Tape:
         """Add the gradients of the stage's weights to their ``grad``."""
         if self._waiting is not None:
             self._run(self._waiting, weights=True)
-        for half in self._halves:
-            half.run()
+        for section, half in self._halves:
+            with section.around():
+                half.run()
         self._halves = []
+        self.finished()
 
     def _run(self, gradients: Mapping[int, torch.Tensor], weights: bool = False) -> Values:
         """Last segment first: each adds to the gradients of what it read."""
@@ -81,16 +90,17 @@ class Tape:
             live = [op for op in section.fragment.exports if op in known]
             if not live:
                 continue
-            outputs = section.again() if section.outputs is None else section.outputs
-            live = [op for op in live if outputs[op].requires_grad]
-            read = {op: leaf for op, leaf in section.leaves.items() if leaf.requires_grad}
-            found, half = backward_input(
-                [outputs[op] for op in live], [known[op] for op in live], list(read.values())
-            )
-            if weights:
-                half.run()
-            else:
-                self._halves.append(half)
+            with section.around():
+                outputs = section.again() if section.outputs is None else section.outputs
+                live = [op for op in live if outputs[op].requires_grad]
+                read = {op: leaf for op, leaf in section.leaves.items() if leaf.requires_grad}
+                found, half = backward_input(
+                    [outputs[op] for op in live], [known[op] for op in live], list(read.values())
+                )
+                if weights:
+                    half.run()
+                else:
+                    self._halves.append((section, half))
             for op, gradient in zip(read, found, strict=True):
                 if gradient is not None:
                     known[op] = known[op] + gradient if op in known else gradient

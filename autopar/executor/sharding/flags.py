@@ -33,7 +33,8 @@ class Flags:
         self._units = units
         self._zero = zero
         self._replicas = replicas
-        backwards = [(a.stage, a.microbatch) for a in actions if a.kind == "backward"]
+        kinds = ("backward", "backward_weight")
+        backwards = [(a.stage, a.microbatch) for a in actions if a.kind in kinds]
         self._last = dict(backwards)
         self._final = backwards[-1]
         self._switches = len(backwards) > 1
@@ -45,14 +46,15 @@ class Flags:
         self._root.set_is_last_backward(False)
         self._set([self._root, *(m for units in self._units.values() for m in units)], False)
 
-    def before_backward(self, stage: int, microbatch: int) -> None:
-        """A backward starts."""
-        if not self._switches or self._last[stage] != microbatch:
-            return
-        self._set(self._units[stage], True)
-        if (stage, microbatch) == self._final:
-            self._set([self._root], True)
-            self._root.set_is_last_backward(True)
+    def before_backward(self, stage: int, microbatch: int) -> bool:
+        """A backward starts; returns whether it is this rank's last in the step."""
+        last = (stage, microbatch) == self._final
+        if self._switches and self._last[stage] == microbatch:
+            self._set(self._units[stage], True)
+            if last:
+                self._set([self._root], True)
+                self._root.set_is_last_backward(True)
+        return last
 
     def _set(self, modules: Iterable[FSDPModule], last: bool) -> None:
         for module in modules:

@@ -21,6 +21,7 @@ from autopar.executor.sharding.collectives import (
 )
 from autopar.executor.sharding.flags import Flags
 from autopar.executor.sharding.mesh import sharding_mesh
+from autopar.executor.sharding.split import SplitStage
 from autopar.executor.sharding.standins import Standins
 from autopar.executor.stage import StageProgram, Unit
 from autopar.executor.tape import Tape
@@ -83,8 +84,12 @@ class ShardedStage:
     def keep(
         self, leaves: Sequence[torch.Tensor], imports: dict[int, torch.Tensor], microbatch: int
     ) -> tuple[dict[int, torch.Tensor], Tape]:
-        """Not there: FSDP2's hooks need a backward in one piece."""
-        raise NotImplementedError("check_supported refuses schedules that split backward")
+        """Not called under schedules that run backward in one piece.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("schedules that split backward run SplitStage")
 
 
 class Sharding:
@@ -157,8 +162,14 @@ class Sharding:
             name: sharded[name] if name in sharded else self._standins.parameters[name]
             for name in parameters
         }
-        self.stages = {index: ShardedStage(root, p) for index, p in programs.items()}
         self.flags = Flags(top, units, zero=zero, replicas=groups.replicate.size, actions=actions)
+        splits = any(action.kind == "backward_weight" for action in actions)
+        self.stages: dict[int, ShardedStage | SplitStage] = {
+            index: SplitStage(top, program, units[index], self.flags, reshards=zero == 3)
+            if splits
+            else ShardedStage(root, program)
+            for index, program in programs.items()
+        }
         _set_collectives(
             [top, *(unit for found in units.values() for unit in found)], mesh, groups, traffic
         )
