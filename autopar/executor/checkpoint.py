@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor, Replicate
 
 from autopar.core.errors import InputError
 from autopar.core.io import read_document, write_document, write_text_atomic
+from autopar.executor.checkpoint_parts import joined, own_part, whole_shape
 from autopar.executor.learning_rate import learning_rates, replay
 from autopar.executor.lowering import Context, Lowering
 from autopar.executor.options import RunOptions
@@ -134,13 +135,15 @@ class Checkpoints:
         """Tensors by key, and optimizer state that is no tensor."""
         lowering = self._lowering
         weights = {**lowering.parameters, **lowering.buffers}
-        tensors = {f"model.{name}": tensor.detach() for name, tensor in weights.items()}
+        tensors = {
+            f"model.{name}": joined(lowering, name, tensor) for name, tensor in weights.items()
+        }
         values: dict[str, Any] = {}
         if lowering.optimizer is not None:
             for name, parameter in lowering.parameters.items():
                 for key, value in lowering.optimizer.state.get(parameter, {}).items():
                     if isinstance(value, torch.Tensor):
-                        tensors[f"optimizer.{name}.{key}"] = value.detach()
+                        tensors[f"optimizer.{name}.{key}"] = joined(lowering, name, value)
                     else:
                         values[f"optimizer.{name}.{key}"] = value
         return tensors, values
@@ -160,6 +163,7 @@ class Checkpoints:
         stored = reader.read_metadata().state_dict_metadata
         target = self._targets(folder, stored)
         load(target, storage_reader=reader, process_group=self._context.groups.control)
+        self._take_parts(target)
         self._fill_optimizer(target, notes["optimizer_values"])
         step = int(notes["step"])
         self._resume_scheduler(folder, step, notes.get("learning_rates"))
@@ -199,21 +203,39 @@ class Checkpoints:
         lowering = self._lowering
         target: dict[str, torch.Tensor] = {}
         for name, tensor in {**lowering.parameters, **lowering.buffers}.items():
-            found = stored.get(f"model.{name}")
-            if not isinstance(found, TensorStorageMetadata) or found.size != tensor.shape:
+            found, cuts = stored.get(f"model.{name}"), lowering.cuts.get(name, ())
+            shape = whole_shape(cuts, tensor.shape)
+            if not isinstance(found, TensorStorageMetadata) or found.size != shape:
                 raise InputError(
-                    f"{folder} has no '{name}' of shape {list(tensor.shape)}",
+                    f"{folder} has no '{name}' of shape {list(shape)}",
                     hint="resume from a checkpoint of the same model",
                 )
-            target[f"model.{name}"] = tensor.detach()
+            target[f"model.{name}"] = _empty_whole(found, tensor) if cuts else tensor.detach()
         for name, parameter in lowering.parameters.items():
             prefix = f"optimizer.{name}."
             for key, found in stored.items():
-                if key.startswith(prefix) and "." not in key[len(prefix) :]:
+                if not key.startswith(prefix) or "." in key[len(prefix) :]:
+                    continue
+                if lowering.cuts.get(name) and len(found.size):
+                    target[key] = _empty_whole(found, parameter)
+                else:
                     target[key] = _empty_state(
                         key[len(prefix) :], found.size, found.properties.dtype, parameter
                     )
         return target
+
+    def _take_parts(self, target: dict[str, torch.Tensor]) -> None:
+        """Replace whole tensors that were loaded by this rank's parts of them."""
+        lowering = self._lowering
+        for name, tensor in {**lowering.parameters, **lowering.buffers}.items():
+            if not lowering.cuts.get(name):
+                continue
+            tensor.detach().copy_(own_part(lowering, name, target[f"model.{name}"], tensor))
+            prefix = f"optimizer.{name}."
+            for key, value in target.items():
+                own = key.startswith(prefix) and "." not in key[len(prefix) :]
+                if own and value.dim():
+                    target[key] = own_part(lowering, name, value, tensor)
 
     def _fill_optimizer(self, target: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
         optimizer = self._lowering.optimizer
@@ -234,6 +256,11 @@ class Checkpoints:
 
 _COUNTERS = ("step", "mu_product", "eta", "mu")
 """Scalars that torch's optimizers keep in host memory beside a parameter's own state."""
+
+
+def _empty_whole(found: TensorStorageMetadata, like: torch.Tensor) -> torch.Tensor:
+    """Memory for a whole tensor of which a part will stay."""
+    return torch.empty(found.size, dtype=found.properties.dtype, device=like.device)
 
 
 def _empty_state(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,28 @@ def test_ops_between_products(pp: int, tmp_path: Path) -> None:
     record = helpers.run(plan, task, tmp_path, verify=True, steps=1, warmup=1)
     assert record.verify is not None
     assert record.verify.passed, record.verify
+
+
+LIKE: dict[str, dict[str, Any]] = {
+    "ep2": {"mesh": Mesh(dp_replicate=2, ep=2), "microbatches": 2},
+    "ep4 pp1": {"mesh": Mesh(dp_replicate=4, ep=4)},
+    "zero3 ep2": {"mesh": Mesh(dp_shard=2, ep=2), "zero": 3, "microbatches": 2},
+    "single": {"microbatches": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("ep2", "ep2"), ("ep2", "single"), ("single", "ep4 pp1"), ("zero3 ep2", "ep2")],
+)
+def test_checkpoints_hold_all_experts(before: str, after: str, tmp_path: Path) -> None:
+    task = replace(sorted_experts(), optimizer=lambda params: torch.optim.AdamW(params, lr=0.01))
+    plans = [helpers.make_plan(task, **LIKE[name]) for name in (before, after)]
+    first = helpers.run(plans[0], task, tmp_path / "a", warmup=0, steps=5, checkpoint_every=3)
+    again = helpers.run(
+        plans[1], task, tmp_path / "b", warmup=0, steps=2, resume=tmp_path / "a" / "checkpoints"
+    )
+    assert again.losses == pytest.approx(first.losses[3:], rel=1e-5)
 
 
 def test_experts_that_ranks_do_not_divide_are_refused(tmp_path: Path) -> None:
