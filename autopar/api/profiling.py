@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autopar.api.clusters import Progress
 from autopar.api.places import PROFILES, profile_path
 from autopar.core.errors import InputError
-from autopar.graph import GraphProfile
+from autopar.graph import GradientNoise, GraphProfile
 from autopar.tasks import Task
 
 
@@ -49,6 +49,7 @@ def profile(
     device: str = "cpu",
     measure: bool = True,
     busy_ranks: int | None = None,
+    noise_steps: int | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> GraphProfile:
@@ -61,6 +62,8 @@ def profile(
             price the graph without hardware.
         measure: False to count only.
         busy_ranks: Processes that compute at the same time while measuring.
+        noise_steps: Also measure the gradient noise scale along so many steps of training with
+            real weights; a stored one of the same task is kept.
         out: File to write; under ``profiles/`` by default.
         progress: ``progress(stage, done, total)``.
 
@@ -74,6 +77,7 @@ def profile(
         device=device,
         measure=measure,
         busy_ranks=busy_ranks,
+        noise_steps=noise_steps,
         out=out,
         progress=progress,
     ).profile
@@ -86,6 +90,7 @@ def profile_stored(
     device: str = "cpu",
     measure: bool = True,
     busy_ranks: int | None = None,
+    noise_steps: int | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> StoredProfile:
@@ -111,6 +116,7 @@ def profile_stored(
         if out is not None
         else profile_path(loaded.name, loaded.target, found.batch, device)
     )
+    found = replace(found, gradient_noise=_noise(loaded, found, path, noise_steps, progress))
     found.save(path)
     return StoredProfile(
         profile=found,
@@ -118,6 +124,33 @@ def profile_stored(
         from_cache=outcome.from_cache,
         warnings=tuple(outcome.warnings),
     )
+
+
+def _noise(
+    task: Task,
+    profile: GraphProfile,
+    path: Path,
+    steps: int | None,
+    progress: Progress | None,
+) -> GradientNoise | None:
+    """The noise scale measured now, or the one in the file that is about to be replaced."""
+    if steps is not None:
+        if profile.device not in ("cpu", "cuda"):
+            raise InputError(
+                f"the noise scale needs real training, device '{profile.device}' is not here",
+                hint="use --device cpu or cuda",
+            )
+        from autopar.profiler.noise_scale import measure_noise_scale
+
+        return measure_noise_scale(
+            task, steps=steps, batch=profile.batch, device=profile.device, progress=progress
+        )
+    try:
+        known = GraphProfile.load(path)
+    except InputError:  # none yet, or damaged: it is replaced anyway
+        return None
+    same = (known.fingerprint, known.target) == (profile.fingerprint, profile.target)
+    return known.gradient_noise if same else None
 
 
 def check_device(device: str) -> str:

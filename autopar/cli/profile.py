@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from autopar.api.profiling import StoredProfile
     from autopar.cluster import Cluster
+    from autopar.graph import GradientNoise
 
 
 def command(
@@ -33,6 +34,10 @@ def command(
     ] = True,
     busy_ranks: Annotated[
         int | None, typer.Option(help="Processes that compute at once while timing.")
+    ] = None,
+    noise_scale: Annotated[
+        int | None,
+        typer.Option(min=0, help="Also train so many steps and measure the gradient noise scale."),
     ] = None,
     cluster: Annotated[
         str | None, typer.Option(help="Measure a cluster instead: local or local:RANKS.")
@@ -68,6 +73,7 @@ def command(
             device=device,
             measure=measure,
             busy_ranks=busy_ranks,
+            noise_steps=noise_scale,
             out=out,
             progress=talk.progress,
         )
@@ -92,8 +98,15 @@ def _task_data(stored: StoredProfile) -> dict[str, Any]:
         "device": profile.device,
         "batch": profile.batch,
         "uncounted": profile.uncounted,
+        "gradient_noise": _noise_data(profile.gradient_noise),
         "from_cache": stored.from_cache,
     }
+
+
+def _noise_data(noise: GradientNoise | None) -> dict[str, Any] | None:
+    if noise is None:
+        return None
+    return {**noise.to_dict(), "scale": noise.scale.to_dict() if noise.scale else None}
 
 
 def _show_task(console: Console, stored: StoredProfile) -> None:
@@ -128,6 +141,8 @@ def _show_task(console: Console, stored: StoredProfile) -> None:
                 f"{format_seconds(total)} with {measured.busy_ranks} busy ranks",
             )
         )
+    if profile.gradient_noise is not None:
+        rows.append(("gradient noise", profile.gradient_noise.words))
     console.print(f"[bold]{profile.task}[/bold]")
     for key, value in rows:
         console.print(f"  {key:18} {value}", markup=False)

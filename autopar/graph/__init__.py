@@ -4,6 +4,7 @@ from autopar.graph.amount import Amount
 from autopar.graph.block import Block, BlockEdge
 from autopar.graph.convergence import Convergence
 from autopar.graph.measurement import BlockCurve, Measurement
+from autopar.graph.noise import GradientNoise, NoisePoint
 from autopar.graph.op import Op, OpEdge
 from autopar.graph.profile import GraphProfile, OptimizerState
 
@@ -13,8 +14,10 @@ __all__ = [
     "BlockCurve",
     "BlockEdge",
     "Convergence",
+    "GradientNoise",
     "GraphProfile",
     "Measurement",
+    "NoisePoint",
     "Op",
     "OpEdge",
     "OptimizerState",

@@ -10,6 +10,7 @@ from autopar.graph.amount import Amount
 from autopar.graph.block import Block, BlockEdge
 from autopar.graph.convergence import Convergence
 from autopar.graph.measurement import BlockCurve, Measurement
+from autopar.graph.noise import GradientNoise
 from autopar.graph.op import Op, OpEdge
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def profile_to_dict(profile: GraphProfile) -> dict[str, Any]:
         ],
         "optimizer": asdict(profile.optimizer),
         "measurement": _measurement_to_dict(profile.measurement),
+        "gradient_noise": profile.gradient_noise.to_dict() if profile.gradient_noise else None,
         "convergence": [item.to_dict() for item in profile.convergence],
     }
 
@@ -92,6 +94,7 @@ def profile_from_dict(data: dict[str, Any], origin: str) -> GraphProfile:
             block_edges=tuple(_block_edge_from_list(e) for e in data["block_edges"]),
             optimizer=OptimizerState(**data["optimizer"]),
             measurement=_measurement_from_dict(data["measurement"]),
+            gradient_noise=_noise_from_dict(data.get("gradient_noise")),
             convergence=tuple(Convergence.from_dict(c) for c in data.get("convergence", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -224,3 +227,7 @@ def _measurement_from_dict(row: dict[str, Any] | None) -> Measurement | None:
     }
     composition = tuple((p[0], p[1]) for p in row["composition"])
     return Measurement(**{**row, "curves": curves, "composition": composition})
+
+
+def _noise_from_dict(row: dict[str, Any] | None) -> GradientNoise | None:
+    return None if row is None else GradientNoise.from_dict(row)

@@ -16,6 +16,7 @@ from autopar.graph.amount import Amount
 from autopar.graph.block import Block, BlockEdge
 from autopar.graph.convergence import Convergence
 from autopar.graph.measurement import Measurement
+from autopar.graph.noise import GradientNoise
 from autopar.graph.op import Op, OpEdge
 
 SCHEMA = "autopar.graph_profile"
@@ -56,6 +57,7 @@ class GraphProfile:
         measurement: Measured times, or ``None`` when priced from a catalogue.
         uncounted: Op target -> reason, for ops whose FLOPs no formula counts.
         smallest_microbatch: Fewest samples the model trains on (BatchNorm over one value fails).
+        gradient_noise: The gradient noise scale, where it was measured.
         convergence: Measured steps to the same loss of sync modes, one entry per number of ranks.
         provenance: Who made it.
 
@@ -78,6 +80,7 @@ class GraphProfile:
     measurement: Measurement | None = None
     uncounted: dict[str, str] = field(default_factory=dict)
     smallest_microbatch: int = 1
+    gradient_noise: GradientNoise | None = None
     convergence: tuple[Convergence, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 

@@ -36,6 +36,7 @@ def profile_page(profile: GraphProfile, cluster: Cluster | None = None) -> Page:
         ),
         _curves(profile),
         _state(profile),
+        _noise(profile),
         appendix_section(None, {"profile": profile.provenance}, cluster),
     )
     return Page(
@@ -199,3 +200,39 @@ def _state(profile: GraphProfile) -> Section:
         rows=tuple(rows),
     )
     return Section(id="state", title="Optimizer and state", lead="", parts=(table,))
+
+
+def _noise(profile: GraphProfile) -> Section | None:
+    noise = profile.gradient_noise
+    if noise is None:
+        return None
+    rows = tuple(
+        (
+            f"{point.step}",
+            f"{point.gradient_squared:.3g}",
+            f"{point.noise_trace:.3g}",
+            f"{point.scale.value:.3g}" if point.scale else "lost in the noise",
+            f"{point.scale.low:.3g} to {point.scale.high:.3g}" if point.scale else "",
+        )
+        for point in noise.points
+    )
+    table = Table(
+        id="noise-data",
+        caption="Gradient noise along a short training",
+        columns=(
+            Column("step", "steps done"),
+            Column("gradient", "squared gradient norm"),
+            Column("noise", "noise of one sample"),
+            Column("scale", "noise scale, samples"),
+            Column("range", "two standard errors"),
+        ),
+        rows=rows,
+    )
+    return Section(
+        id="noise",
+        title="Gradient noise",
+        lead=f"The noise scale is {noise.words}: far larger global batches mostly spend more "
+        "samples on the same progress (McCandlish et al. 2018, arXiv:1812.06162). From "
+        f"{noise.repeats} gradients over {noise.big_batch} samples at each point.",
+        parts=(table,),
+    )
