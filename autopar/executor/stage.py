@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -12,15 +12,13 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
-from torch.utils.checkpoint import checkpoint
 
 from autopar.executor.clock import Recorder
-from autopar.executor.dropout import DropoutOff
-from autopar.executor.random_state import RandomState
+from autopar.executor.recompute import Mode, Recompute, cover, segments
 from autopar.executor.tape import Section, Tape, Values
 from autopar.plans import Stage
 from autopar.trace import Fragment, TracedTask, extract
-from autopar.trace.cleanup import is_random, mutated_attributes
+from autopar.trace.cleanup import mutated_attributes
 
 
 def move_to(
@@ -111,16 +109,18 @@ class StageProgram:
         self.index = index
         self.exports = fragment.exports
         self.parameters = fragment.parameters
-        self._recorder = recorder
-        self._dropout = True
+        self._recompute = Recompute(index, device, recorder)
         pieces = _pieces(stage)
         self.units = [
             Unit(
                 fragment if len(pieces) == 1 else extract(traced, piece.first, piece.stop),
-                [(extract(traced, *span), again) for *span, again in _segments(stage, piece)]
-                if stage.recompute
+                [
+                    (extract(traced, first, stop), mode)
+                    for first, stop, mode in segments(stage, piece.first, piece.stop)
+                ]
+                if stage.recompute or stage.selective
                 else None,
-                self._checkpointed,
+                self._recompute,
                 gathered=piece.gathered,
             )
             for piece in pieces
@@ -130,7 +130,6 @@ class StageProgram:
             move_to(module, device, moved, weights=move_weights)
             if splits:
                 separate_uses(module)
-        self._device = device
         self._differentiable = traced.needs_gradient
         self._gradient_imports = [op for op in fragment.imports if op in self._differentiable]
 
@@ -147,18 +146,9 @@ class StageProgram:
             for name in sorted(mutated_attributes(module))
         }
 
-    @contextmanager
-    def without_dropout(self) -> Iterator[None]:
-        """Within it dropout is off, recomputation included.
-
-        Backward calls recomputation outside of any function mode, so it enters its own.
-        """
-        self._dropout = False
-        try:
-            with DropoutOff():
-                yield
-        finally:
-            self._dropout = True
+    def without_dropout(self) -> AbstractContextManager[None]:
+        """Within it dropout is off, recomputation included."""
+        return self._recompute.without_dropout()
 
     def forward(
         self, leaves: Sequence[torch.Tensor], imports: dict[int, torch.Tensor], microbatch: int
@@ -180,35 +170,6 @@ class StageProgram:
             values.update(zip(unit.exports, unit(microbatch, *arguments), strict=True))
         return {op: values[op] for op in self.exports}
 
-    def _checkpointed(self, module: GraphModule, microbatch: int) -> Callable[..., Any]:
-        first = True
-
-        def body(*arguments: torch.Tensor) -> Any:
-            nonlocal first
-            if first:
-                first = False
-                return module(*arguments)
-            return self._again(module, arguments, microbatch)
-
-        return lambda *arguments: checkpoint(
-            body, *arguments, use_reentrant=False, preserve_rng_state=_is_random(module)
-        )
-
-    def _again(
-        self, module: GraphModule, arguments: Sequence[torch.Tensor], microbatch: int
-    ) -> Any:
-        """Run a segment a second time: as the first time, but buffers stay as they are."""
-        start = self._recorder.mark()
-        buffers = [module.get_buffer(name) for name in mutated_attributes(module)]
-        kept = [buffer.clone() for buffer in buffers]
-        try:
-            with contextlib.nullcontext() if self._dropout else DropoutOff():
-                return module(*arguments)
-        finally:
-            for buffer, old in zip(buffers, kept, strict=True):
-                buffer.data.copy_(old)  # .data: autograd may have saved the buffer
-            self._recorder.add("recompute", start, stage=self.index, microbatch=microbatch)
-
     def keep(
         self, leaves: Sequence[torch.Tensor], imports: Values, microbatch: int
     ) -> tuple[Values, Tape]:
@@ -227,8 +188,8 @@ class StageProgram:
         sections = []
         for unit in self.units:
             with unit.around():
-                for segment, again in unit.segments:
-                    section = self._section(segment, again, leaves, values, microbatch)
+                for segment, mode in unit.segments:
+                    section = self._section(segment, mode, leaves, values, microbatch)
                     section.around = unit.around
                     sections.append(section)
         return {op: values[op] for op in self.exports}, Tape(sections, self._gradient_imports)
@@ -236,7 +197,7 @@ class StageProgram:
     def _section(
         self,
         segment: Fragment,
-        again: bool,
+        mode: Mode,
         leaves: Sequence[torch.Tensor],
         values: Values,
         microbatch: int,
@@ -248,24 +209,17 @@ class StageProgram:
         }
         arguments = [leaves[i] for i in segment.batch_leaves]
         arguments += [read[op] for op in segment.imports]
-        module = segment.module
-        state = RandomState(self._device) if again and _is_random(module) else None
-        with torch.set_grad_enabled(not again):
-            outputs = dict(zip(segment.exports, module(*arguments), strict=True))
+        again = None
+        if mode == "none":
+            made = segment.module(*arguments)
+        else:
+            made, repeat = self._recompute.forget(segment.module, mode, microbatch, arguments)
+            again = lambda: dict(zip(segment.exports, repeat(), strict=True))  # noqa: E731
+        outputs = dict(zip(segment.exports, made, strict=True))
         values.update((op, output.detach()) for op, output in outputs.items())
-
-        def repeat() -> Values:
-            with contextlib.nullcontext() if state is None else state.restored():
-                found = self._again(module, arguments, microbatch)
-            return dict(zip(segment.exports, found, strict=True))
-
         return Section(
-            fragment=segment, leaves=read, outputs=None if again else outputs, again=repeat
+            fragment=segment, leaves=read, outputs={} if again else outputs, again=again
         )
-
-
-def _is_random(module: GraphModule) -> bool:
-    return any(is_random(node) for node in module.graph.nodes)
 
 
 class Unit(torch.nn.Module):
@@ -273,8 +227,8 @@ class Unit(torch.nn.Module):
 
     Args:
         fragment: All ops of the unit.
-        segments: The same ops in runs, each recomputed or not; ``None``: one run, not recomputed.
-        checkpointed: ``(module, microbatch) -> callable`` that recomputes a module.
+        segments: The same ops in runs; ``None``: one run, not recomputed.
+        recompute: Runs them.
         gathered: False for ops between the units of the plan.
 
     Attributes:
@@ -284,8 +238,8 @@ class Unit(torch.nn.Module):
     def __init__(
         self,
         fragment: Fragment,
-        segments: Sequence[tuple[Fragment, bool]] | None,
-        checkpointed: Callable[[GraphModule, int], Callable[..., Any]],
+        segments: Sequence[tuple[Fragment, Mode]] | None,
+        recompute: Recompute,
         *,
         gathered: bool,
     ) -> None:
@@ -294,9 +248,10 @@ class Unit(torch.nn.Module):
         self.imports = fragment.imports
         self.exports = fragment.exports
         self.gathered = gathered
-        self.segments = tuple(segments or [(fragment, False)])
+        whole: list[tuple[Fragment, Mode]] = [(fragment, "none")]
+        self.segments = tuple(segments or whole)
         self._graphs = torch.nn.ModuleList(segment.module for segment, _ in self.segments)
-        self._checkpointed = checkpointed
+        self._recompute = recompute
         self.around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     @property
@@ -312,23 +267,17 @@ class Unit(torch.nn.Module):
             arguments: Batch leaves and imports.
         """
         if len(self.segments) == 1:
-            return self._run(*self.segments[0], microbatch, arguments)
+            segment, mode = self.segments[0]
+            return self._recompute.run(segment.module, mode, microbatch, arguments)
         count = len(self.batch_leaves)
         leaves = dict(zip(self.batch_leaves, arguments, strict=False))
         values = dict(zip(self.imports, arguments[count:], strict=True))
-        for segment, again in self.segments:
+        for segment, mode in self.segments:
             own = [leaves[i] for i in segment.batch_leaves]
             own += [values[op] for op in segment.imports]
-            made = self._run(segment, again, microbatch, own)
+            made = self._recompute.run(segment.module, mode, microbatch, own)
             values.update(zip(segment.exports, made, strict=True))
         return tuple(values[op] for op in self.exports)
-
-    def _run(
-        self, segment: Fragment, again: bool, microbatch: int, arguments: Sequence[torch.Tensor]
-    ) -> Any:
-        if again:
-            return self._checkpointed(segment.module, microbatch)(*arguments)
-        return segment.module(*arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,31 +291,8 @@ class _Piece:
 
 def _pieces(stage: Stage) -> list[_Piece]:
     """The units of a stage and what lies between; without units the stage is one."""
-    units = stage.units or ((stage.first_op, stage.stop_op),)
+    units = [(*pair, True) for pair in stage.units or ((stage.first_op, stage.stop_op),)]
     return [
         _Piece(first=first, stop=stop, gathered=inside)
-        for first, stop, inside in _cover(stage.first_op, stage.stop_op, units)
+        for first, stop, inside in cover(stage.first_op, stage.stop_op, units, False)
     ]
-
-
-def _segments(stage: Stage, piece: _Piece) -> list[tuple[int, int, bool]]:
-    """``(first, stop, recomputed)`` covering a piece of the stage."""
-    ranges = [(max(a, piece.first), min(b, piece.stop)) for a, b in stage.recompute]
-    return _cover(piece.first, piece.stop, [(a, b) for a, b in ranges if a < b])
-
-
-def _cover(
-    first: int, stop: int, ranges: Iterable[tuple[int, int]]
-) -> list[tuple[int, int, bool]]:
-    """``(first, stop, inside)`` of disjoint ranges and the gaps between them."""
-    result = []
-    place = first
-    for start, end in sorted(ranges):
-        if place < start:
-            result.append((place, start, False))
-        if start < end:
-            result.append((start, end, True))
-        place = end
-    if place < stop:
-        result.append((place, stop, False))
-    return result

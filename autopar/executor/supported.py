@@ -34,8 +34,6 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
             yield f"{axis}={degree}", again
     if plan.offload:
         yield "optimizer state in host memory", again
-    if any(stage.selective for stage in plan.stages):
-        yield "selective recompute", again
     if plan.batch_shares and plan.mesh.ep > 1:
         yield f"batch_shares with ep={plan.mesh.ep}", "remove batch_shares, or use ep 1"
     if plan.precision not in PRECISIONS:

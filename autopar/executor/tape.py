@@ -27,15 +27,15 @@ class Section:
     Attributes:
         fragment: The segment.
         leaves: Op index -> what it read of the op, a leaf of its graph.
-        outputs: Op index -> what it made; ``None`` until it is computed again.
-        again: Computes the outputs again, with a graph.
+        outputs: Op index -> what it made; empty when it is computed again.
+        again: Computes the outputs again, with a graph; ``None`` when they are kept.
         around: Context in which weights are there.
     """
 
     fragment: Fragment
     leaves: Values
-    outputs: Values | None
-    again: Callable[[], Values]
+    outputs: Values
+    again: Callable[[], Values] | None
     around: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
@@ -91,7 +91,7 @@ class Tape:
             if not live:
                 continue
             with section.around():
-                outputs = section.again() if section.outputs is None else section.outputs
+                outputs = section.outputs if section.again is None else section.again()
                 live = [op for op in live if outputs[op].requires_grad]
                 read = {op: leaf for op, leaf in section.leaves.items() if leaf.requires_grad}
                 found, half = backward_input(

@@ -58,6 +58,16 @@ def count(
     return (correction(args, out) if correction is not None else stock), stock
 
 
+def is_product(kernel: Any) -> bool:
+    """True for a dispatched kernel that computes matrix products: one with FLOPs.
+
+    Args:
+        kernel: An ``OpOverload``.
+    """
+    packet = getattr(kernel, "overloadpacket", kernel)
+    return packet in flop_counter.flop_registry or packet in _CORRECTIONS
+
+
 def _convolution_backward(args: Sequence[Any], out: Any) -> float:
     """Gradients of a convolution, ``groups`` honoured.
 

@@ -51,6 +51,7 @@ def make_plan(
     stages: int | None = None,
     mesh: Mesh | None = None,
     recompute: dict[int, tuple[tuple[int, int], ...]] | None = None,
+    selective: dict[int, tuple[tuple[int, int], ...]] | None = None,
     shard: int = 1,
     units: int = 0,
     **changes: Any,
@@ -76,6 +77,7 @@ def make_plan(
                 stop_op=edges[s + 1],
                 pp=place(s, pp),
                 recompute=(recompute or {}).get(s, ()),
+                selective=(selective or {}).get(s, ()),
                 units=even_ranges(traced, edges[s], edges[s + 1], units),
             )
             for s in range(len(edges) - 1)
