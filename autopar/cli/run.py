@@ -161,6 +161,8 @@ def _show(console: Console, record: RunRecord, data: dict[str, Any]) -> None:
             f"weights {v.weight_rel:.1e} (bound {v.tolerance:.0e})",
             markup=False,
         )
+        if v.note:
+            console.print(v.note, markup=False)
     console.print(f"loss {record.losses[0]:.4g} -> {record.losses[-1]:.4g}", markup=False)
     console.print(f"report {data['report']}", markup=False)
 

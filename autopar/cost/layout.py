@@ -112,8 +112,10 @@ class Layout:
         """Why the replicas cannot synchronise as the mode says, else ``None``."""
         if self.sync == PLAIN:
             return None
-        element_bytes = self.model.sizes.gradient
-        return parse_sync(self.sync).check(self._sync_group, element_bytes=element_bytes)
+        sync, element_bytes = parse_sync(self.sync), self.model.sizes.gradient
+        return sync.check_mesh(self.mesh) or sync.check(
+            self._sync_group, element_bytes=element_bytes
+        )
 
     @property
     def _sync_group(self) -> SyncGroup:

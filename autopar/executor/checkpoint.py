@@ -5,6 +5,7 @@ parameter names, so that a pipeline can continue what replicas began and the oth
 
 - ``model.NAME``: parameters, and buffers that training writes;
 - ``optimizer.NAME.KEY``: optimizer state of a parameter;
+- ``sync.RANK.KEY``: what the sync mode keeps of one rank, read back under the same mode and mesh;
 - ``autopar.json``: step, seed, plan hash, task, global batch, learning rates, optimizer state
   that is no tensor. A scheduler is a function of the number of steps: it is brought to the step
   by stepping a fresh one, whatever parameter groups the new plan's ranks have.
@@ -20,7 +21,9 @@ import math
 import os
 import pickle
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -42,6 +45,9 @@ SCHEMA = "autopar.checkpoint"
 SCHEMA_VERSION = 1
 _NOTES = "autopar.json"
 _LATEST = "latest"
+_SYNC = "sync."
+Tensors = Mapping[str, torch.Tensor]
+NOTHING: Tensors = MappingProxyType({})
 
 
 class Checkpoints:
@@ -72,7 +78,10 @@ class Checkpoints:
         """
         servers = self._lowering.servers
         if servers is None:
-            return self._save_together(step)
+            synchroniser, rank = self._lowering.synchroniser, self._context.groups.rank
+            own = {f"{_SYNC}{rank}.{key}": t for key, t in synchroniser.state().items()}
+            with synchroniser.settled():
+                return self._save_together(step, own)
         if self._lowering.independent and dist.get_rank():
             return self._options.checkpoints / f"step-{step}"
         servers.settle()
@@ -91,7 +100,7 @@ class Checkpoints:
         self._complete(partial, folder, step, values)
         return folder
 
-    def _save_together(self, step: int) -> Path:
+    def _save_together(self, step: int, own: Tensors = NOTHING) -> Path:
         control = self._context.groups.control
         folder = self._options.checkpoints / f"step-{step}"
         partial = folder.with_name(folder.name + ".tmp")
@@ -100,7 +109,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
         dist.barrier(group=control)
         tensors, values = self._state()
-        save(tensors, checkpoint_id=partial, process_group=control)
+        save({**tensors, **own}, checkpoint_id=partial, process_group=control)
         everyones: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyones, values, group=control)
         if dist.get_rank() == 0:
@@ -124,6 +133,8 @@ class Checkpoints:
             "global_batch": plan.global_batch,
             "plan": plan.hash,
             "plan_name": plan.name,
+            "sync": plan.sync,
+            "mesh": plan.mesh.to_dict(),
             "task": plan.task.name,
             "fingerprint": plan.task.fingerprint,
             "optimizer_values": values,
@@ -162,9 +173,15 @@ class Checkpoints:
         reader = SafeReader(folder)
         stored = reader.read_metadata().state_dict_metadata
         target = self._targets(folder, stored)
-        load(target, storage_reader=reader, process_group=self._context.groups.control)
+        own = self._own_targets(folder, stored, notes)
+        load({**target, **own}, storage_reader=reader, process_group=self._context.groups.control)
         self._take_parts(target)
         self._fill_optimizer(target, notes["optimizer_values"])
+        if own:
+            prefix = f"{_SYNC}{self._context.groups.rank}."
+            self._lowering.synchroniser.load_state(
+                {key.removeprefix(prefix): tensor for key, tensor in own.items()}
+            )
         step = int(notes["step"])
         self._resume_scheduler(folder, step, notes.get("learning_rates"))
         return step
@@ -197,6 +214,31 @@ class Checkpoints:
                     f"{key} was {notes[key]} when {folder.name} was saved and is {now} now: "
                     "the run goes on with other samples than an uninterrupted one"
                 )
+
+    def _own_targets(
+        self, folder: Path, stored: dict[str, Any], notes: dict[str, Any]
+    ) -> dict[str, torch.Tensor]:
+        """Empty tensors for what the sync mode kept of this rank, if it is the same mode now."""
+        plan = self._context.plan
+        if not any(key.startswith(_SYNC) for key in stored):
+            return {}
+        if (notes.get("sync"), notes.get("mesh")) != (plan.sync, plan.mesh.to_dict()):
+            self._context.warnings.append(
+                f"{folder.name} was saved under '{notes.get('sync')}', perhaps on another mesh, "
+                f"and goes on under '{plan.sync}': from the mean weights of its replicas, without "
+                "what the mode remembered"
+            )
+            return {}
+        prefix = f"{_SYNC}{self._context.groups.rank}."
+        return {
+            key: torch.empty(
+                found.size,
+                dtype=found.properties.dtype,
+                device="cpu" if key.rpartition(".")[2] in _COUNTERS else self._context.device,
+            )
+            for key, found in stored.items()
+            if key.startswith(prefix)
+        }
 
     def _targets(self, folder: Path, stored: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Tensors to load into: own weights in place, empty ones for the optimizer's state."""

@@ -12,6 +12,7 @@ from autopar.executor.gradients import local
 
 if TYPE_CHECKING:
     from autopar.executor.lowering import Lowering
+    from autopar.executor.mesh_groups import Group
 
 _EPSILON = 1e-6
 _NORM_BYTES = 8
@@ -23,7 +24,8 @@ def clip(lowering: Lowering, max_norm: float) -> float:
     Each rank adds the squares of what it holds of the parameters it owns (a tied parameter has
     one owner), divided by the number of ranks that hold the same elements; their sum over the
     world is the square of the norm. Without cut or sharded weights the ranks of one pipeline are
-    enough. scale = min(1, max_norm / (norm + 1e-6)), as in ``torch.nn.utils.clip_grad_norm_``.
+    enough. Replicas that step on their own sum over their own ranks.
+    scale = min(1, max_norm / (norm + 1e-6)), as in ``torch.nn.utils.clip_grad_norm_``.
 
     Args:
         lowering: What is trained; collective over its ranks.
@@ -35,9 +37,10 @@ def clip(lowering: Lowering, max_norm: float) -> float:
     context = lowering.context
     groups, plan = context.groups, context.plan
     spread = plan.spreads_weights
-    group = groups.world if spread else groups.pipeline
+    alone = lowering.synchroniser.clip_group
+    group = alone or (groups.world if spread else groups.pipeline)
     square = torch.zeros(1, dtype=torch.float64)
-    for copies, gradients in _by_copies(lowering, spread).items():
+    for copies, gradients in _by_copies(lowering, group if spread else None).items():
         norm = torch.nn.utils.get_total_norm(gradients)
         square += norm.double().square().cpu() / copies
     square = square.to(context.device)
@@ -53,12 +56,15 @@ def clip(lowering: Lowering, max_norm: float) -> float:
     return norm_value
 
 
-def _by_copies(lowering: Lowering, spread: bool) -> dict[int, list[torch.Tensor]]:
-    """Owned gradients by the number of ranks in the group that hold the same elements."""
+def _by_copies(lowering: Lowering, group: Group | None) -> dict[int, list[torch.Tensor]]:
+    """Owned gradients by the number of ranks in a group that hold the same elements.
+
+    Without a group each is on one rank of its pipeline.
+    """
+    peers = group.size // lowering.context.plan.mesh.pp if group is not None else 1
     found: dict[int, list[torch.Tensor]] = {}
     for name, parameter in lowering.parameters.items():
         if name in lowering.owned and parameter.grad is not None:
-            peers = lowering.context.groups.peers.size
-            copies = peers // lowering.parts(name) if spread else 1
+            copies = peers // lowering.parts(name) if group is not None else 1
             found.setdefault(copies, []).append(local(parameter.grad))
     return found

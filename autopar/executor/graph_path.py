@@ -16,9 +16,8 @@ from autopar.executor.division.divide import divide, translated
 from autopar.executor.division.keeping import (
     is_expert,
     keep_parts,
-    sum_partial,
 )
-from autopar.executor.gradients import reduce_gradients
+from autopar.executor.gradients import reduce_gradients, size_bytes
 from autopar.executor.lowering import Context, Lowering, check_same_model
 from autopar.executor.mailbox import Channels, make_channels
 from autopar.executor.routes import Routes
@@ -56,7 +55,7 @@ class GraphLowering(Lowering):
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
         divided = divide(traced, context)
         keep_parts(divided, context.groups)
-        self.cuts, self._partial = divided.cuts, divided.partial
+        self.cuts, self.partial = divided.cuts, divided.partial
         traced, stages = divided.traced, translated(divided, plan.stages)
         fragments = [extract(traced, s.first_op, s.stop_op) for s in stages]
         self._check_fragments(fragments)
@@ -189,23 +188,28 @@ class GraphLowering(Lowering):
             self.synchroniser.reduce(self.parameters if sharding is None else sharding.whole)
             if sharding is not None:
                 sharding.after_reduction()
-            sum_partial(
-                self._partial,
-                self.parameters,
-                context.groups,
-                bucket_bytes=context.plan.bucket_bytes,
-                traffic=context.traffic,
-            )
-            for group, parameters in self._tied:
-                reduce_gradients(
-                    parameters,
-                    group,
-                    divide=False,
-                    bucket_bytes=context.plan.bucket_bytes,
-                    traffic=context.traffic,
-                )
+            self.sum_terms()
             self.synchroniser.share_buffers(list(self.buffers.values()))
         return loss
+
+    def sum_terms(self) -> None:
+        """Terms over axes of the division first, tied parameters last."""
+        super().sum_terms()
+        for group, parameters in self._tied:
+            reduce_gradients(
+                parameters,
+                group,
+                divide=False,
+                bucket_bytes=self.context.plan.bucket_bytes,
+                traffic=self.context.traffic,
+            )
+
+    def share_tied(self) -> None:
+        """Give every stage the first one's copy."""
+        for group, parameters in self._tied:
+            for parameter in parameters:
+                dist.broadcast(parameter.data, src=group.ranks[0], group=group.handle)
+                self.context.traffic.broadcast(size_bytes([parameter]), group.size, group.position)
 
 
 def model_buffers(programs: Iterable[StageProgram]) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from autopar.core.errors import InputError
 from autopar.executor.clipping import clip
 from autopar.executor.clock import Recorder
 from autopar.executor.data import Microbatch, ReplicaData
+from autopar.executor.division.keeping import sum_partial
 from autopar.executor.dropout import DropoutOff
 from autopar.executor.holding import Cut
 from autopar.executor.learning_rate import make_scheduler
@@ -50,6 +51,7 @@ class Context:
         store: Where ranks find each other; needed with parameter servers.
         link: The parameter server beside this rank and the token of the run, for plans with
             servers.
+        node_size: Ranks on a node.
         warnings: What was skipped or assumed; ends in the run record.
     """
 
@@ -62,6 +64,7 @@ class Context:
     traffic: Traffic
     store: Store | None = None
     link: ServerLink | None = None
+    node_size: int = 1
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -79,12 +82,14 @@ class Lowering(abc.ABC):
         owned: Names of parameters and buffers of which this pipeline rank is the canonical
             owner (the lowest one that holds them).
         cuts: Name -> which part of the model's own tensor this rank holds; whole if absent.
+        partial: Axis -> names of parameters whose gradient is a term over that axis.
     """
 
     parameters: dict[str, torch.nn.Parameter]
     buffers: dict[str, torch.Tensor]
     owned: frozenset[str]
     cuts: Mapping[str, tuple[Cut, ...]] = MappingProxyType({})
+    partial: Mapping[str, frozenset[str]] = MappingProxyType({})
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -118,6 +123,21 @@ class Lowering(abc.ABC):
         return loss_weights(
             context.plan, context.task, context.groups, microbatches, context.traffic
         )
+
+    def sum_terms(self) -> None:
+        """Make whole gradients of those that are terms over ranks of one replica (collective)."""
+        if self.partial:
+            sum_partial(
+                self.partial,
+                self.parameters,
+                self.context.groups,
+                bucket_bytes=self.context.plan.bucket_bytes,
+                traffic=self.context.traffic,
+            )
+
+    def share_tied(self) -> None:
+        """Make copies of a parameter in several stages the same again (collective)."""
+        return
 
     def without_dropout(self) -> AbstractContextManager[Any]:
         """A context in which :meth:`gradients` runs with dropout off."""

@@ -10,11 +10,7 @@ import torch
 
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
-from autopar.executor.division.keeping import (
-    is_expert,
-    keep_parts,
-    sum_partial,
-)
+from autopar.executor.division.keeping import is_expert, keep_parts
 from autopar.executor.graph_path import BatchFlattener, model_buffers
 from autopar.executor.lowering import check_same_model
 from autopar.executor.module_path import ModuleLowering, Whole
@@ -70,7 +66,7 @@ class OneStageLowering(ModuleLowering):
         divided = divide(traced, context)
         keep_parts(divided, context.groups)
         model.to(context.device)
-        self.cuts, self._partial = divided.cuts, divided.partial
+        self.cuts, self.partial = divided.cuts, divided.partial
         (stage,) = translated(divided, plan.stages)
         whole = extract(divided.traced, stage.first_op, stage.stop_op)
         self._program = StageProgram(
@@ -96,20 +92,13 @@ class OneStageLowering(ModuleLowering):
         terms over an axis are summed over it.
         """
         loss = super().gradients(microbatches)
-        context = self.context
-        if self._experts or self._partial:
-            with context.recorder.span("sync"):
+        if self._experts or self.partial:
+            with self.context.recorder.span("sync"):
                 if self.synchroniser.in_backward:  # else it had all parameters already
                     self.synchroniser.reduce(
                         {n: self.parameters[n] for n in sorted(self._experts)}
                     )
-                sum_partial(
-                    self._partial,
-                    self.parameters,
-                    context.groups,
-                    bucket_bytes=context.plan.bucket_bytes,
-                    traffic=context.traffic,
-                )
+                self.sum_terms()
         return loss
 
     def without_dropout(self) -> AbstractContextManager[Any]:

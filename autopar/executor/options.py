@@ -35,6 +35,8 @@ class RunOptions:
         nnodes: Hosts; start the same command on each.
         node_rank: Which of them this is.
         rdzv_endpoint: ``host:port`` of the first host, needed with several hosts.
+        node_size: Ranks that count as one node of hierarchical averaging; those of this host by
+            default.
         local_ranks: Ranks on this host, an equal share of the plan's by default.
         device: ``cpu`` or ``cuda``; ``auto`` takes CUDA where every local rank can have one.
         timeout_s: How long a collective may take before the run is given up.
@@ -59,6 +61,7 @@ class RunOptions:
     nnodes: int = 1
     node_rank: int = 0
     rdzv_endpoint: str | None = None
+    node_size: int | None = None
     local_ranks: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     timeout_s: float = 300.0
@@ -118,6 +121,8 @@ def _check_numbers(options: RunOptions) -> None:
     for key in ("tolerance", "timeout_s"):
         if not getattr(options, key) > 0:
             raise InputError(f"run option {key}={getattr(options, key)!r} must be positive")
+    if options.node_size is not None and options.node_size < 1:
+        raise InputError(f"run option node_size={options.node_size!r} must be 1 or more")
     if options.clip_norm is not None and not options.clip_norm > 0:
         raise InputError(f"run option clip_norm={options.clip_norm!r} must be positive")
     if options.node_rank >= options.nnodes:

@@ -88,7 +88,7 @@ def run_session(
         data_split=options.data_split or plan.data_split,
         clip_norm=options.clip_norm if options.clip_norm is not None else plan.clip_norm,
     )
-    context = make_context(plan, task, device, store, link)
+    context = make_context(plan, task, device, store, link, options.node_size)
     context.warnings.extend(warnings)
     memory = PeakMemory(device)
     progress.phase(f"building {plan.name} on {plan.world_size} x {device.type}")
@@ -127,6 +127,7 @@ def make_context(
     device: torch.device,
     store: Store | None = None,
     link: ServerLink | None = None,
+    node_size: int | None = None,
 ) -> Context:
     """Everything the parts of a run share."""
     return Context(
@@ -145,6 +146,7 @@ def make_context(
         traffic=Traffic(),
         store=store,
         link=link,
+        node_size=node_size or plan.world_size,
     )
 
 
@@ -220,7 +222,7 @@ def _record(
     outcome: VerifyResult | None,
     peak_bytes: float,
 ) -> RunRecord:
-    """Gather every rank's figures; the step of median time stands for all."""
+    """Gather every rank's figures; the step of median time stands for all, bytes are means."""
     order = sorted(range(len(found.kept)), key=lambda i: found.kept[i][0])
     typical_s, own_s, spans, _ = found.kept[order[(len(order) - 1) // 2]]
     sent = found.sent_bytes / options.steps

@@ -8,7 +8,7 @@ from autopar.core.errors import InputError
 from autopar.executor.server.encoding import ENCODINGS
 from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
-from autopar.sync import SyncGroup
+from autopar.sync import SyncGroup, parse_sync
 
 AXES = ("dp_replicate", "dp_shard", "pp", "cp", "ep")
 PRECISIONS = ("float32",)
@@ -42,19 +42,21 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _sync_refusals(plan: Plan) -> Iterator[tuple[str, str]]:
+    """The mode's own reasons; nodes are known only when the ranks have met."""
     if plan.sync == "all_reduce":
         return
-    sync = server_sync(plan)
-    if sync is None:
-        yield f"sync mode '{plan.sync}'", "plan again with --sync all_reduce"
-        return
-    if not plan.mesh.fits(("dp_replicate",)):
-        yield f"sync mode '{plan.sync}' on more than replicas", "use a mesh of dp_replicate only"
-    if sync.compression.name not in ENCODINGS:
+    sync, mesh = parse_sync(plan.sync), plan.mesh
+    ranks = mesh.replicas * mesh.cp
+    problem = sync.check_mesh(mesh)
+    if problem is None and not sync.mode.counts_nodes:
+        problem = sync.check(SyncGroup(ranks=ranks))
+    if problem is not None:
+        yield (
+            f"sync mode '{plan.sync}': {problem}",
+            "plan again with --sync all_reduce, or for another mesh",
+        )
+    if server_sync(plan) is not None and sync.compression.name not in ENCODINGS:
         yield (
             f"compression '{sync.compression.name}' of what is pushed to a server",
             f"use one of {', '.join(ENCODINGS)}",
         )
-    problem = sync.check(SyncGroup(ranks=plan.mesh.dp_replicate))
-    if problem is not None:
-        yield f"sync mode '{plan.sync}': {problem}", "use fewer servers or more replicas"

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -156,6 +156,7 @@ def work(
         one_host=options.nnodes == 1,
     )
     progress = ProgressWriter(options.out / FILE_NAME if seat.rank == 0 else None)
+    options = replace(options, node_size=options.node_size or seat.local_world)
     record = run_session(plan, task, options, device, progress, warnings, store, link)
     if independent(plan, options):
         record.save(options.out)  # every rank, as any may have been lost; they are all the same

@@ -23,12 +23,14 @@ class VerifyResult:
     """One step of the plan against the eager model in one process.
 
     Attributes:
-        passed: All three within ``tolerance``.
+        passed: All within ``tolerance``, gradients within ``grad_tolerance``.
         loss_rel: |loss - reference| / |reference|.
         grad_rel: Norm of the gradient difference over the reference norm.
         weight_rel: The same for the weights after the optimizer step.
         buffer_rel: The same for buffers (BatchNorm statistics).
         tolerance: Bound used.
+        grad_tolerance: That of gradients, where a compression may round them; else ``tolerance``.
+        note: What was compared, for sync modes that are not exact.
     """
 
     passed: bool
@@ -37,6 +39,8 @@ class VerifyResult:
     weight_rel: float
     buffer_rel: float
     tolerance: float
+    grad_tolerance: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

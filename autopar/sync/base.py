@@ -198,6 +198,14 @@ class AbstractCompression(Choice):
         """Bytes of the error that is fed back and of whole encoded payloads."""
         return 0.0
 
+    def error_bound(self, ranks: int) -> float | None:
+        """Largest rounding of a mean, relative to the root mean square norm of its terms.
+
+        Holds for any terms that the encoding can represent. ``None`` when a single mean has no
+        bound and what is left out is fed back instead.
+        """
+        return None
+
     def check(self, payload: Payload) -> str | None:
         """Why it cannot be used on this payload, else ``None``."""
         return None
@@ -209,6 +217,10 @@ class AbstractSyncMode(Choice):
     semantics: ClassVar[Semantics]
     shardable: ClassVar[bool] = False
     """True when ZeRO may share out states, gradients or weights among the same ranks."""
+    axes: ClassVar[tuple[str, ...]] = ("dp_replicate",)
+    """Mesh axes it works with; ``dp_shard`` follows from :attr:`shardable`."""
+    counts_nodes: ClassVar[bool] = False
+    """True when :meth:`check` looks at the nodes of a group."""
 
     @abstractmethod
     def messages(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from autopar.core.errors import InputError
 from autopar.core.estimate import Estimate
 from autopar.core.registry import Registry
+from autopar.plans.mesh import Mesh
 from autopar.sync.base import (
     ONE,
     AbstractCompression,
@@ -63,6 +64,23 @@ class Sync:
     def shardable(self) -> bool:
         """True when ZeRO may share out states, gradients or weights among the same ranks."""
         return self.mode.shardable and self.compression.exact
+
+    def check_mesh(self, mesh: Mesh) -> str | None:
+        """Why ranks along the mesh's axes cannot synchronise this way, else ``None``."""
+        if mesh.dp_shard > 1 and not self.shardable:
+            return (
+                f"{self.name} keeps whole weights and states on each replica, "
+                f"dp_shard={mesh.dp_shard} shares them out"
+            )
+        for axis, degree in mesh.to_dict().items():
+            if degree > 1 and axis not in (*self.mode.axes, "dp_shard"):
+                return f"{self.mode.name} does not work with {axis}={degree}"
+        if mesh.ep > 1 and not self.compression.exact:
+            return (
+                f"{self.compression.name} takes one mean over all replicas, the experts of "
+                f"ep={mesh.ep} have groups of their own"
+            )
+        return None
 
     def check(self, group: SyncGroup, *, element_bytes: float = 4.0) -> str | None:
         """Why these ranks cannot synchronise this way, else ``None``."""

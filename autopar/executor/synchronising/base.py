@@ -40,6 +40,7 @@ class Synchroniser(abc.ABC):
     Attributes:
         done: Optimizer steps done, those before a resume included.
         stop: Steps that will be done when the run ends.
+        lowering: What is trained.
 
     Args:
         context: The run.
@@ -51,6 +52,7 @@ class Synchroniser(abc.ABC):
         self.sync = sync
         self.done = 0
         self.stop = 0
+        self.lowering: Lowering
 
     # while the lowering is built
 
@@ -65,7 +67,7 @@ class Synchroniser(abc.ABC):
 
     def attach(self, lowering: Lowering) -> None:
         """Take what is trained, with weights as at the start; forgets all state."""
-        self._lowering = lowering
+        self.lowering = lowering
         self.done = self.stop = 0
 
     def begin(self, done: int, stop: int) -> None:

@@ -17,6 +17,10 @@ SYNCHRONISERS: Registry[type[Synchroniser]] = Registry(
     "sync mode",
     {
         "all_reduce": Entry(f"{_HERE}.all_reduce:AllReduce", "mean gradient, every step"),
+        "local_sgd": Entry(f"{_HERE}.local:LocalSgd", "weights averaged periodically"),
+        "post_local_sgd": Entry(f"{_HERE}.post_local:PostLocalSgd", "one after the other"),
+        "hierarchical": Entry(f"{_HERE}.hierarchical:Hierarchical", "two levels"),
+        "diloco": Entry(f"{_HERE}.diloco:DiLoCo", "outer Nesterov momentum"),
         "ps_sync": Entry(f"{_HERE}.servers:BesideServers", "parameter servers"),
         "ps_stale": Entry(f"{_HERE}.servers:BesideServers", "parameter servers"),
         "ps_async": Entry(f"{_HERE}.servers:BesideServers", "parameter servers"),

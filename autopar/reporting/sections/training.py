@@ -35,6 +35,8 @@ def training_section(subject: Subject) -> Section | None:
 def _lead(verify: VerifyResult | None) -> str:
     if verify is None:
         return "This run was not compared with one process; --verify does that."
+    if verify.passed and verify.note:
+        return f"One step of the plan does what its sync mode promises. {verify.note}."
     if verify.passed:
         return "One step of the plan equals one step of the eager model in one process."
     return (
@@ -44,15 +46,16 @@ def _lead(verify: VerifyResult | None) -> str:
 
 def verify_table(verify: VerifyResult) -> Table:
     """Relative differences from one process, against the tolerance."""
+    gradients = verify.tolerance if verify.grad_tolerance is None else verify.grad_tolerance
     named = (
-        ("loss", verify.loss_rel),
-        ("gradients", verify.grad_rel),
-        ("weights after the step", verify.weight_rel),
-        ("buffers", verify.buffer_rel),
+        ("loss", verify.loss_rel, verify.tolerance),
+        ("gradients", verify.grad_rel, gradients),
+        ("weights after the step", verify.weight_rel, verify.tolerance),
+        ("buffers", verify.buffer_rel, verify.tolerance),
     )
     rows = tuple(
-        (name, value, verify.tolerance, "within" if value <= verify.tolerance else "OUTSIDE")
-        for name, value in named
+        (name, value, allowed, "within" if value <= allowed else "OUTSIDE")
+        for name, value, allowed in named
     )
     return Table(
         id="verify-data",

@@ -22,6 +22,7 @@ class _Half(AbstractCompression):
     """One all-reduce of two bytes per element."""
 
     literature: ClassVar[Literature | None] = LITERATURE
+    significand_bits: ClassVar[int]
 
     def encoded_bytes(self, payload: Payload) -> float:
         """``2 E`` for ``E`` elements."""
@@ -30,6 +31,10 @@ class _Half(AbstractCompression):
     def sum_messages(self, payload: Payload, ranks: int) -> tuple[Message, ...]:
         """An all-reduce in 16 bits, bucket by bucket beside backward."""
         return (all_reduce(self.encoded_bytes(payload), ranks, "backward"),)
+
+    def error_bound(self, ranks: int) -> float | None:
+        """One rounding per term and per addition, ``n 2^-bits``; not for subnormal terms."""
+        return ranks * 2.0**-self.significand_bits
 
     def streamed_bytes(self, payload: Payload, ranks: int) -> float:
         """Read, rounded, written; and back."""
@@ -47,6 +52,7 @@ class Float16(_Half):
     """IEEE half precision: 11 bits of significand, overflows at 65504."""
 
     name: ClassVar[str] = "fp16"
+    significand_bits: ClassVar[int] = 11
 
 
 @dataclass(frozen=True)
@@ -54,3 +60,4 @@ class BFloat16(_Half):
     """bfloat16: 8 bits of significand, the range of float32."""
 
     name: ClassVar[str] = "bf16"
+    significand_bits: ClassVar[int] = 8

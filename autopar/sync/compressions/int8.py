@@ -13,6 +13,8 @@ BLOCK_ELEMENTS = 256
 """Elements that share a float32 scale."""
 
 SCALE_BYTES = 4.0
+LEVELS = 127.0
+"""Largest number; the largest element of a block gets it."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Int8(AbstractCompression):
         """All-to-all and all-gather of the encoded bytes after backward."""
         size = self.encoded_bytes(payload)
         return (all_to_all(size, ranks), all_gather(size, ranks))
+
+    def error_bound(self, ranks: int) -> float | None:
+        """Half a level of each block's largest element, in both phases: ``2 sqrt(256) / 254``."""
+        return 2.0 * math.sqrt(BLOCK_ELEMENTS) / (2.0 * LEVELS)
 
     def streamed_bytes(self, payload: Payload, ranks: int) -> float:
         """Encode all, decode and add one share of each rank, encode the sum, decode all."""

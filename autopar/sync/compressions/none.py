@@ -24,6 +24,10 @@ class NoCompression(AbstractCompression):
         """An all-reduce, bucket by bucket beside backward."""
         return (all_reduce(payload.size_bytes, ranks, "backward"),)
 
+    def error_bound(self, ranks: int) -> float | None:
+        """Nothing is rounded."""
+        return 0.0
+
     def streamed_bytes(self, payload: Payload, ranks: int) -> float:
         """Nothing beside the collective's own work."""
         return 0.0

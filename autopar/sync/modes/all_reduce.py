@@ -22,6 +22,7 @@ class AllReduce(AbstractSyncMode):
     name: ClassVar[str] = "all_reduce"
     semantics: ClassVar[Semantics] = "exact"
     shardable: ClassVar[bool] = True
+    axes: ClassVar[tuple[str, ...]] = ("dp_replicate", "cp", "tp", "pp", "ep")
 
     def messages(
         self, payload: Payload, group: SyncGroup, compression: AbstractCompression

@@ -18,6 +18,7 @@ class Hierarchical(LocalSgd):
     """
 
     name: ClassVar[str] = "hierarchical"
+    counts_nodes: ClassVar[bool] = True
     literature: ClassVar[Literature | None] = Literature(
         multiplier=assumed(1.0, 1.3, 3.0),
         citation="Lin et al. 2020, Don't Use Large Mini-Batches, Use Local SGD (arXiv:1808.07217),"

@@ -33,6 +33,7 @@ class LocalSgd(AbstractSyncMode):
 
     name: ClassVar[str] = "local_sgd"
     semantics: ClassVar[Semantics] = "periodic"
+    axes: ClassVar[tuple[str, ...]] = ("dp_replicate", "tp", "pp")
     options: ClassVar[tuple[Option, ...]] = (PERIOD,)
     literature: ClassVar[Literature | None] = Literature(
         multiplier=assumed(1.0, 1.3, 3.0),

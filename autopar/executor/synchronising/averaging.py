@@ -1,0 +1,108 @@
+"""Means of named tensors through a reducer, bucket by bucket or all at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from autopar.core.registry import Entry, Registry
+from autopar.executor.mesh_groups import Group
+from autopar.executor.synchronising.reducers.base import Layout, Reducer
+
+if TYPE_CHECKING:
+    from autopar.executor.lowering import Context, Lowering
+
+_HERE = "autopar.executor.synchronising.reducers"
+_IN_FLIGHT = 2
+
+REDUCERS: Registry[type[Reducer]] = Registry(
+    "compression",
+    {
+        "none": Entry(f"{_HERE}.none:Plain", "as they are"),
+        "fp16": Entry(f"{_HERE}.half:Float16", "cast, one all-reduce"),
+        "bf16": Entry(f"{_HERE}.half:BFloat16", "cast, one all-reduce"),
+        "int8": Entry(f"{_HERE}.int8:Int8", "all-to-all, all-gather"),
+        "powersgd": Entry(f"{_HERE}.powersgd:PowerSgd", "two all-reduces of factors"),
+        "topk": Entry(f"{_HERE}.topk:TopK", "one all-gather of pairs"),
+    },
+)
+"""Runtime of a compression, by the names of :data:`autopar.sync.COMPRESSIONS`."""
+
+
+def make_reducer(context: Context, group: Group, compression: str | None = None) -> Reducer:
+    """A reducer over a group.
+
+    Args:
+        context: The run; its plan names the compression.
+        group: Ranks that take part.
+        compression: Another one, ``none``.
+    """
+    from autopar.sync import parse_sync
+
+    sync = parse_sync(context.plan.sync)
+    name = compression or sync.compression.name
+    kind = REDUCERS.load(name)
+    return kind(sync.compression, group, context.traffic, context.plan.seed)
+
+
+class Averager:
+    """Means of tensors of one rank over a reducer's group.
+
+    What several ranks of a replica hold alike (a norm's weight under tensor parallelism) is not
+    mixed with what they hold parts of, so that its copies stay alike when a compression rounds
+    an element by its neighbours.
+
+    Args:
+        reducer: How means are taken.
+        lowering: Whose tensors they are.
+    """
+
+    def __init__(self, reducer: Reducer, lowering: Lowering) -> None:
+        self.reducer = reducer
+        self._bucket_bytes = lowering.context.plan.bucket_bytes
+        partial = {name for names in lowering.partial.values() for name in names}
+        self._apart = frozenset() if reducer.alike else frozenset(lowering.cuts) | partial
+
+    @torch.no_grad()
+    def mean(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Means, in the shapes and dtypes given (collective).
+
+        Args:
+            tensors: Name -> tensor; the same names in the same order on every rank.
+        """
+        result: dict[str, torch.Tensor] = {}
+        flights: deque[tuple[torch.futures.Future[torch.Tensor], Layout]] = deque()
+
+        def land() -> None:
+            future, layout = flights.popleft()
+            for name, piece in layout.split(future.wait()).items():
+                result[name] = piece.view(tensors[name].shape).to(tensors[name].dtype)
+
+        for names in self._batches(tensors):
+            flat = torch.cat([tensors[name].detach().reshape(-1) for name in names])
+            layout = Layout(names=names, sizes=tuple(tensors[name].numel() for name in names))
+            if not self.reducer.any_dtype:
+                flat = flat.float()
+            flights.append((self.reducer.launch(flat, layout), layout))
+            if len(flights) == _IN_FLIGHT:
+                land()
+        while flights:
+            land()
+        return result
+
+    def _batches(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, ...]]:
+        """Names that are reduced together, last first as backward makes their gradients."""
+        open_: dict[object, tuple[list[str], int]] = {}
+        for name, tensor in reversed(list(tensors.items())):
+            key = (name in self._apart, tensor.dtype if self.reducer.any_dtype else None)
+            names, used = open_.pop(key, ([], 0))
+            own = tensor.numel() * tensor.element_size()
+            if names and self.reducer.streams and used + own > self._bucket_bytes:
+                yield tuple(names)
+                names, used = [], 0
+            open_[key] = ([*names, name], used + own)
+        for names, _ in open_.values():
+            yield tuple(names)
