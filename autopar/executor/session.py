@@ -191,13 +191,14 @@ def _train(
 
 
 def step_seed(context: Context, step: int) -> int:
-    """Dropout's seed: another one each step, replica and stage, the same again after a resume.
+    """Dropout's seed: another one each step, part of the data and stage; the same after a resume.
 
     Tensor parallel ranks of one replica and stage share it, as they compute some ops alike; ops
     that work on a rank's part draw apart on their own.
     """
     groups = context.groups
-    place = groups.replica * context.plan.mesh.pp + groups.pp
+    mesh = context.plan.mesh
+    place = (groups.replica * mesh.cp + groups.coordinates["cp"]) * mesh.pp + groups.pp
     mixed = (context.plan.seed * _STEP_STRIDE + step) * _RANK_STRIDE + place
     return mixed % 2**63
 

@@ -18,6 +18,8 @@ call                forward                  backward
 ``exchange``        all-to-all               all-to-all back
 ==================  =======================  =====================================
 
+On fake tensors they only give shapes, so that graphs with them can be rewritten again.
+
 All ranks of a group must call them in one order; ranks that run the same graph do, also when they
 recompute, as backward visits the same nodes in the same order.
 """
@@ -29,6 +31,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._subclasses.fake_tensor import FakeTensor
 
 from autopar.executor.mesh_groups import Group
 from autopar.executor.traffic import Traffic
@@ -100,7 +103,7 @@ class RawCollectives:
 
     def _reduced(self, tensor: torch.Tensor, op: Any) -> torch.Tensor:
         result = tensor.clone(memory_format=torch.contiguous_format)
-        if self._group.size > 1:
+        if self._sends(tensor):
             dist.all_reduce(result, op=op, group=self._group.handle)
             self._traffic.all_reduce(_size_bytes(result), self._group.size)
         return result
@@ -112,8 +115,9 @@ class RawCollectives:
             return tensor.clone()
         tensor = tensor.contiguous()
         parts = tensor.new_empty((count, *tensor.shape))
-        dist.all_gather(list(parts.unbind(0)), tensor, group=self._group.handle)
-        self._traffic.all_gather(_size_bytes(parts), count)
+        if self._sends(tensor):
+            dist.all_gather(list(parts.unbind(0)), tensor, group=self._group.handle)
+            self._traffic.all_gather(_size_bytes(parts), count)
         return torch.cat(parts.unbind(0), dim)
 
     def part(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
@@ -131,6 +135,8 @@ class RawCollectives:
         if count == 1:
             return tensor.clone()
         given = torch.stack(self._pieces(tensor, dim))
+        if not self._sends(tensor):
+            return given[0]
         self._traffic.reduce_scatter(_size_bytes(given), count)
         if dist.get_backend(self._group.handle) == "gloo":
             got = torch.empty_like(given)
@@ -147,9 +153,13 @@ class RawCollectives:
             return tensor.clone()
         given = torch.stack(self._pieces(tensor, split_dim))
         got = torch.empty_like(given)
-        dist.all_to_all_single(got, given, group=self._group.handle)
-        self._traffic.all_to_all(_size_bytes(given), count)
+        if self._sends(tensor):
+            dist.all_to_all_single(got, given, group=self._group.handle)
+            self._traffic.all_to_all(_size_bytes(given), count)
         return torch.cat(got.unbind(0), join_dim)
+
+    def _sends(self, tensor: torch.Tensor) -> bool:
+        return self._group.size > 1 and not isinstance(tensor, FakeTensor)
 
     def _pieces(self, tensor: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
         count = self._group.size
