@@ -10,7 +10,7 @@ from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
 from autopar.sync import SyncGroup, parse_sync
 
-AXES = ("dp_replicate", "dp_shard", "pp", "cp", "ep")
+AXES = ("dp_replicate", "dp_shard", "pp", "cp", "tp", "ep")
 PRECISIONS = ("float32",)
 
 

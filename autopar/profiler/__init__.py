@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopar.profiler.profile import ProfileOutcome, profile_task
+    from autopar.profiler.profile import ProfileOutcome, count_task, profile_task
 
-__all__ = ["ProfileOutcome", "profile_task"]
+__all__ = ["ProfileOutcome", "count_task", "profile_task"]
 
 
 def __getattr__(name: str) -> Any:

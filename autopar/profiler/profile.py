@@ -14,7 +14,7 @@ from autopar.core.io import content_hash
 from autopar.core.provenance import provenance
 from autopar.core.version import __version__
 from autopar.graph import GraphProfile
-from autopar.profiler.blocks import build_blocks
+from autopar.profiler.blocks import build_blocks, named_parameters
 from autopar.profiler.dataflow import CountedGraph, Progress, count
 from autopar.profiler.measure import Load, host_load, measure
 from autopar.profiler.optimizer import make_optimizer, optimizer_state
@@ -129,10 +129,32 @@ def _trace(task: Task, batch: int, warnings: list[str]) -> tuple[torch.nn.Module
     return model, traced
 
 
+def count_task(traced: TracedTask) -> GraphProfile:
+    """A counted profile of a traced task, not cut into blocks: what strategies look at.
+
+    Args:
+        traced: The task; its ops have the indices of the profile's.
+    """
+    graph = count(traced)
+    return _uncut(traced.task, traced.module, named_parameters(traced), traced, graph, "cpu")
+
+
 def _counted(
     task: Task, model: torch.nn.Module, traced: TracedTask, graph: CountedGraph, device: str
 ) -> GraphProfile:
     blocks, block_edges = build_blocks(traced, graph)
+    profile = _uncut(task, model, dict(model.named_parameters()), traced, graph, device)
+    return replace(profile, blocks=blocks, block_edges=block_edges)
+
+
+def _uncut(
+    task: Task,
+    model: torch.nn.Module,
+    parameters: dict[str, torch.nn.Parameter],
+    traced: TracedTask,
+    graph: CountedGraph,
+    device: str,
+) -> GraphProfile:
     batch = traced.batch
     leaves = [n.meta["val"] for n in traced.module.graph.nodes if n.op == "placeholder"]
     return GraphProfile(
@@ -142,14 +164,14 @@ def _counted(
         batch=batch,
         device=device,
         parameters={
-            name: (p.numel(), p.numel() * p.element_size()) for name, p in model.named_parameters()
+            name: (p.numel(), p.numel() * p.element_size()) for name, p in parameters.items()
         },
         buffer_bytes=float(sum(b.numel() * b.element_size() for b in model.buffers())),
         input_bytes=sum(t.numel() * t.element_size() for t in leaves) / batch,
         ops=graph.ops,
         edges=graph.edges,
-        blocks=blocks,
-        block_edges=block_edges,
+        blocks=(),
+        block_edges=(),
         optimizer=optimizer_state(task),
         uncounted=graph.uncounted,
         smallest_microbatch=_smallest_microbatch(traced),

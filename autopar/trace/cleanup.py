@@ -34,7 +34,7 @@ def is_random(node: Node) -> bool:
     """True when the call draws random numbers in training."""
     target = node.target
     if not isinstance(target, torch._ops.OpOverload):
-        return False
+        return bool(getattr(target, "draws_random_numbers", False))
     if target is torch.ops.aten.scaled_dot_product_attention.default:
         dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
         return bool(dropout)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from autopar.executor.division.math_rules import MATH_RULES, is_pointwise, pointwise
-from autopar.executor.division.parts import FinerSections, Part, Undividable
+from autopar.executor.division.math_rules import MATH_RULES, pointwise
+from autopar.executor.division.ops import is_elementwise
+from autopar.executor.division.parts import FinerSectionsError, Part, UndividableError
 from autopar.executor.division.products import (
     columns,
     embedding_columns,
@@ -65,7 +66,7 @@ def assign(
             sections.update(walk.finer)
             continue
         walk.check_weights()
-        lost = {c: "its parts end in no second product and no loss" for c in walk.unfinished()}
+        lost = dict.fromkeys(walk.unfinished(), "its parts end in no second product and no loss")
         lost.update(walk.conflicts)
         if not lost and not walk.bad_embeddings:
             return Assignment(
@@ -105,11 +106,11 @@ class _Walk:
             mine = self._origins(node)
             try:
                 step = self._step(index, site)
-            except FinerSections as error:
+            except FinerSectionsError as error:
                 step = None
                 if not self._refine(site, error, mine):
                     self._conflict(node, mine, f"{site.name} needs {error}")
-            except Undividable as error:
+            except UndividableError as error:
                 step = None
                 self._conflict(node, mine, str(error))
             if step is not None:
@@ -124,7 +125,7 @@ class _Walk:
             self.conflicts.setdefault(column, f"{node.name}: {why}")
         self.bad_embeddings |= {self.traced.index[node]} & self.embeddings
 
-    def _refine(self, site: Site, error: FinerSections, origins: frozenset[int]) -> bool:
+    def _refine(self, site: Site, error: FinerSectionsError, origins: frozenset[int]) -> bool:
         """Ask the columns of an operand for more sections; false if that was tried before."""
         operand = error.operand
         if not isinstance(operand, Node):
@@ -202,15 +203,15 @@ class _Walk:
         if site.region == "columns" and site.name in LOSSES:
             return _loss(site)
         if site.name == "embedding":
-            raise Undividable("an embedding of a part")
+            raise UndividableError("an embedding of a part")
         if site.name in ("log_softmax", "_log_softmax") and site.region == "columns":
             step = _classes(site)
             if step is not None:
                 return step
         rule = SHAPE_RULES.get(site.name) or MATH_RULES.get(site.name)
         if rule is None:
-            if not is_pointwise(site.node):
-                raise Undividable(f"{site.name} needs the whole")
+            if not is_elementwise(site.node):
+                raise UndividableError(f"{site.name} needs the whole")
             rule = pointwise
         return rule(site)
 
@@ -218,7 +219,7 @@ class _Walk:
         product = product_of(site.node)
         if index in self.chosen:
             if product is None:
-                raise Undividable(f"{site.name} computes its weight")
+                raise UndividableError(f"{site.name} computes its weight")
             width = site.shape[product.column_dim]
             return columns(
                 site,
@@ -243,7 +244,7 @@ def _classes(site: Site) -> Step | None:
     if wrap(int(dim), len(site.shape)) != part.dim:
         return None
     if len(part.sections) != 1:
-        raise Undividable("classes in several sections")
+        raise UndividableError("classes in several sections")
     return Step(out=part, kind="classes")
 
 
@@ -252,8 +253,7 @@ def _loss(site: Site) -> Step:
     logits, target = site.node.args[0], site.node.args[1]
     part = site.only(logits)
     if part.dim != (1 if len(shape_of(logits)) > 1 else 0) or len(part.sections) != 1:  # type: ignore[arg-type]
-        raise Undividable("a loss over the divided dimension")
+        raise UndividableError("a loss over the divided dimension")
     weighted = site.argument(2, "weight") is not None
     of_probabilities = isinstance(target, Node) and target.meta["val"].is_floating_point()
     return Step(out=None, kind="logits" if weighted or of_probabilities else "loss")
-

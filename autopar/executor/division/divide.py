@@ -9,6 +9,7 @@ from autopar.executor.division.collectives import Collectives
 from autopar.executor.division.context import divide_sequences
 from autopar.executor.division.editor import Divided, whole
 from autopar.executor.division.expert import divide_experts
+from autopar.executor.division.tensor import divide_columns
 from autopar.executor.lowering import Context
 from autopar.plans import Stage
 from autopar.trace import TracedTask
@@ -25,6 +26,13 @@ def divide(traced: TracedTask, context: Context) -> Divided:
         InputError: The graph cannot be divided so; names the op and why.
     """
     divided, groups = whole(traced), context.groups
+    if context.plan.mesh.tp > 1:
+        divided = divide_columns(
+            divided,
+            Collectives(groups.tp, context.traffic),
+            sequence_parallel=context.plan.sequence_parallel,
+            warnings=context.warnings,
+        )
     if context.plan.mesh.cp > 1:
         divided = divide_sequences(divided, Collectives(groups.cp, context.traffic))
     if context.plan.mesh.ep > 1:

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch.fx import Node
 
-from autopar.executor.division.parts import Part, Undividable
-from autopar.executor.division.shape_rules import Rule, first
+from autopar.executor.division.parts import Part, UndividableError
+from autopar.executor.division.shape_rules import Rule, first, for_each
 from autopar.executor.division.site import Site, Step, shape_of, wrap
 from autopar.trace.cleanup import mutates
-
-_ELEMENTWISE = frozenset(
-    "to _to_copy contiguous clone detach alias dropout feature_dropout where masked_fill "
-    "type_as lift_fresh_copy float half bfloat16 native_dropout".split()
-)
-
-
-def is_pointwise(node: Node) -> bool:
-    """True when each element of the result reads one element of each (broadcast) operand."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    name = target._schema.name.rpartition("::")[2]
-    return name.rstrip("_") in _ELEMENTWISE or torch.Tag.pointwise in target.tags
 
 
 def pointwise(site: Site) -> Step:
@@ -42,9 +27,11 @@ def pointwise(site: Site) -> Step:
             fine = max(parts.values(), key=lambda p: len(p.sections))
             if part.dim == known.dim and len(parts[coarse].sections) < len(fine.sections):
                 raise site.finer(coarse, fine.sections)
-            raise Undividable(f"{site.name} of operands that are divided in different ways")
+            raise UndividableError(f"{site.name} of operands that are divided in different ways")
         if site.shape[part.dim] != sum(part.sections):
-            raise Undividable(f"{site.name} broadcasts the divided dimension of {operand.name}")
+            raise UndividableError(
+                f"{site.name} broadcasts the divided dimension of {operand.name}"
+            )
     needs = {}
     for operand in site.operands():
         if operand in parts:
@@ -53,7 +40,7 @@ def pointwise(site: Site) -> Step:
         if spanning is not None:
             needs[operand] = spanning
     if mutates(site.node) and first(site) not in parts:
-        raise Undividable(f"{site.name} writes a part into a whole value")
+        raise UndividableError(f"{site.name} writes a part into a whole value")
     several = isinstance(site.node.meta.get("val"), list | tuple)
     return Step(out=(known,) * len(site.node.meta["val"]) if several else known, needs=needs)
 
@@ -72,7 +59,7 @@ def along(site: Site) -> Step:
     place = 2 if site.name == "topk" else 1
     dim = site.argument(place, "dim", -1)
     if not isinstance(dim, int) or wrap(dim, len(shape_of(source))) == part.dim:
-        raise Undividable(f"{site.name} along the divided dimension")
+        raise UndividableError(f"{site.name} along the divided dimension")
     value = site.node.meta["val"]
     return Step(out=(part,) * len(value) if isinstance(value, list | tuple) else part)
 
@@ -85,10 +72,10 @@ def reduction(site: Site) -> Step:
     if isinstance(dims, int):
         dims = [dims]
     if not isinstance(dims, Sequence) or not dims:
-        raise Undividable(f"{site.name} over all elements")
+        raise UndividableError(f"{site.name} over all elements")
     gone = {wrap(int(d), rank) for d in dims}
     if part.dim in gone:
-        raise Undividable(f"{site.name} over the divided dimension")
+        raise UndividableError(f"{site.name} over the divided dimension")
     if len(site.shape) == rank:
         return Step(out=part)
     return Step(out=part.at(part.dim - sum(d < part.dim for d in gone)))
@@ -99,7 +86,7 @@ def layer_norm(site: Site) -> Step:
     source = first(site)
     part = site.only(source)
     if part.dim >= len(shape_of(source)) - len(site.argument(1, "normalized_shape")):
-        raise Undividable(f"{site.name} over the divided dimension")
+        raise UndividableError(f"{site.name} over the divided dimension")
     value = site.node.meta["val"]
     return Step(out=(part,) * len(value) if isinstance(value, list | tuple) else part)
 
@@ -109,7 +96,7 @@ def batch_norm(site: Site) -> Step:
     source = first(site)
     part = site.only(source)
     if part.dim != 1:
-        raise Undividable("batch_norm over the divided dimension")
+        raise UndividableError("batch_norm over the divided dimension")
     needs = {n: part.at(0) for n in site.operands() if n is not source}
     value = site.node.meta["val"]
     several = isinstance(value, list | tuple)
@@ -121,7 +108,7 @@ def pool(site: Site) -> Step:
     """Pooling of whole channels; the spatial dimensions must be whole."""
     part = site.only(first(site))
     if part.dim > 1 or len(site.shape) < 3:
-        raise Undividable(f"{site.name} over the divided dimension")
+        raise UndividableError(f"{site.name} over the divided dimension")
     value = site.node.meta["val"]
     return Step(out=(part,) * len(value) if isinstance(value, list | tuple) else part)
 
@@ -134,20 +121,20 @@ def attention(site: Site) -> Step:
     assert isinstance(query, Node) and isinstance(key, Node) and isinstance(value, Node)
     part = site.part(query)
     if part is None or part.dim >= rank - 2:
-        raise Undividable("attention whose query is not divided by heads")
+        raise UndividableError("attention whose query is not divided by heads")
     needs: dict[Node, Part] = {}
     for operand in (key, value):
         own = site.part(operand)
         heads = shape_of(operand)[part.dim] if len(shape_of(operand)) == rank else 1
         if own is not None and own.dim != part.dim:
-            raise Undividable("attention whose keys are not divided by heads")
+            raise UndividableError("attention whose keys are not divided by heads")
         if heads == 1 and own is None:
             continue
         wanted = part if own is None else own
         if own is None and heads != shape_of(query)[part.dim]:
-            raise Undividable("attention whose groups of heads would be torn apart")
+            raise UndividableError("attention whose groups of heads would be torn apart")
         if len(wanted.sections) != len(part.sections):
-            raise Undividable("attention whose heads are divided in different ways")
+            raise UndividableError("attention whose heads are divided in different ways")
         needs[operand] = wanted
     if isinstance(mask, Node):
         spanning = spanning_part(mask, part, rank)
@@ -164,19 +151,19 @@ def batched_product(site: Site) -> Step:
     rank = len(site.shape)
     mine, theirs = site.part(left), site.part(right)
     if len(shape_of(left)) < 2 or len(shape_of(right)) < 2:
-        raise Undividable(f"{site.name} with a vector")
+        raise UndividableError(f"{site.name} with a vector")
     out = None
     for operand, part, own in ((left, mine, -2), (right, theirs, -1)):
         if part is None:
             continue
         size = len(shape_of(operand))
         if part.dim == size - 3 + (-own):  # the dimension that is summed
-            raise Undividable(f"{site.name} sums over the divided dimension")
+            raise UndividableError(f"{site.name} sums over the divided dimension")
         found = part.at(part.dim + rank - size)
         if out is not None and (found != out or found.dim >= rank - 2):
-            raise Undividable(f"{site.name} of operands that are divided in different ways")
+            raise UndividableError(f"{site.name} of operands that are divided in different ways")
         if site.shape[found.dim] != sum(part.sections):
-            raise Undividable(f"{site.name} broadcasts the divided dimension")
+            raise UndividableError(f"{site.name} broadcasts the divided dimension")
         out = found
     assert out is not None
     needs: dict[Node, Part] = {}
@@ -192,21 +179,19 @@ def batched_product(site: Site) -> Step:
     return Step(out=out, needs=needs)
 
 
+_POOLS = (
+    "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d"
+)
 MATH_RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        "softmax _softmax log_softmax _log_softmax cumsum cumprod topk sort argsort".split(), along
+    **for_each(
+        "softmax _softmax log_softmax _log_softmax cumsum cumprod topk sort argsort", along
     ),
-    **dict.fromkeys("mean sum amax amin var std logsumexp prod any all".split(), reduction),
-    **dict.fromkeys("layer_norm rms_norm native_layer_norm".split(), layer_norm),
-    **dict.fromkeys(
-        "batch_norm native_batch_norm _native_batch_norm_legit".split(), batch_norm
-    ),
-    **dict.fromkeys(
-        "max_pool1d max_pool2d max_pool3d max_pool2d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-        "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d".split(),
-        pool,
-    ),
+    **for_each("mean sum amax amin var std logsumexp prod any all", reduction),
+    **for_each("layer_norm rms_norm native_layer_norm", layer_norm),
+    **for_each("batch_norm native_batch_norm _native_batch_norm_legit", batch_norm),
+    **for_each(_POOLS, pool),
     "scaled_dot_product_attention": attention,
-    **dict.fromkeys("bmm matmul mm baddbmm addmm".split(), batched_product),
+    **for_each("bmm matmul mm baddbmm addmm", batched_product),
 }
 """Op name -> rule."""

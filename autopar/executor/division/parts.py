@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 Region = Literal["columns", "sequence"]
@@ -46,11 +47,11 @@ class Part:
         return Part(dim=self.dim, sections=tuple(sections), region=self.region)
 
 
-class Undividable(Exception):
+class UndividableError(Exception):
     """An op cannot work on parts; the message says why."""
 
 
-class FinerSections(Exception):
+class FinerSectionsError(Exception):
     """An op could work on parts if an operand's dimension had more sections.
 
     Attributes:
@@ -78,8 +79,8 @@ def reshaped(part: Part, before: Sequence[int], after: Sequence[int], count: int
         count: Ranks.
 
     Raises:
-        FinerSections: It would do with more sections.
-        Undividable: No dimension holds the part.
+        FinerSectionsError: It would do with more sections.
+        UndividableError: No dimension holds the part.
     """
     group_before, group_after = _groups(before, after, part.dim)
     outer = math.prod(before[d] for d in group_before if d < part.dim)
@@ -92,13 +93,12 @@ def reshaped(part: Part, before: Sequence[int], after: Sequence[int], count: int
     raise _finer(part, runs, [after[d] for d in group_after], inner, outer, before, after)
 
 
-def _groups(
-    before: Sequence[int], after: Sequence[int], dim: int
-) -> tuple[list[int], list[int]]:
+def _groups(before: Sequence[int], after: Sequence[int], dim: int) -> tuple[list[int], list[int]]:
     """The smallest groups of dimensions with equal products, of which one holds ``dim``."""
     i = j = 0
     while i < len(before) or j < len(after):
-        mine, theirs = [], []
+        mine: list[int] = []
+        theirs: list[int] = []
         left = right = 1
         while not mine or left != right or not theirs:
             if (left <= right or j >= len(after)) and i < len(before):
@@ -116,7 +116,7 @@ def _groups(
             j = len(after)
         if dim in mine:
             return mine, theirs
-    raise Undividable(f"view of {list(before)} as {list(after)}")
+    raise UndividableError(f"view of {list(before)} as {list(after)}")
 
 
 def _sections_of(
@@ -150,8 +150,8 @@ def _finer(
     total = sum(runs)
     step = total // lead if lead else 0
     if outer == 1 and len(runs) < lead and step and step % inner == 0:
-        return FinerSections([step // inner] * lead)
-    return Undividable(
+        return FinerSectionsError([step // inner] * lead)
+    return UndividableError(
         f"a view of {list(before)} as {list(after)} spreads the part of dimension {part.dim}"
     )
 
@@ -160,7 +160,7 @@ def pieces(part: Part, sizes: Sequence[int]) -> list[tuple[int, ...]]:
     """Sections in each of some consecutive pieces of the divided dimension.
 
     Raises:
-        FinerSections: A piece ends inside a section.
+        FinerSectionsError: A piece ends inside a section.
     """
     result: list[tuple[int, ...]] = []
     left = list(part.sections)
@@ -169,7 +169,7 @@ def pieces(part: Part, sizes: Sequence[int]) -> list[tuple[int, ...]]:
         while left and sum(mine) < size:
             mine.append(left.pop(0))
         if sum(mine) != size:
-            raise FinerSections(refined(part.sections, sizes))
+            raise FinerSectionsError(refined(part.sections, sizes))
         result.append(tuple(mine))
     return result
 
@@ -183,4 +183,4 @@ def refined(sections: Sequence[int], sizes: Sequence[int]) -> list[int]:
             place += size
             ends.add(place)
     marks = sorted(ends)
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)]
+    return [b - a for a, b in pairwise(marks)]

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from autopar.executor.division.parts import Part, Undividable
+from autopar.executor.division.ops import name_of
+from autopar.executor.division.parts import Part, UndividableError
 from autopar.executor.division.shape_rules import first
-from autopar.executor.division.site import Site, Step, shape_of, short_name
+from autopar.executor.division.site import Site, Step, shape_of
 
 aten = torch.ops.aten
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -46,7 +47,7 @@ class Product:
 
 def product_of(node: Node) -> Product | None:
     """The product that an op is, or ``None``: its weight must be a parameter as it stands."""
-    name, args = short_name(node), node.args
+    name, args = name_of(node), node.args
     if name == "linear":
         x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else node.kwargs.get("bias")
         in_dim, out_dim = 1, 0
@@ -110,10 +111,10 @@ def columns(site: Site, product: Product, sections: tuple[int, ...], *, padded: 
         padded: Columns may be padded to a multiple of the ranks (a vocabulary).
     """
     if product.groups > 1:
-        raise Undividable("a grouped convolution of a whole value")
+        raise UndividableError("a grouped convolution of a whole value")
     part = Part(dim=product.column_dim, sections=sections, region="columns")
     if not padded and not part.divides(site.count):
-        raise Undividable(f"{site.count} ranks do not divide columns of {list(sections)}")
+        raise UndividableError(f"{site.count} ranks do not divide columns of {list(sections)}")
     needs = {product.weight: part.at(product.out_dim)}
     if product.bias is not None:
         needs[product.bias] = part.at(0)
@@ -133,16 +134,16 @@ def on_part(site: Site, product: Product, sum_layout: Part | None) -> Step:
         return _grouped(site, product, part)
     if part.dim == product.summed_dim:
         if part.region != "columns":
-            raise Undividable("a product that sums over the sequence")
+            raise UndividableError("a product that sums over the sequence")
         if not part.divides(site.count):
-            raise Undividable("a product of padded columns")
+            raise UndividableError("a product of padded columns")
         return Step(
             out=sum_layout,
             needs={product.x: part, product.weight: part.at(product.in_dim)},
             kind="row",
         )
-    if short_name(site.node) in _CONVOLUTIONS or len(shape_of(product.weight)) > 2:
-        raise Undividable(f"{site.name} over the divided dimension")
+    if name_of(site.node) in _CONVOLUTIONS or len(shape_of(product.weight)) > 2:
+        raise UndividableError(f"{site.name} over the divided dimension")
     return Step(out=part)
 
 
@@ -150,11 +151,11 @@ def _grouped(site: Site, product: Product, part: Part) -> Step:
     """A convolution of groups of channels: each rank its groups."""
     node = site.node
     if part.dim != 1 or part.region != "columns" or product.in_dim == 0:
-        raise Undividable("a grouped convolution over the divided dimension")
+        raise UndividableError("a grouped convolution over the divided dimension")
     channels, outputs = shape_of(product.x)[1], site.shape[1]
     width = channels // product.groups
     if any(s % (width * site.count) for s in part.sections):
-        raise Undividable(f"{site.count} ranks do not divide {product.groups} groups")
+        raise UndividableError(f"{site.count} ranks do not divide {product.groups} groups")
     out = part.cut([s // width * (outputs // product.groups) for s in part.sections])
     needs = {product.weight: out.at(0)}
     if product.bias is not None:
@@ -169,7 +170,7 @@ def _grouped(site: Site, product: Product, part: Part) -> Step:
 
 def without_bias(node: Node, product: Product) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Target and arguments of a product that leaves its bias to be added later."""
-    name = short_name(node)
+    name = name_of(node)
     if name == "addmm":
         return aten.mm.default, node.args[1:3]
     args = list(node.args)
@@ -186,9 +187,9 @@ def embedding_columns(site: Site, sum_layout: Part | None) -> Step:
     """A lookup in a table of which each rank holds some rows; what it finds is summed."""
     weight = site.node.args[0]
     if not isinstance(weight, Node) or weight.op != "get_attr":
-        raise Undividable("an embedding whose table is computed")
+        raise UndividableError("an embedding whose table is computed")
     if site.argument(3, "scale_grad_by_freq", False) or site.argument(4, "sparse", False):
-        raise Undividable("an embedding with gradients by frequency or sparse ones")
+        raise UndividableError("an embedding with gradients by frequency or sparse ones")
     part = Part(dim=0, sections=(shape_of(weight)[0],), region="columns")
     return Step(out=sum_layout, needs={weight: part}, kind="embedding")
 
@@ -198,5 +199,5 @@ def embedding_on_part(site: Site, layout: Part) -> Step:
     indices = site.node.args[1]
     weight = first(site)
     if not isinstance(indices, Node) or weight.op != "get_attr":
-        raise Undividable("an embedding whose table is computed")
+        raise UndividableError("an embedding whose table is computed")
     return Step(out=layout, needs={indices: layout}, kind="positions")

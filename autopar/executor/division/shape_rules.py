@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from autopar.executor.division.parts import FinerSections, Part, Undividable, pieces, reshaped
+from autopar.executor.division.parts import (
+    FinerSectionsError,
+    Part,
+    UndividableError,
+    pieces,
+    reshaped,
+)
 from autopar.executor.division.site import Site, Step, shape_of, wrap
 
 aten = torch.ops.aten
@@ -36,7 +42,7 @@ def view(site: Site) -> Step:
     if site.name in ("view", "_unsafe_view", "reshape"):
         sizes = site.node.args[1] if len(site.node.args) > 1 else None
         if not isinstance(sizes, list | tuple):
-            raise Undividable("a view as another dtype")
+            raise UndividableError("a view as another dtype")
         return Step(out=part, args=_replaced(site, 1, site.local(part, site.shape)))
     if site.name == "unflatten":
         rank = len(shape_of(source))
@@ -80,7 +86,7 @@ def select(site: Site) -> Step:
     source = first(site)
     part, dim = site.only(source), _dim(site, 1)
     if dim == part.dim:
-        raise FinerSections([1] * shape_of(source)[dim])
+        raise FinerSectionsError([1] * shape_of(source)[dim])
     return Step(out=part.at(part.dim - (dim < part.dim)))
 
 
@@ -89,7 +95,7 @@ def unbind(site: Site) -> Step:
     source = first(site)
     part, dim = site.only(source), _dim(site, 1)
     if dim == part.dim:
-        raise FinerSections([1] * shape_of(source)[dim])
+        raise FinerSectionsError([1] * shape_of(source)[dim])
     return Step(out=(part.at(part.dim - (dim < part.dim)),) * shape_of(source)[dim])
 
 
@@ -106,7 +112,7 @@ def slice_(site: Site) -> Step:
     if (start, stop, step) == (0, size, 1):
         return Step(out=part)
     if step != 1 or stop <= start:
-        raise Undividable(f"slice {start}:{stop}:{step} of the divided dimension")
+        raise UndividableError(f"slice {start}:{stop}:{step} of the divided dimension")
     sizes = [n for n in (start, stop - start, size - stop) if n]
     rows = pieces(part, sizes)
     place = 1 if start else 0
@@ -117,7 +123,7 @@ def slice_(site: Site) -> Step:
 
 
 def split(site: Site) -> Step:
-    """``split``, ``split_with_sizes``, ``chunk``: between the sections of the divided dimension."""
+    """``split``, ``split_with_sizes``, ``chunk``: of the divided dimension between sections."""
     source = first(site)
     part, dim = site.only(source), _dim(site, 2)
     values = site.node.meta["val"]
@@ -151,7 +157,7 @@ def cat(site: Site) -> Step:
     if dim != known.dim:
         return Step(out=known, needs=_alike(operands, parts, known))
     if any(part is None or part.dim != dim for part in parts):
-        raise Undividable("cat of a part and a whole along the divided dimension")
+        raise UndividableError("cat of a part and a whole along the divided dimension")
     return Step(out=known.cut([s for part in parts if part for s in part.sections]))
 
 
@@ -172,7 +178,7 @@ def _alike(
 ) -> dict[Node, Part]:
     """Whole operands that must be made the part that the others are."""
     if any(part is not None and part != known for part in parts):
-        raise Undividable("operands that are divided in different ways")
+        raise UndividableError("operands that are divided in different ways")
     return {n: known for n, part in zip(operands, parts, strict=True) if part is None}
 
 
@@ -181,7 +187,7 @@ def repeat_interleave(site: Site) -> Step:
     source = first(site)
     part, times, dim = site.only(source), site.argument(1, "repeats"), site.argument(2, "dim")
     if not isinstance(times, int) or not isinstance(dim, int):
-        raise Undividable("repeat_interleave over all elements")
+        raise UndividableError("repeat_interleave over all elements")
     if wrap(dim, len(site.shape)) != part.dim:
         return Step(out=part)
     return Step(out=part.cut([s * times for s in part.sections]))
@@ -193,25 +199,28 @@ def pad(site: Site) -> Step:
     part, amounts = site.only(source), site.argument(1, "pad")
     from_end = 2 * (len(site.shape) - 1 - part.dim)
     if any(amounts[from_end : from_end + 2]):
-        raise Undividable("pad of the divided dimension")
+        raise UndividableError("pad of the divided dimension")
     return Step(out=part)
 
 
+def for_each(names: str, rule: Rule) -> dict[str, Rule]:
+    """The same rule for several op names, separated by spaces."""
+    return dict.fromkeys(names.split(), rule)
+
+
 SHAPE_RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        "view _unsafe_view reshape unflatten flatten squeeze unsqueeze".split(), view
-    ),
+    **for_each("view _unsafe_view reshape unflatten flatten squeeze unsqueeze", view),
     "expand": expand,
-    **dict.fromkeys("transpose swapaxes t".split(), transpose),
+    **for_each("transpose swapaxes t", transpose),
     "permute": permute,
     "select": select,
     "unbind": unbind,
     "slice": slice_,
-    **dict.fromkeys("split split_with_sizes chunk".split(), split),
+    **for_each("split split_with_sizes chunk", split),
     "getitem": getitem,
-    **dict.fromkeys("cat concat concatenate".split(), cat),
+    **for_each("cat concat concatenate", cat),
     "stack": stack,
     "repeat_interleave": repeat_interleave,
-    **dict.fromkeys("pad constant_pad_nd".split(), pad),
+    **for_each("pad constant_pad_nd", pad),
 }
 """Op name -> rule."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from autopar.executor.division.parts import FinerSections, Part, Region, Undividable
+from autopar.executor.division.ops import name_of
+from autopar.executor.division.parts import FinerSectionsError, Part, Region, UndividableError
 
 Layout = Part | None | tuple["Part | None", ...]
 """Which part of an op's value a rank holds: ``None`` is the whole; a tuple for several values."""
@@ -49,7 +50,7 @@ class Site:
     def __init__(self, node: Node, layouts: Mapping[Node, Layout], count: int) -> None:
         self.node = node
         self.count = count
-        self.name = short_name(node)
+        self.name = name_of(node)
         self._layouts = layouts
         regions = {
             part.region
@@ -76,19 +77,22 @@ class Site:
         """The part of the operand that must be the one divided.
 
         Raises:
-            Undividable: It is whole, so another operand is divided.
+            UndividableError: It is whole, so another operand is divided.
         """
         part = self.part(operand)
         if part is None:
-            raise Undividable(f"{self.name} works on a part of another operand than its first")
+            raise UndividableError(
+                f"{self.name} works on a part of another operand than its first"
+            )
         for other in self.operands():
             if other is not operand and self.part(other) is not None:
-                raise Undividable(f"{self.name} of two divided operands")
+                raise UndividableError(f"{self.name} of two divided operands")
         return part
 
     def operands(self) -> list[Node]:
         """Operands that are one tensor."""
-        return [n for n in self.node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        tensors = torch.Tensor
+        return [n for n in self.node.all_input_nodes if isinstance(n.meta.get("val"), tensors)]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -105,9 +109,9 @@ class Site:
         """A whole shape with the size of a part."""
         return part.local(shape, self.count)
 
-    def finer(self, operand: Node, sections: Sequence[int]) -> FinerSections:
+    def finer(self, operand: Node, sections: Sequence[int]) -> FinerSectionsError:
         """The error that asks for more sections of an operand."""
-        error = FinerSections(sections)
+        error = FinerSectionsError(sections)
         error.operand = operand
         return error
 
@@ -116,14 +120,6 @@ def shape_of(node: Node) -> tuple[int, ...]:
     """Shape of a value; ``()`` if it is no tensor."""
     value = node.meta.get("val")
     return tuple(int(n) for n in value.shape) if isinstance(value, torch.Tensor) else ()
-
-
-def short_name(node: Node) -> str:
-    """``aten.mul.Tensor`` -> ``mul``; ``getitem``."""
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target._schema.name.rpartition("::")[2])
-    return str(getattr(target, "__name__", target))
 
 
 def wrap(dim: int, rank: int) -> int:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
 from autopar.executor.division.collectives import Call, Collectives, RawCollectives
 
@@ -57,7 +56,7 @@ class Vocabulary:
             outside = (local < 0) | (local >= valid)
             local = local.masked_fill(outside, 0)
             padding = padding_idx - start if start <= padding_idx < start + valid else None
-            found = F.embedding(local, weight, padding)
+            found = torch.nn.functional.embedding(local, weight, padding)
             return found.masked_fill(outside.unsqueeze(-1), 0.0)
 
         return embedding
@@ -165,7 +164,8 @@ class CrossEntropy(torch.autograd.Function):
         ignored = target == ignore_index
         probabilities = exponentials.div_(total.unsqueeze(dim))
         ctx.save_for_backward(probabilities, local, outside, ignored)
-        ctx.dim, ctx.smoothing, ctx.size, ctx.padded = dim, smoothing, shard.size, logits.shape[dim]
+        ctx.dim, ctx.padded = dim, logits.shape[dim]
+        ctx.smoothing, ctx.size = smoothing, shard.size
         return losses.masked_fill(ignored, 0.0)
 
     @staticmethod
