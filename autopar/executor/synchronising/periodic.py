@@ -158,8 +158,9 @@ class Periodic(Synchroniser):
         return self._replica
 
     def compared(self, gradients: Tensors) -> Tensors:
-        """The mean of the replicas' own gradients."""
-        return mean_over(self.group, gradients)
+        """The mean of the replicas' own gradients, which need not be of the same weights."""
+        everywhere = {n: gradients.get(n, torch.zeros_like(p)) for n, p in self.trained().items()}
+        return mean_over(self.group, everywhere)
 
     def check_average(self) -> float:
         """An average of weights one step apart, against a plain mean of the same weights."""

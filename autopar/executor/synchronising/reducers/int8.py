@@ -59,7 +59,7 @@ def decode(rows: torch.Tensor, count: int) -> torch.Tensor:
     """Inverse of :func:`encode`: ``[n, count]`` float32."""
     blocks = math.ceil(count / BLOCK_ELEMENTS)
     numbers = rows[:, :count].view(torch.int8).to(torch.float32)
-    scales = rows[:, count:].contiguous().view(torch.float32)
+    scales = rows[:, count:].clone(memory_format=torch.contiguous_format).view(torch.float32)
     padded = torch.nn.functional.pad(numbers, (0, blocks * BLOCK_ELEMENTS - count))
     cut = padded.view(rows.shape[0], blocks, BLOCK_ELEMENTS) * scales[..., None]
     return cut.view(rows.shape[0], -1)[:, :count]
