@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 from torch.distributed.tensor import DTensor
 
-from autopar.core.errors import InputError
+from autopar.core.errors import InputError, TraceError
 from autopar.executor.clipping import clip
 from autopar.executor.clock import Recorder
 from autopar.executor.data import Microbatch, ReplicaData
@@ -256,7 +256,16 @@ def _path(context: Context) -> Lowering:
         return OneStageLowering(context)
     from autopar.executor.graph_path import GraphLowering
 
-    return GraphLowering(context)
+    data_only = context.plan.mesh.fits(("dp_replicate", "dp_shard"))
+    if not data_only or context.plan.recomputes:
+        return GraphLowering(context)
+    try:
+        return GraphLowering(context)
+    except TraceError as error:
+        from autopar.executor.sharding.whole_module import ShardedModuleLowering
+
+        context.warnings.append(f"weights are shared out as one unit: {error.message}")
+        return ShardedModuleLowering(context)
 
 
 def check_same_model(plan: Plan, fingerprint: str, op_count: int) -> None:

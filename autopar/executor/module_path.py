@@ -81,6 +81,7 @@ class ModuleLowering(Lowering):
             for name, p in self.parameters.items()
             if p.requires_grad and name not in unused | whole.apart
         )
+        self._unused = unused
         self._ragged = bool(unused)
         self._hook: Hook | None = None
         self._parallel: Any = whole.loss

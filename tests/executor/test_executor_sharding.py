@@ -196,3 +196,27 @@ def test_each_rank_holds_its_share(traces: dict[str, TracedTask]) -> None:
     for kept, shards in on_ranks(2, held):
         assert shards == pytest.approx(3 * whole / 2, rel=0.15)
         assert kept < 1.2 * shards
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_model_that_export_cannot_capture(zero: int, tmp_path: Path) -> None:
+    """Each microbatch uses one of two layers, and none a third."""
+
+    class Spare(models.Branching):
+        def __init__(self) -> None:
+            super().__init__()
+            self.third = torch.nn.Linear(4, 4)
+
+    task = dataclasses.replace(
+        models.branching(),
+        model=Spare,
+        optimizer=lambda params: torch.optim.AdamW(params, lr=0.1, weight_decay=0.5),
+    )
+    stand_in = helpers.traced_of(models.mlp())
+    plan = helpers.make_plan(
+        task, traced=stand_in, shard=2, zero=zero, microbatches=3, clip_norm=0.1
+    )
+    record = helpers.run(plan, task, tmp_path, verify=True)
+    assert record.verify is not None
+    assert record.verify.passed, record.verify
+    assert any("as one unit" in text for text in record.warnings)
