@@ -35,7 +35,12 @@ def command(
         float | None, typer.Option(help="Exit 5 when the prediction is off by more, e.g. 0.15.")
     ] = None,
     data_split: Annotated[
-        str | None, typer.Option(help="random, contiguous or shard; the plan's by default.")
+        str | None,
+        typer.Option(help="random, contiguous, shard or balanced; the plan's by default."),
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="shuffle, weighted or bucketed, of a dataset; the task's by default."),
     ] = None,
     clip_norm: Annotated[float | None, typer.Option(help="Gradient norm limit.")] = None,
     checkpoint_every: Annotated[
@@ -77,6 +82,7 @@ def command(
             warmup=warmup,
             verify=verify,
             data_split=data_split,
+            sampler=sampler,
             clip_norm=clip_norm,
             checkpoint_every=checkpoint_every or 0,
             resume=resume,

@@ -131,6 +131,7 @@ class Checkpoints:
             "step": step,
             "seed": plan.seed,
             "global_batch": plan.global_batch,
+            "sampler": self._context.task.sampler,
             "plan": plan.hash,
             "plan_name": plan.name,
             "sync": plan.sync,
@@ -208,8 +209,13 @@ class Checkpoints:
                 f"(fingerprint {plan.task.fingerprint})",
                 hint="resume from a checkpoint of the same model",
             )
-        for key, now in (("seed", plan.seed), ("global_batch", plan.global_batch)):
-            if notes[key] != now:
+        now_by_key = {
+            "seed": plan.seed,
+            "global_batch": plan.global_batch,
+            "sampler": self._context.task.sampler,
+        }
+        for key, now in now_by_key.items():
+            if notes.get(key, now) != now:
                 self._context.warnings.append(
                     f"{key} was {notes[key]} when {folder.name} was saved and is {now} now: "
                     "the run goes on with other samples than an uninterrupted one"

@@ -8,18 +8,11 @@ laid over each other and over one process.
 Where the sequence comes from:
 
 - ``task.batch``: ``batch(N, generator)`` with the generator seeded by ``(seed, step)``.
-- ``task.dataset``: samples are drawn without replacement. Epoch ``e`` visits the dataset in an
-  order drawn from ``(seed, e)``; step ``s`` of the epoch takes positions ``s*N`` to ``(s+1)*N``.
-  The last ``len % N`` positions of an epoch are left out.
+- ``task.dataset``: the samples that the task's sampler chooses for ``(seed, step, N)``.
 
-How the sequence is split among replicas ``r``:
-
-- ``contiguous``: the first replica takes the first samples, the next one the next.
-- ``shard``: dealt out like cards, ``r, r + replicas, r + 2*replicas, ...`` with equal shares.
-- ``random``: as ``contiguous`` after a permutation drawn from ``(seed, step)``.
-
-A replica's samples are cut into microbatches in that order. Every rank of a replica makes the
-same samples itself; nothing is sent.
+A split shares the sequence out over replicas and their microbatches. Samplers and splits are the
+files of :mod:`autopar.executor.sampling`. Every rank of a replica makes the same samples itself;
+nothing is sent.
 """
 
 from __future__ import annotations
@@ -32,17 +25,12 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
 
 from autopar.core.errors import InputError
+from autopar.executor.sampling.base import Sampler, described
+from autopar.executor.sampling.registry import SAMPLERS, SPLITS
+from autopar.executor.sampling.streams import Purpose, stream
 from autopar.tasks import Task
 
 Microbatch = tuple[Any, Any]
-
-_SEQUENCE, _PERMUTATION, _EPOCH = 1, 2, 3
-
-
-def stream(seed: int, purpose: int, number: int) -> torch.Generator:
-    """A generator for one purpose and one step or epoch, independent of all others."""
-    mixed = (seed * 1_000_003 + purpose) * 1_000_003 + number
-    return torch.Generator().manual_seed(mixed % (2**63))
 
 
 class ReplicaData:
@@ -51,12 +39,12 @@ class ReplicaData:
     Args:
         task: The task.
         seed: Seed of the data order.
-        split: ``random``, ``contiguous`` or ``shard``.
+        split: Name in :data:`SPLITS`.
         shares: Samples in a microbatch of each replica.
         microbatches: Microbatches per replica and step.
 
     Raises:
-        InputError: The dataset is smaller than one global batch.
+        InputError: The dataset is too small, or does not tell what sampler and split need.
     """
 
     def __init__(
@@ -70,64 +58,50 @@ class ReplicaData:
     ) -> None:
         self._task = task
         self._seed = seed
-        self._split = split
-        self._shares = tuple(shares)
-        self._microbatches = microbatches
-        self._epoch_order: tuple[int, torch.Tensor] | None = None
-        if task.dataset is not None and len(task.dataset) < self.global_batch:
-            raise InputError(
-                f"the dataset of task '{task.name}' has {len(task.dataset)} samples, one step "
-                f"needs {self.global_batch}",
-                hint="use a smaller global batch",
-            )
+        self._split = SPLITS.load(split)(seed=seed, shares=shares, microbatches=microbatches)
+        self._sampler = _sampler(task, seed, self._split.count)
+        self._lengths: torch.Tensor | None = None
+        if self._split.needs_lengths:
+            if self._sampler is None:
+                raise InputError(
+                    f"data split '{split}' needs lengths of samples, task '{task.name}' makes "
+                    "whole batches",
+                    hint="use data split random, or give the task a dataset with lengths",
+                )
+            self._lengths = described(task, "lengths", f"data split '{split}'")
 
     @property
     def global_batch(self) -> int:
         """Samples per step over all replicas."""
-        return self._microbatches * sum(self._shares)
+        return self._split.count
+
+    @property
+    def splits_any_batch(self) -> bool:
+        """True when :meth:`positions` does not look at the dataset's own samples."""
+        return not self._split.needs_lengths
 
     def positions(self, step: int, replica: int) -> torch.Tensor:
-        """Positions in the global batch that a replica takes, in order."""
-        count = self.global_batch
-        if self._split == "shard":
-            return self._dealt(replica)
-        start = self._microbatches * sum(self._shares[:replica])
-        block = slice(start, start + self._microbatches * self._shares[replica])
-        if self._split == "contiguous":
-            return torch.arange(count)[block]
-        order = torch.randperm(count, generator=stream(self._seed, _PERMUTATION, step))
-        return order[block]
-
-    def _dealt(self, replica: int) -> torch.Tensor:
-        """Positions dealt out one by one; who has the share of a microbatch sits out its rest."""
-        turns = [
-            (turn, owner) for owner, share in enumerate(self._shares) for turn in range(share)
-        ]
-        owners = torch.tensor([owner for _, owner in sorted(turns)])
-        return torch.nonzero(owners.repeat(self._microbatches) == replica).flatten()
+        """Positions in the global batch that a replica takes, microbatch after microbatch."""
+        lengths = None
+        if self._lengths is not None and self._sampler is not None:
+            lengths = self._lengths[self._sampler.indices(step)]
+        return self._split.positions(step, replica, lengths)
 
     def microbatches(
         self, step: int, replica: int, device: torch.device | str = "cpu"
     ) -> list[Microbatch]:
         """The microbatches ``(inputs, target)`` of a replica in one step, on ``device``."""
-        positions = self.positions(step, replica)
-        if self._task.dataset is None:
-            everything = self._global_batch(step)
-            chosen = pytree.tree_map_only(torch.Tensor, lambda t: t[positions], everything)
-        else:
-            order = self._dataset_indices(step)[positions]
-            chosen = default_collate([self._task.dataset[int(i)] for i in order])
-            chosen = (chosen[0], chosen[1])
-        parts = []
-        for k in range(self._microbatches):
-            size = self._shares[replica]
-            rows = slice(k * size, (k + 1) * size)
-            parts.append(_rows(chosen, rows, device))
-        return parts
+        parts = torch.split(self.positions(step, replica), self._split.shares[replica])
+        if self._sampler is None:
+            everything = self._made(step)
+            return [_rows(everything, rows, device) for rows in parts]
+        chosen = self._sampler.indices(step)
+        return [self._collated(chosen[rows], device) for rows in parts]
 
-    def _global_batch(self, step: int) -> Microbatch:
+    def _made(self, step: int) -> Microbatch:
+        """The global batch of a task without a dataset."""
         count = self.global_batch
-        made = self._task.batch(count, stream(self._seed, _SEQUENCE, step))
+        made = self._task.batch(count, stream(self._seed, Purpose.SEQUENCE, step))
         for leaf in pytree.tree_leaves(made):
             if isinstance(leaf, torch.Tensor) and (leaf.dim() == 0 or leaf.shape[0] != count):
                 raise InputError(
@@ -137,18 +111,49 @@ class ReplicaData:
                 )
         return made
 
-    def _dataset_indices(self, step: int) -> torch.Tensor:
-        size = len(self._task.dataset)
-        per_epoch = size // self.global_batch
-        epoch, within = divmod(step, per_epoch)
-        if self._epoch_order is None or self._epoch_order[0] != epoch:
-            order = torch.randperm(size, generator=stream(self._seed, _EPOCH, epoch))
-            self._epoch_order = (epoch, order)
-        start = within * self.global_batch
-        return self._epoch_order[1][start : start + self.global_batch]
+    def _collated(self, indices: torch.Tensor, device: torch.device | str) -> Microbatch:
+        """One microbatch of some samples of the dataset."""
+        collate = self._task.collate or default_collate
+        samples = [self._task.dataset[i] for i in indices.tolist()]
+        try:
+            inputs, target = collate(samples)
+        except InputError:
+            raise
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"task '{self._task.name}': samples of its dataset do not make a batch: {error}",
+                hint="samples are pairs (inputs, target) of equal shapes; for different lengths "
+                "set Task.collate, for example autopar.data.PadCollate()",
+            ) from error
+        part: Microbatch = pytree.tree_map_only(
+            torch.Tensor, lambda t: t.to(device), (inputs, target)
+        )
+        return part
 
 
-def _rows(batch: Microbatch, rows: slice, device: torch.device | str) -> Microbatch:
+def _sampler(task: Task, seed: int, count: int) -> Sampler | None:
+    """The task's sampler; ``None`` when it makes whole batches.
+
+    Raises:
+        InputError: A sampler without a dataset, or a dataset that is not map-style.
+    """
+    if task.dataset is None:
+        if task.sampler != "shuffle":
+            raise InputError(
+                f"sampler '{task.sampler}' draws from a dataset, task '{task.name}' has none",
+                hint="give the task a dataset, or leave the sampler out",
+            )
+        return None
+    if not hasattr(task.dataset, "__len__") or not hasattr(task.dataset, "__getitem__"):
+        raise InputError(
+            f"the dataset of task '{task.name}' is {type(task.dataset).__name__}, which has no "
+            "length or no items",
+            hint="use a map-style dataset: len(dataset) and dataset[i]",
+        )
+    return SAMPLERS.load(task.sampler)(task, seed, count)
+
+
+def _rows(batch: Microbatch, rows: torch.Tensor, device: torch.device | str) -> Microbatch:
     """Some samples of a batch, on a device."""
     part: Microbatch = pytree.tree_map_only(torch.Tensor, lambda t: t[rows].to(device), batch)
     return part

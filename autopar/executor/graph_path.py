@@ -53,6 +53,7 @@ class GraphLowering(Lowering):
         model = build_model(context.task, seed=plan.seed)
         traced = trace(context.task, context.microbatch_size, model=model)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
+        self._flatten = BatchFlattener(traced)
         divided = divide(traced, context)
         keep_parts(divided, context.groups)
         self.cuts, self.partial = divided.cuts, divided.partial
@@ -60,7 +61,6 @@ class GraphLowering(Lowering):
         fragments = [extract(traced, s.first_op, s.stop_op) for s in stages]
         self._check_fragments(fragments)
         routes = Routes(traced, fragments)
-        self._flatten = BatchFlattener(traced)
         self._programs = {
             index: StageProgram(
                 traced,
@@ -227,18 +227,31 @@ class BatchFlattener:
     def __init__(self, traced: TracedTask) -> None:
         self._spec = traced.spec
         self._name = traced.task.name
+        self._shapes = [
+            list(node.meta["val"].shape)
+            for node in traced.module.graph.nodes
+            if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+        ]
 
     def __call__(self, inputs: object, target: object) -> list[torch.Tensor]:
         """Flat batch tensors in the order the graph takes them.
 
         Raises:
-            InputError: The batch has another structure than the traced one.
+            InputError: The batch has another structure or other shapes than the traced one.
         """
         leaves, spec = pytree.tree_flatten((inputs, target))
         if spec != self._spec:
             raise InputError(
                 f"task '{self._name}' returned a batch of another structure than when traced",
                 hint="return the same nesting of tensors for every batch size",
+            )
+        shapes = [list(leaf.shape) for leaf in leaves]
+        if len(shapes) == len(self._shapes) and shapes != self._shapes:
+            raise InputError(
+                f"a microbatch of task '{self._name}' has tensors of shapes {shapes}, the graph "
+                f"was traced with {self._shapes}",
+                hint="pad all samples to one length (autopar.data.PadCollate(length=...)), the "
+                "same in batch() and dataset",
             )
         return leaves
 

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
+from autopar.executor.sampling.registry import SAMPLERS
 from autopar.executor.server.options import PATH_FIELDS as SERVER_PATH_FIELDS
 from autopar.executor.server.options import ServerOptions
+from autopar.plans.plan import DATA_SPLITS
 
-DATA_SPLITS = ("random", "contiguous", "shard")
 LAUNCHERS = ("torchrun", "fork")
 PATH_FIELDS = ("out", "checkpoint_dir", "resume")
 
@@ -27,6 +28,7 @@ class RunOptions:
         tolerance: Largest relative difference ``verify`` accepts.
         out: Run folder: record, logs, progress, checkpoints. Made if missing.
         data_split: Overrides ``plan.data_split``.
+        sampler: Overrides ``task.sampler``.
         clip_norm: Overrides ``plan.clip_norm``.
         checkpoint_every: Save after every so many steps, 0 for never.
         checkpoint_dir: Where to save, ``out/checkpoints`` by default.
@@ -53,6 +55,7 @@ class RunOptions:
     verify: bool = False
     tolerance: float = 1e-5
     data_split: str | None = None
+    sampler: str | None = None
     clip_norm: float | None = None
     checkpoint_every: int = 0
     checkpoint_dir: Path | None = None
@@ -133,6 +136,11 @@ def _check_numbers(options: RunOptions) -> None:
 
 
 def _check_choices(options: RunOptions) -> None:
+    if options.sampler is not None and options.sampler not in SAMPLERS:
+        raise InputError(
+            f"unknown sampler '{options.sampler}'",
+            hint=did_you_mean(options.sampler, list(SAMPLERS)),
+        )
     if options.data_split is not None and options.data_split not in DATA_SPLITS:
         raise InputError(
             f"unknown data split '{options.data_split}'",

@@ -160,7 +160,7 @@ class Session:
     @property
     def samples(self) -> int:
         """Samples that this replica takes at each step."""
-        return len(self._context.data.positions(0, self.replica))
+        return self.plan.microbatches * self._context.microbatch_size
 
     @property
     def steps(self) -> int:
@@ -205,6 +205,11 @@ class Session:
             InputError: Another number of samples.
         """
         self._check_samples((inputs, target), self.plan.global_batch, "the global batch")
+        if not self._context.data.splits_any_batch:
+            raise InputError(
+                f"data split '{self.plan.data_split}' goes by the lengths of a dataset's samples",
+                hint="choose this replica's samples yourself, or plan with data_split random",
+            )
         rows = self._context.data.positions(self._steps, self.replica)
         chosen: tuple[Any, Any] = pytree.tree_map_only(
             torch.Tensor, lambda t: t[rows.to(t.device)], (inputs, target)

@@ -88,6 +88,8 @@ def run_session(
         data_split=options.data_split or plan.data_split,
         clip_norm=options.clip_norm if options.clip_norm is not None else plan.clip_norm,
     )
+    if options.sampler is not None:
+        task = replace(task, sampler=options.sampler)
     context = make_context(plan, task, device, store, link, options.node_size)
     context.warnings.extend(warnings)
     memory = PeakMemory(device)

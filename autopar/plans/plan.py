@@ -13,6 +13,8 @@ from autopar.plans.mesh import Mesh
 
 SCHEMA = "autopar.plan"
 SCHEMA_VERSION = 1
+DATA_SPLITS = ("random", "contiguous", "shard", "balanced")
+"""How a global batch can be shared out; ``balanced`` gives all microbatches equal tokens."""
 _NAMED_SHARES = 4
 
 
@@ -81,7 +83,7 @@ class Plan:
         offload: Optimizer state lives in host memory.
         sync: Sync mode and compression as :mod:`autopar.sync` writes them, ``all_reduce``.
         bucket_bytes: Gradient bucket size of the all-reduce.
-        data_split: ``random``, ``contiguous`` or ``shard``: how samples go to replicas.
+        data_split: One of :data:`DATA_SPLITS`: how samples go to replicas.
         clip_norm: Global gradient-norm limit, ``None`` for no clipping.
         placement: Device id of each rank.
         seed: Seed of weights and data order.
@@ -310,9 +312,9 @@ def _check(plan: Plan) -> None:
             )
     if plan.threads is not None and not _whole(plan.threads):
         raise InputError(f"plan has threads={plan.threads!r}", hint="use 1 or more, or null")
-    if plan.data_split not in ("random", "contiguous", "shard"):
+    if plan.data_split not in DATA_SPLITS:
         raise InputError(
-            f"plan has data_split='{plan.data_split}'", hint="use random, contiguous or shard"
+            f"plan has data_split='{plan.data_split}'", hint="use " + ", ".join(DATA_SPLITS)
         )
     if plan.clip_norm is not None and not plan.clip_norm > 0:
         raise InputError(

@@ -34,7 +34,11 @@ class Task:
         scheduler: Optional ``scheduler(optimizer) -> LRScheduler`` of torch, stepped after every
             optimizer step.
         dataset: Optional map-style dataset of ``(inputs, target)`` samples to train on instead
-            of ``batch``.
+            of ``batch``, which then serves to trace and profile.
+        sampler: Which samples of the dataset a step trains on: ``shuffle``, ``weighted`` (needs
+            the dataset's ``weights`` or ``targets``) or ``bucketed`` (needs its ``lengths``).
+        collate: ``collate(samples) -> (inputs, target)`` of a microbatch of the dataset; stacks
+            equal tensors by default.
         target_loss: Optional training loss at which the task counts as learned;
             ``bench --convergence`` counts steps to it.
         seed: Seed of the initial weights and of the data.
@@ -50,6 +54,8 @@ class Task:
     weight: Callable[[Any], float | torch.Tensor] | None = None
     scheduler: SchedulerFactory | None = None
     dataset: Any = None
+    sampler: str = "shuffle"
+    collate: Callable[[list[Any]], tuple[Any, Any]] | None = None
     target_loss: float | None = None
     seed: int = 0
     target: str | None = field(default=None, compare=False)

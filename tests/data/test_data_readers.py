@@ -137,6 +137,7 @@ def test_folders_that_hold_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_without_pillow_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(EnvironmentUnableError, match="needs Pillow"):
         ImageFolder(tmp_path, size=4)
 
