@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -106,7 +107,10 @@ class Session:
             self._context = make_context(
                 plan, replace(task, model=GivenModel(model, first)), device
             )
-            share_weights(model, self._context.groups)
+            groups = self._context.groups
+            self._rank, self._replica = groups.rank, groups.replica
+            self._warnings = self._context.warnings
+            share_weights(model, groups)
             if first is not None:
                 first.load_state_dict(model.state_dict())
             self._whole = WholeModel(model)
@@ -140,12 +144,12 @@ class Session:
     @property
     def rank(self) -> int:
         """The plan's rank that this process is."""
-        return self._context.groups.rank
+        return self._rank
 
     @property
     def replica(self) -> int:
         """Which part of the global batch this rank trains on; ranks of one replica share it."""
-        return self._context.groups.replica
+        return self._replica
 
     @property
     def replicas(self) -> int:
@@ -155,12 +159,12 @@ class Session:
     @property
     def is_last(self) -> bool:
         """True on ranks that run the last stage, where the loss is computed."""
-        return self.plan.stages[-1].pp == self._context.groups.pp
+        return self.plan.stages[-1].pp == self.plan.mesh.coordinates(self._rank)["pp"]
 
     @property
     def samples(self) -> int:
         """Samples that this replica takes at each step."""
-        return self.plan.microbatches * self._context.microbatch_size
+        return self.plan.microbatches * self.plan.replica_microbatch(self._replica)
 
     @property
     def steps(self) -> int:
@@ -180,16 +184,18 @@ class Session:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What was skipped or assumed on this rank."""
-        return tuple(self._context.warnings)
+        return tuple(self._warnings)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
         """The optimizer of the weights this rank holds; ``None`` if it holds none."""
+        self._check_open()
         return self._lowering.optimizer
 
     @property
     def scheduler(self) -> torch.optim.lr_scheduler.LRScheduler | None:
         """The learning-rate scheduler, stepped with the optimizer; ``None`` without one."""
+        self._check_open()
         return self._lowering.scheduler
 
     # training
@@ -204,6 +210,7 @@ class Session:
         Raises:
             InputError: Another number of samples.
         """
+        self._check_open()
         self._check_samples((inputs, target), self.plan.global_batch, "the global batch")
         if not self._context.data.splits_any_batch:
             raise InputError(
@@ -347,9 +354,18 @@ class Session:
             self._leave()
 
     def _leave(self) -> None:
+        """End the process group, and let go of it here and now.
+
+        A gloo group joins its threads when it is collected. In a process forked later, such as a
+        loader's worker, those threads do not exist and the collector would wait forever.
+        """
         self._open = False
+        for name in ("_lowering", "_context"):
+            if hasattr(self, name):  # building may have failed before
+                delattr(self, name)
         if self._made_group and dist.is_initialized():
             dist.destroy_process_group()
+            gc.collect()
 
     def __enter__(self) -> Session:
         return self

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +282,31 @@ def test_one_rank_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         losses = [session.step(*data(step)) for step in range(STEPS)]
     assert losses == pytest.approx(plain_loop(own_model(), STEPS), rel=1e-5)
     assert not dist.is_initialized()
+
+
+def test_a_closed_session_leaves_no_threads_that_forks_would_wait_for() -> None:
+    """A gloo group that only a reference cycle holds would hang the collector of a fork."""
+
+    def rank(number: int) -> None:
+        plan = helpers.make_plan(models.mlp())
+        dist.destroy_process_group()
+        session = autopar.parallelize(own_model(), plan, **given())
+        session.step(*data(0, 2))
+        session.cycle = session  # type: ignore[attr-defined]
+        session.close()
+        del session
+        child = os.fork()
+        if child == 0:
+            gc.collect()
+            os._exit(0)
+        for _ in range(500):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+        raise AssertionError("the fork hangs")
+
+    on_ranks(1, rank)
 
 
 def test_copies_keep_ties_and_take_no_memory() -> None:
