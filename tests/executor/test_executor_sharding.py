@@ -17,7 +17,11 @@ from executor_ranks import on_ranks
 from autopar.executor.gradients import local
 from autopar.executor.lowering import lower
 from autopar.executor.session import make_context
+from autopar.plans import Mesh
 from autopar.tasks import Task
+from autopar.tasks.resolve import resolve
+from autopar.tasks.zoo import zoo_names
+from autopar.tasks.zoo.small import small_target
 from autopar.trace import TracedTask
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -220,3 +224,53 @@ def test_a_model_that_export_cannot_capture(zero: int, tmp_path: Path) -> None:
     assert record.verify is not None
     assert record.verify.passed, record.verify
     assert any("as one unit" in text for text in record.warnings)
+
+
+AXES: dict[str, dict[str, Any]] = {
+    "tp": {"mesh": Mesh(dp_shard=2, tp=2), "zero": 3},
+    "tp sequence": {"mesh": Mesh(dp_shard=2, tp=2), "zero": 2, "sequence_parallel": True},
+    "cp": {"mesh": Mesh(dp_shard=2, cp=2), "zero": 3},
+    "tp pp": {"mesh": Mesh(dp_shard=2, tp=2, pp=2), "zero": 1},
+    "replicas pp": {"mesh": Mesh(dp_replicate=2, dp_shard=2, pp=2), "zero": 3},
+    "selective": {"mesh": Mesh(dp_shard=2), "zero": 3, "selective": True},
+    "shares": {"mesh": Mesh(dp_shard=2), "zero": 2, "batch_shares": (3, 1)},
+}
+
+
+@pytest.mark.parametrize("shape", AXES)
+def test_together_with_other_axes(shape: str, tmp_path: Path) -> None:
+    """A GPT with tied weights; clipped."""
+    pytest.importorskip("transformers")
+    task = resolve("zoo:gpt?layers=2&hidden=16&heads=2&vocab=32&seq=8")
+    traced = helpers.traced_of(task)
+    options = dict(AXES[shape])
+    if options.pop("selective", False):
+        options["selective"] = {0: helpers.even_ranges(traced, 0, len(traced.nodes), 3)}
+    plan = helpers.make_plan(
+        task, traced=traced, units=3, microbatches=2, clip_norm=0.1, **options
+    )
+    record = helpers.run(plan, task, tmp_path, verify=True, steps=1, warmup=0)
+    assert record.verify is not None
+    assert record.verify.passed, record.verify
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo_names())
+def test_zoo_model_verifies_with_shared_out_weights(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    task = resolve(small_target(name))
+    traced = helpers.traced_of(task)
+    shapes: list[dict[str, Any]] = [
+        {"zero": 1},
+        {"zero": 2},
+        {"zero": 3},
+        {"zero": 3, "dp": 2},
+        {"zero": 3, "pp": 2, "clip_norm": 0.1},
+    ]
+    for i, shape in enumerate(shapes):
+        plan = helpers.make_plan(task, traced=traced, shard=2, units=3, microbatches=2, **shape)
+        record = helpers.run(
+            plan, task, tmp_path / str(i), verify=True, steps=1, warmup=0, timeout_s=120.0
+        )
+        assert record.verify is not None
+        assert record.verify.passed, (plan.name, record.verify)

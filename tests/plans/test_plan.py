@@ -73,6 +73,24 @@ def test_contradictions_are_refused(changes: dict[str, Any], word: str) -> None:
         make(**changes)
 
 
+def test_units(tmp_path: Path) -> None:
+    def sharded(*units: tuple[int, int], zero: int = 3) -> Plan:
+        stages = (
+            Stage(first_op=0, stop_op=4, pp=0, units=units),
+            Stage(first_op=4, stop_op=10, pp=1),
+        )
+        return make(mesh=Mesh(dp_shard=2, pp=2), zero=zero, stages=stages)
+
+    plan = sharded((2, 4), (0, 2))
+    plan.save(tmp_path / "p.json")
+    assert Plan.load(tmp_path / "p.json") == plan
+    assert Plan.load(tmp_path / "p.json").hash == plan.hash
+    assert len({plan.hash, sharded((0, 2)).hash, sharded().hash}) == 3
+    for wrong in (((0, 3), (2, 4)), ((2, 5),)):
+        with pytest.raises(InputError, match="units ranges"):
+            sharded(*wrong)
+
+
 def test_batch_shares(tmp_path: Path) -> None:
     plan = make(microbatch_size=2, batch_shares=(3, 1))
     assert plan.name == "dp2·pp2·1f1b·m4·b3+1·rc1"

@@ -50,6 +50,15 @@ def test_a_point_by_specification():
     assert same.plan.hash == plan.hash
 
 
+def test_blocks_are_the_units_of_sharded_weights():
+    spec = "dp_shard=2,zero=3,pp=2,schedule=1f1b,microbatches=4"
+    plan = plan_for(PROFILE, cluster_of(2, 2), spec, OPTIONS).plan
+    units = [unit for stage in plan.stages for unit in stage.units]
+    assert units == [(block.first_op, block.stop_op) for block in PROFILE.blocks]
+    whole = plan_for(PROFILE, cluster_of(2, 2), "dp=2,pp=2,m=4", OPTIONS).plan
+    assert not any(stage.units for stage in whole.stages)
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
