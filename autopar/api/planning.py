@@ -140,17 +140,19 @@ def with_reasons(
     """The result with its full reasons, asked for later, behind what only the search knows.
 
     Args:
-        result: The search; its paragraph about the order of machines is kept.
+        result: The search; its paragraphs about the order of machines and about steps are kept.
         why: The full reasons.
         opening: Paragraphs to put first.
     """
     from autopar.search.placed import PLACEMENT
+    from autopar.search.sync_words import STEPS
 
-    placement = tuple(text for text in result.explanation if text.startswith(PLACEMENT))
+    kept = (PLACEMENT, STEPS)
+    searched = tuple(text for text in result.explanation if text.startswith(kept))
     return replace(
         result,
         explanation=(*opening, *result.explanation),
-        reasons=lambda: (*opening, *placement, *why()),
+        reasons=lambda: (*opening, *searched, *why()),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from autopar.cluster import Cluster
+from autopar.core.errors import InfeasibleError
 from autopar.core.io import content_hash
 from autopar.core.provenance import provenance
 from autopar.core.version import __version__
@@ -20,8 +21,9 @@ from autopar.search.infeasible import diagnose
 from autopar.search.options import SearchOptions
 from autopar.search.plans import build_plan, rank_plan
 from autopar.search.space import build_space
-from autopar.search.sync_words import sync_warnings
+from autopar.search.sync_words import changing_modes, steps_paragraph, sync_warnings
 from autopar.search.walk import Walk
+from autopar.sync import parse_sync
 
 if TYPE_CHECKING:
     import optuna
@@ -36,7 +38,30 @@ def search(
         InputError: Unknown axis, value, objective or sync mode.
         InfeasibleError: No plan satisfies the constraints.
     """
-    return find(profile, cluster, options or SearchOptions(), relaxations=True)
+    asked = options or SearchOptions()
+    return _with_steps(find(profile, cluster, asked, relaxations=True), profile, cluster, asked)
+
+
+def _with_steps(
+    found: SearchResult, profile: GraphProfile, cluster: Cluster, options: SearchOptions
+) -> SearchResult:
+    """The result with a paragraph about steps to the same loss, where modes may change them.
+
+    The best plan of the other kind, which says from what multiplier on the choice flips, takes a
+    search of its own.
+    """
+    changing = changing_modes(profile, options)
+    if options.objective != "time-to-target" or not changing:
+        return found
+    exact = parse_sync(found.best.plan.sync).exact
+    others = ",".join(changing) if exact else "exact"
+    asked = replace(options, sync=others, top=1, storage=None)
+    try:
+        rival = find(profile, cluster, asked, relaxations=False).best
+    except InfeasibleError:
+        rival = None
+    words = steps_paragraph(found.best, rival, profile)
+    return replace(found, explanation=(*found.explanation, words))
 
 
 def find(
@@ -50,7 +75,7 @@ def find(
         found = find_placed(profile, cluster, options, relaxations=relaxations)
     else:
         found = find_in_order(profile, cluster, options, relaxations=relaxations)
-    about_sync = sync_warnings(options, cluster, found.best)
+    about_sync = sync_warnings(options, profile, found.best)
     return replace(found, warnings=(*about_sync, *found.warnings))
 
 

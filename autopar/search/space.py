@@ -20,6 +20,7 @@ from autopar.schedules import SCHEDULES
 from autopar.search.options import SearchOptions
 from autopar.search.point import Point
 from autopar.search.spec import Spec, parse_spec
+from autopar.search.sync_choice import least_steps, sync_choices
 from autopar.search.variants import (
     AXES,
     RECOMPUTE,
@@ -203,6 +204,7 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
     """Values of the variant axes: all of them, or those the executor can run."""
     runnable = options.only_runnable(cluster)
     names = tuple(SCHEDULES)
+    modes = sync_choices(profile, options)
     devices = (group.machine.device for group in cluster.groups)
     offload = not runnable and all(device.kind == "cuda" for device in devices)
     return Choices(
@@ -210,7 +212,8 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
         recompute=("none", "full") if runnable else RECOMPUTE,
         zero=ZERO,
         offload=("off", "on") if offload else ("off",),
-        sync=("all_reduce",) if runnable else options.sync_modes(),
+        sync=modes,
+        least_steps=tuple(least_steps(profile, mode) for mode in modes),
         blocks=len(profile.blocks),
     )
 

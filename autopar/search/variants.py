@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from autopar.schedules import SCHEDULES
 from autopar.search.spec import Spec
-from autopar.sync import SyncContext, SyncGroup, parse_sync
+from autopar.sync import parse_sync
 
 Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
@@ -35,6 +35,7 @@ class Choices:
         zero: Sharding levels where ranks share.
         offload: ``off`` and ``on``.
         sync: Sync modes.
+        least_steps: Lower bound of the steps multiplier of each sync mode.
         blocks: Blocks of the model, the limit of stages.
     """
 
@@ -43,6 +44,7 @@ class Choices:
     zero: tuple[int, ...]
     offload: tuple[str, ...]
     sync: tuple[str, ...]
+    least_steps: tuple[float, ...]
     blocks: int
 
 
@@ -106,9 +108,8 @@ class VariantTable:
 
     @cached_property
     def least_multiplier(self) -> npt.NDArray[np.float64]:
-        """Steps to the same loss over those of exact modes; the literature knows no group."""
-        context = SyncContext(group=SyncGroup(ranks=2))
-        known = {s: parse_sync(s).steps_multiplier(context).value for s in self.choices.sync}
+        """Lower bound of the steps to the same loss over those of exact modes."""
+        known = dict(zip(self.choices.sync, self.choices.least_steps, strict=True))
         return np.array([known[v.sync] for v in self.variants])
 
     @cached_property

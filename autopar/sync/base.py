@@ -219,6 +219,8 @@ class AbstractSyncMode(Choice):
     """True when ZeRO may share out states, gradients or weights among the same ranks."""
     axes: ClassVar[tuple[str, ...]] = ("dp_replicate",)
     """Mesh axes it works with; ``dp_shard`` follows from :attr:`shardable`."""
+    refuses: ClassVar[tuple[str, ...]] = ()
+    """Compressions it cannot use."""
     counts_nodes: ClassVar[bool] = False
     """True when :meth:`check` looks at the nodes of a group."""
 

@@ -67,6 +67,8 @@ class Sync:
 
     def check_mesh(self, mesh: Mesh) -> str | None:
         """Why ranks along the mesh's axes cannot synchronise this way, else ``None``."""
+        if self.compression.name in self.mode.refuses:
+            return f"{self.mode.name} does not work with {self.compression.name}"
         if mesh.dp_shard > 1 and not self.shardable:
             return (
                 f"{self.name} keeps whole weights and states on each replica, "

@@ -97,12 +97,6 @@ def test_a_best_plan_that_changes_the_mathematics_says_how_sure_its_worth_is():
     assert not any("mathematics" in text for text in quiet.warnings)
 
 
-def test_modes_that_cannot_run_are_said_to_be_left_out():
-    result = find("all_reduce,local_sgd:4", space="runnable")
-    assert result.best.plan.sync == "all_reduce"
-    assert any("local_sgd:4" in text and "not among" in text for text in result.warnings)
-
-
 def test_an_unknown_mode_is_an_error_with_the_closest_name():
     with pytest.raises(InputError, match="unknown sync mode") as caught:
         SearchOptions(sync="exact_reduce,all_reduse")

@@ -42,6 +42,8 @@ class ParameterServer(AbstractSyncMode):
 
     pushes: ClassVar[Overlap] = "step"
     pulls: ClassVar[Overlap] = "step"
+    refuses: ClassVar[tuple[str, ...]] = ("powersgd",)
+    """Its second factor needs the sum of the first, which a push does not wait for."""
 
     def server_count(self, group: SyncGroup) -> int:
         """Servers, one per rank unless the name says how many."""
