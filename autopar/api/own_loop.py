@@ -43,7 +43,7 @@ def parallelize(
         optimizer: ``optimizer(params) -> torch.optim.Optimizer``.
         scheduler: ``scheduler(optimizer) -> LRScheduler``, stepped at every step.
         options: Fields of :class:`autopar.executor.own_loop.SessionOptions`: ``clip_norm``,
-            ``device``, ``timeout_s``, ``verify``, ``tolerance``.
+            ``steps``, ``node_size``, ``device``, ``timeout_s``, ``verify``, ``tolerance``.
 
     Returns:
         A session: ``session.step(inputs, target)`` is one optimizer step.

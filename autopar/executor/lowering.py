@@ -29,6 +29,7 @@ from autopar.executor.synchronising.registry import make_synchroniser
 from autopar.executor.traffic import Traffic
 from autopar.executor.weighing import loss_weights
 from autopar.plans import Plan
+from autopar.sync import parse_sync
 from autopar.tasks import Task
 
 if TYPE_CHECKING:
@@ -224,6 +225,11 @@ def lower(context: Context) -> Lowering:
             f"task '{context.task.name}' has a scheduler, the optimizers of plan "
             f"{context.plan.name} are on parameter servers, which keep their learning rate",
             hint="leave the scheduler out, or use another sync mode",
+        )
+    if context.task.weight is not None and parse_sync(context.plan.sync).semantics == "periodic":
+        context.warnings.append(
+            f"{context.plan.sync}: task '{context.task.name}' counts items of the whole global "
+            "batch, so ranks meet for one number at every step"
         )
     lowering = _path(context)
     if context.link is not None and context.store is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,11 +30,13 @@ from autopar.executor.verify import verify
 from autopar.executor.whole_model import WholeModel
 from autopar.plans import Plan
 from autopar.results import VerifyResult
+from autopar.sync import parse_sync
+from autopar.sync.modes.local import PostLocalSgd
 from autopar.tasks import Task
 from autopar.trace import build_model
 
 _NO_END = sys.maxsize
-"""Steps that will be done, which a script does not tell."""
+"""Steps that will be done, when the script does not tell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,10 @@ class SessionOptions:
 
     Attributes:
         clip_norm: Overrides ``plan.clip_norm``.
+        steps: Steps the loop will take, those before a loaded checkpoint included. Post-local
+            SGD needs it: it parts replicas after a share of them.
+        node_size: Ranks that count as one node of hierarchical averaging; those of this host by
+            default.
         device: ``cpu`` or ``cuda``; ``auto`` takes CUDA where every local rank can have one.
         timeout_s: How long a collective may take before training is given up.
         verify: Compare one step on the example with one process before training.
@@ -49,6 +56,8 @@ class SessionOptions:
     """
 
     clip_norm: float | None = None
+    steps: int | None = None
+    node_size: int | None = None
     device: str = "auto"
     timeout_s: float = 300.0
     verify: bool = False
@@ -81,6 +90,11 @@ class Session:
                 f"plan {plan.name} needs parameter servers, which a script cannot start",
                 hint="run it with `autopar run`, or plan with --sync all_reduce",
             )
+        if isinstance(parse_sync(plan.sync).mode, PostLocalSgd) and options.steps is None:
+            raise InputError(
+                f"plan {plan.name} changes its sync mode after a share of all steps",
+                hint="tell parallelize how many the loop takes: steps=1000",
+            )
         if options.clip_norm is not None:
             plan = replace(plan, clip_norm=options.clip_norm)
         joined = join(plan, device=options.device, timeout_s=options.timeout_s)
@@ -98,6 +112,7 @@ class Session:
         self.plan = plan
         self.device = device
         self._steps = 0
+        self._stop = options.steps or _NO_END
         self._ready = False
         self._loss: float | None = None
         self._verified: VerifyResult | None = None
@@ -105,7 +120,12 @@ class Session:
             model = build_model(task, seed=plan.seed)
             first = copied(model) if options.verify else None
             self._context = make_context(
-                plan, replace(task, model=GivenModel(model, first)), device
+                plan,
+                replace(task, model=GivenModel(model, first)),
+                device,
+                node_size=options.node_size
+                or int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+                or None,
             )
             groups = self._context.groups
             self._rank, self._replica = groups.rank, groups.replica
@@ -117,7 +137,7 @@ class Session:
             self._lowering = lower(self._context)
             if options.verify:
                 self._verify(options.tolerance)
-            self._lowering.synchroniser.begin(0, _NO_END)
+            self._lowering.synchroniser.begin(0, self._stop)
 
     def _verify(self, tolerance: float) -> None:
         found = verify(self._context, self._lowering, tolerance)
@@ -319,7 +339,7 @@ class Session:
         if self._lowering.scheduler is not None and self._steps:
             self._lowering.reset_optimizer()
         self._steps = self._checkpoints(folder).resume()
-        self._lowering.synchroniser.begin(self._steps, _NO_END)
+        self._lowering.synchroniser.begin(self._steps, self._stop)
         return self._steps
 
     def _checkpoints(self, folder: Path | str) -> Checkpoints:

@@ -23,7 +23,7 @@ from executor_ranks import on_ranks
 import autopar
 from autopar.core.errors import GateError, InputError
 from autopar.executor.given import copied
-from autopar.plans import Plan
+from autopar.plans import Mesh, Plan
 from autopar.tasks import Task
 from autopar.tasks.resolve import resolve
 
@@ -33,6 +33,11 @@ PLANS: dict[str, dict[str, Any]] = {
     "dp2": {"dp": 2, "microbatches": 2},
     "pp2": {"pp": 2, "microbatches": 4},
     "interleaved": {"pp": 2, "stages": 4, "schedule": "interleaved", "microbatches": 4},
+    "tp2": {"mesh": Mesh(tp=2), "microbatches": 4},
+    "zero1": {"mesh": Mesh(dp_shard=2), "zero": 1, "microbatches": 2},
+    "zero3": {"mesh": Mesh(dp_shard=2), "zero": 3, "microbatches": 2},
+    "zero2 pp2": {"mesh": Mesh(dp_shard=2, pp=2), "zero": 2, "microbatches": 2},
+    "zero bubble": {"pp": 2, "schedule": "zero_bubble", "microbatches": 4},
     "recompute": {"dp": 2, "microbatches": 2, "recompute": {0: ((0, 3),)}},
 }
 
@@ -96,7 +101,7 @@ def test_session_equals_the_plain_loop(shape: str) -> None:
         assert session.scheduler is not None
         return losses, session.state_dict(), session.scheduler.get_last_lr()[0]
 
-    (losses, weights, rate), (again, nothing, _) = on_ranks(2, rank)
+    (losses, weights, rate), (again, nothing, _), *_ = on_ranks(plan.world_size, rank)
     model = own_model(seed=0)
     assert losses == pytest.approx(plain_loop(model, STEPS), rel=1e-5)
     assert again == losses
@@ -209,6 +214,35 @@ def test_verify_in_a_session() -> None:
     first, _ = on_ranks(2, rank)
     inputs, target = data(0, 4)
     assert first == pytest.approx(float(mse(own_model()(inputs), target).detach()), rel=1e-5)
+
+
+@pytest.mark.parametrize("sync", ["local_sgd:2", "diloco:2", "hierarchical:2", "post_local_sgd:2"])
+def test_replicas_that_train_apart_are_one_model_when_asked(sync: str) -> None:
+    ranks = 4 if sync.startswith("hierarchical") else 2
+    plan = helpers.make_plan(models.mlp(), dp=ranks, microbatches=4 // ranks, sync=sync)
+
+    def rank(number: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        model = own_model()
+        session = autopar.parallelize(model, plan, **given(steps=STEPS, node_size=2))
+        for step in range(STEPS):
+            session.step(*session.part(*data(step)))
+        whole = session.state_dict()
+        session.close()
+        return whole, {n: v.clone() for n, v in model.state_dict().items()}
+
+    (whole, first), (nothing, second), *_ = on_ranks(ranks, rank)
+    assert not nothing
+    for name, value in whole.items():
+        torch.testing.assert_close(first[name], second[name])
+        if not sync.startswith("diloco"):  # whose last step goes beyond the mean weights
+            torch.testing.assert_close(first[name], value)
+        assert not torch.equal(value, own_model().state_dict()[name])
+
+
+def test_post_local_sgd_needs_the_number_of_steps() -> None:
+    plan = helpers.make_plan(models.mlp(), dp=2, sync="post_local_sgd:2:0.5")
+    with pytest.raises(InputError, match="share of all steps"):
+        autopar.parallelize(own_model(), plan, **given())
 
 
 def test_tied_weights_and_buffers_come_back_whole() -> None:
