@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,14 +95,17 @@ class ModuleLowering(Lowering):
         if group is None or group.size == 1:
             return
         _set_apart(whole)
-        self._parallel = DistributedDataParallel(
-            whole.loss,
-            process_group=group.handle,
-            bucket_cap_mb=context.plan.bucket_bytes / 2**20,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=self._ragged,
-        )
+        with warnings.catch_warnings():
+            # torch 2.13 renames the argument; the new name is unknown to 2.11
+            warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+            self._parallel = DistributedDataParallel(
+                whole.loss,
+                process_group=group.handle,
+                bucket_cap_mb=context.plan.bucket_bytes / 2**20,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=self._ragged,
+            )
         self._hook = self.synchroniser.hook()
         if self._hook is not None:
             self._parallel.register_comm_hook(None, self._hook)

@@ -265,6 +265,9 @@ def test_tied_weights_and_buffers_come_back_whole() -> None:
 def test_wrong_use_is_refused(tmp_path: Path) -> None:
     one = helpers.make_plan(models.mlp(), microbatches=2)
     two = helpers.make_plan(models.mlp(), dp=2)
+    with pytest.raises(InputError) as caught:
+        autopar.parallelize(own_model(), two, **given())
+    assert any("torchrun --nproc-per-node=2" in note for note in caught.value.__notes__)
     for arguments, message in [
         ((own_model(), two, given()), "has 2 ranks, this script runs on its own"),
         ((own_model(), one, given(loss=None, example=None)), "needs loss, example besides"),
@@ -375,6 +378,7 @@ def test_the_documented_script_under_torchrun(shape: str, tmp_path: Path) -> Non
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
+    assert "Warning" not in outcome.stderr
     losses = [float(row.split()[1]) for row in outcome.stdout.splitlines()]
     names: dict[str, Any] = {"__name__": "train"}
     exec(found[1], names)
