@@ -46,8 +46,7 @@ def command(
                     _show_machines(console, rows)
                     continue
                 for row in rows:
-                    note = "" if row.get("runnable", True) else " [planned only, not yet run]"
-                    console.print(f"  {row['name']:22} {row['summary']}{note}", markup=False)
+                    console.print(f"  {row['name']:22} {row['summary']}", markup=False)
 
         talk.finish(data, show)
 
@@ -109,18 +108,13 @@ def _zoo() -> list[dict[str, Any]]:
 def _schedules() -> list[dict[str, Any]]:
     from autopar.schedules import SCHEDULES
 
-    return [
-        {"name": name, "runnable": True, "summary": SCHEDULES.summary(name)} for name in SCHEDULES
-    ]
+    return [{"name": name, "summary": SCHEDULES.summary(name)} for name in SCHEDULES]
 
 
 def _strategies() -> list[dict[str, Any]]:
     from autopar.strategies import STRATEGIES
 
-    return [
-        {"name": name, "runnable": False, "summary": STRATEGIES.summary(name)}
-        for name in STRATEGIES
-    ]
+    return [{"name": name, "summary": STRATEGIES.summary(name)} for name in STRATEGIES]
 
 
 def _sync() -> list[dict[str, Any]]:
@@ -139,7 +133,6 @@ def _sync() -> list[dict[str, Any]]:
                 "name": sync.name.removeprefix("all_reduce") if joined else sync.name,
                 "semantics": sync.semantics,
                 "summary": f"{sync.semantics:9} {summary}",
-                "runnable": sync.name == "all_reduce",
                 "steps_multiplier": multiplier.to_dict(),
                 "citations": [item.citation for item in sync.literature],
             }

@@ -51,12 +51,10 @@ class Baseline:
     Attributes:
         name: As in results and reports.
         points: Points to try in order; the first that fits in memory is priced.
-        full_only: True when only plans the executor cannot run yet belong to it.
     """
 
     name: str
     points: Callable[[Setting], list[Point]]
-    full_only: bool = False
 
 
 def _replicated(replicas: int, batch: int, recompute: str, zero: int = 0) -> list[Point]:
@@ -139,8 +137,8 @@ BASELINES = (
         name="DDP + recompute",
         points=lambda s: _replicated(s.replicas, s.batch, "full") if s.devices > 1 else [],
     ),
-    Baseline(name="ZeRO-3 (FSDP)", points=_sharded, full_only=True),
-    Baseline(name="tp in the node, pp, dp", points=_node_rule, full_only=True),
+    Baseline(name="ZeRO-3 (FSDP)", points=_sharded),
+    Baseline(name="tp in the node, pp, dp", points=_node_rule),
 )
 
 
@@ -148,11 +146,8 @@ def price_baselines(
     model: CostModel, options: SearchOptions, batch: int
 ) -> dict[str, RankedPlan | Rejection]:
     """Every baseline, priced or rejected with its reason."""
-    runnable = options.only_runnable(model.cluster)
     return {
-        baseline.name: price_baseline(baseline, model, options, batch)
-        for baseline in BASELINES
-        if not (runnable and baseline.full_only)
+        baseline.name: price_baseline(baseline, model, options, batch) for baseline in BASELINES
     }
 
 

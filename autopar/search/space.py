@@ -16,8 +16,9 @@ import numpy as np
 
 from autopar.cluster import Cluster
 from autopar.graph import GraphProfile
+from autopar.plans import Mesh
 from autopar.schedules import SCHEDULES
-from autopar.search.options import SearchOptions
+from autopar.search.options import EXACT_MODES, SearchOptions
 from autopar.search.point import Point
 from autopar.search.spec import Spec, parse_spec
 from autopar.search.sync_choice import least_steps, sync_choices
@@ -32,6 +33,7 @@ from autopar.search.variants import (
     make_variants,
 )
 from autopar.strategies import Split, Strategies
+from autopar.sync import parse_sync
 
 TP_NODES = 2
 """Nodes that tensor parallel ranks may span; beyond, sums across nodes take most of the time
@@ -202,14 +204,12 @@ def fixed_spec(options: SearchOptions) -> Spec:
 
 def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> Choices:
     """Values of the variant axes: all of them, or those the executor can run."""
-    runnable = options.only_runnable(cluster)
-    names = tuple(SCHEDULES)
     modes = sync_choices(profile, options)
     devices = (group.machine.device for group in cluster.groups)
-    offload = not runnable and all(device.kind == "cuda" for device in devices)
+    offload = not options.only_runnable(cluster) and all(d.kind == "cuda" for d in devices)
     return Choices(
-        schedules=names,
-        recompute=("none", "full") if runnable else RECOMPUTE,
+        schedules=tuple(SCHEDULES),
+        recompute=RECOMPUTE,
         zero=ZERO,
         offload=("off", "on") if offload else ("off",),
         sync=modes,
@@ -255,9 +255,9 @@ class _Builder:
     def _degrees(self, world: int) -> Iterator[tuple[int, int, int, int]]:
         """``(dp, cp, tp, pp)`` with the product ``world``, degrees that no model has left out."""
         sequence = self.strategies.context.length
-        for tp in (1,) if self.runnable else self._tp_degrees(world):
+        for tp in self._tp_degrees(world):
             for cp in divisors(world // tp):
-                if cp > 1 and (self.runnable or sequence < cp * LEAST_SEQUENCE):
+                if cp > 1 and (sequence < cp * LEAST_SEQUENCE or (self.runnable and tp > 1)):
                     break
                 for pp in divisors(world // (tp * cp)):
                     if pp > len(self.profile.blocks):
@@ -273,7 +273,7 @@ class _Builder:
     def _mesh(self, dp: int, cp: int, tp: int, pp: int) -> None:
         """Groups of one mesh: sequence parallel or not, shards, experts, microbatches."""
         sequence = (False, True) if tp > 1 and self.strategies.context.length else (False,)
-        shards = [1] if self.runnable else self._shard_degrees(dp, cp * tp)
+        shards = self._shard_degrees(dp, cp * tp)
         experts = self._ep_degrees(dp * cp)
         if self.batch % dp:
             # Microbatch sizes do not exist then; each combination counts once.
@@ -297,7 +297,7 @@ class _Builder:
 
     def _ep_degrees(self, ranks: int) -> list[int]:
         experts = self.strategies.expert.experts
-        if self.runnable or not experts:
+        if not experts:
             return [1]
         return [ep for ep in divisors(ranks) if ep <= experts]
 
@@ -336,7 +336,10 @@ class _Builder:
         if reason is not None:
             self._reject(reason, self._set(pp, count, shard > 1).size)
             return
-        variants = self._set(pp, count, shard > 1, self._active(values))
+        mesh = Mesh(
+            dp_replicate=dp // shard, dp_shard=shard, cp=split.cp, tp=split.tp, ep=split.ep, pp=pp
+        )
+        variants = self._set(pp, count, shard > 1, self._active(values), self._unfit(mesh))
         self.size += variants.size
         self.rejected += variants.rejected
         if variants.count:
@@ -360,14 +363,29 @@ class _Builder:
             if all(values[k] == v for k, v in spec.items() if k not in AXES)
         )
 
-    def _set(self, pp: int, count: int, shared: bool, active: tuple[int, ...] = ()) -> VariantSet:
-        key = (pp, count, shared, active)
+    def _unfit(self, mesh: Mesh) -> frozenset[str]:
+        """Sync modes that do not run on a mesh."""
+        if not self.runnable or self.choices.sync == EXACT_MODES:
+            return frozenset()
+        return frozenset(
+            mode for mode in self.choices.sync if parse_sync(mode).check_mesh(mesh) is not None
+        )
+
+    def _set(
+        self,
+        pp: int,
+        count: int,
+        shared: bool,
+        active: tuple[int, ...] = (),
+        unfit: frozenset[str] = frozenset(),
+    ) -> VariantSet:
+        key = (pp, count, shared, active, unfit)
         if key not in self._variants:
             forbidden = [{k: v for k, v in self.forbidden[i].items() if k in AXES} for i in active]
             if pp not in self._tables:
                 self._tables[pp] = VariantTable(self.choices, pp)
             self._variants[key] = make_variants(
-                self._tables[pp], count, shared, self.wanted, forbidden
+                self._tables[pp], count, shared, self.wanted, forbidden, unfit
             )
         return self._variants[key]
 

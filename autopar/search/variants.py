@@ -186,7 +186,12 @@ def chunk_options(schedule: str) -> tuple[int, ...]:
 
 
 def make_variants(
-    table: VariantTable, microbatches: int, shared: bool, wanted: Spec, forbidden: list[Spec]
+    table: VariantTable,
+    microbatches: int,
+    shared: bool,
+    wanted: Spec,
+    forbidden: list[Spec],
+    unfit: frozenset[str] = frozenset(),
 ) -> VariantSet:
     """Which combinations exist for a microbatch count.
 
@@ -196,6 +201,7 @@ def make_variants(
         shared: True when ``dp_shard`` is 2 or more.
         wanted: Axis values every variant must have.
         forbidden: Specifications no variant may meet.
+        unfit: Sync modes that do not run on the mesh.
     """
     rejected: Counter[str] = Counter()
     valid = np.zeros(len(table.variants), dtype=bool)
@@ -209,6 +215,8 @@ def make_variants(
         if key not in reasons:
             reasons[key] = _impossible(*key, table, microbatches)
         reason = reasons[key] or _unwanted(variant, wanted, forbidden)
+        if reason is None and variant.sync in unfit:
+            reason = "sync mode does not run on the mesh"
         if reason is None:
             valid[index] = True
         else:
