@@ -42,8 +42,9 @@ def parallelize(
         example: One batch ``(inputs, target)`` of any size, to trace the model with.
         optimizer: ``optimizer(params) -> torch.optim.Optimizer``.
         scheduler: ``scheduler(optimizer) -> LRScheduler``, stepped at every step.
-        options: Fields of :class:`autopar.executor.own_loop.SessionOptions`: ``clip_norm``,
-            ``steps``, ``node_size``, ``device``, ``timeout_s``, ``verify``, ``tolerance``.
+        options: Fields of :class:`autopar.executor.own_loop_options.SessionOptions`:
+            ``clip_norm``, ``steps``, ``node_size``, ``device``, ``timeout_s``, ``verify``,
+            ``tolerance``.
 
     Returns:
         A session: ``session.step(inputs, target)`` is one optimizer step.
@@ -53,7 +54,8 @@ def parallelize(
         GateError: ``verify`` found a difference.
     """
     from autopar.executor.given import task_of
-    from autopar.executor.own_loop import Session, SessionOptions
+    from autopar.executor.own_loop import Session
+    from autopar.executor.own_loop_options import SessionOptions
 
     chosen, _ = as_plan(plan)
     try:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +24,7 @@ from autopar.executor.given import GivenModel, copied, sample_counts, share_weig
 from autopar.executor.joining import join
 from autopar.executor.lowering import lower
 from autopar.executor.options import RunOptions
+from autopar.executor.own_loop_options import SessionOptions
 from autopar.executor.server.roles import server_sync
 from autopar.executor.session import make_context, step_seed
 from autopar.executor.verify import verify
@@ -37,31 +38,6 @@ from autopar.trace import build_model
 
 _NO_END = sys.maxsize
 """Steps that will be done, when the script does not tell."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """How a plan is joined and checked in a user's own script.
-
-    Attributes:
-        clip_norm: Overrides ``plan.clip_norm``.
-        steps: Steps the loop will take, those before a loaded checkpoint included. Post-local
-            SGD needs it: it parts replicas after a share of them.
-        node_size: Ranks that count as one node of hierarchical averaging; those of this host by
-            default.
-        device: ``cpu`` or ``cuda``; ``auto`` takes CUDA where every local rank can have one.
-        timeout_s: How long a collective may take before training is given up.
-        verify: Compare one step on the example with one process before training.
-        tolerance: Largest relative difference ``verify`` accepts.
-    """
-
-    clip_norm: float | None = None
-    steps: int | None = None
-    node_size: int | None = None
-    device: str = "auto"
-    timeout_s: float = 300.0
-    verify: bool = False
-    tolerance: float = 1e-5
 
 
 class Session:

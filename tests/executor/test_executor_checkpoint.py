@@ -10,6 +10,7 @@ from typing import Any
 import executor_helpers as helpers
 import executor_models as models
 import pytest
+import torch
 
 from autopar.core.errors import InputError
 from autopar.executor.checkpoint import find_checkpoint
@@ -57,6 +58,27 @@ def test_resume_under_another_plan(before: str, after: str, tmp_path: Path) -> N
     whole = run(task, before, tmp_path / "whole", steps=5, checkpoint_every=3)
     rest = run(task, after, tmp_path / "rest", steps=2, resume=tmp_path / "whole" / "checkpoints")
     assert rest == pytest.approx(whole[3:], rel=1e-5)
+
+
+def test_a_scheduler_goes_on_where_it_was(tmp_path: Path) -> None:
+    """A warm-up, a decay, and milestones, under another plan too."""
+
+    def scheduler(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        kinds = torch.optim.lr_scheduler
+        return kinds.SequentialLR(
+            optimizer,
+            [kinds.LinearLR(optimizer, 0.1, total_iters=2), kinds.MultiStepLR(optimizer, [1, 2])],
+            milestones=[2],
+        )
+
+    task = dataclasses.replace(models.mlp(), scheduler=scheduler)
+    whole = run(task, "dp2", tmp_path / "whole", steps=6, checkpoint_every=3)
+    resume = tmp_path / "whole" / "checkpoints" / "step-3"
+    for shape in ("dp2", "pp2"):
+        rest = run(task, shape, tmp_path / shape, steps=3, resume=resume)
+        assert rest == pytest.approx(whole[3:], rel=1e-6)
+    constant = run(models.mlp(), "dp2", tmp_path / "constant", steps=3, resume=resume)
+    assert constant != pytest.approx(whole[3:], rel=1e-3)
 
 
 def test_checkpoint_is_complete_or_absent(tmp_path: Path) -> None:

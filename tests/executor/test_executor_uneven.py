@@ -157,3 +157,19 @@ def test_experts_take_equal_shares_only() -> None:
     )
     with pytest.raises(InputError, match="batch_shares with ep=2"):
         check_supported(plan)
+
+
+def test_what_does_not_go_with_a_sync_mode_is_told(tmp_path: Path) -> None:
+    decay = replace(
+        models.mlp(), scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.9)
+    )
+    for task, sync, message in [
+        (decay, "ps_sync", "parameter servers, which keep their learning rate"),
+        (padded(), "ps_async", "do not wait for each other to sum them"),
+    ]:
+        with pytest.raises((InputError, TrainingError), match=message):
+            helpers.run(helpers.make_plan(task, dp=2, sync=sync), task, tmp_path / sync)
+    task = padded()
+    plan = helpers.make_plan(task, dp=2, sync="local_sgd:2")
+    record = helpers.run(plan, task, tmp_path / "local")
+    assert any("ranks meet for one number" in text for text in record.warnings)
