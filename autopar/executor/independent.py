@@ -108,13 +108,13 @@ def gather_alone(
     assert servers is not None
     assert store is not None
     kept = sorted(found.kept, key=lambda row: row[1])
-    _, own_s, spans, sent = kept[(len(kept) - 1) // 2]
+    _, own_s, spans, _ = kept[(len(kept) - 1) // 2]
     row = {
         "times_s": found.times_s,
         "losses": found.losses,
         "own_s": own_s,
         "spans": [asdict(span) for span in spans],
-        "sent": sent,
+        "sent": mean(row[3] for row in kept),  # exchanges do not end with the step
         "peak_bytes": peak_bytes,
         "warnings": context.warnings,
     }
@@ -152,7 +152,7 @@ def _wait(
         except RuntimeError:
             pass
         progress = servers.progress_of(rank)
-        if progress == "lost":
+        if progress in ("lost", "gone"):  # a rank reports before it leaves
             return store.check([key])
         if progress != clock:
             clock, since_s = progress, time.monotonic()

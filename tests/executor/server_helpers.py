@@ -78,6 +78,7 @@ def servers(
 ) -> Iterator[list[Server]]:
     """Servers that are ended at the end."""
     made: list[Server] = []
+    make([torch.nn.Parameter(torch.zeros(1))])  # its imports are slow: once, before the forks
     try:
         for index in range(count):
             path = folder / f"server-{index}.ckpt" if folder else None

@@ -138,9 +138,11 @@ class ServerClient:
                         hint="use certificates of one authority on all hosts",
                     ) from error
                 if time.monotonic() + pause_s > deadline_s:
+                    refused = self._tls is not None and not self.connections
+                    why = ", or does not accept this one's certificate" if refused else ""
                     raise TrainingError(
                         f"rank {self.rank} cannot reach parameter server {self._name} for "
-                        f"{self._timeout_s:g} s: {error}",
+                        f"{self._timeout_s:g} s{why}: {error}",
                         hint="see the server's log; allow more with timeout_s if it is only slow",
                     ) from error
                 time.sleep(pause_s * random.uniform(0.5, 1.0))

@@ -130,7 +130,7 @@ class Gang:
             into: Flat, all parameters, on the CPU; written.
         """
         frame = self._pull_frame(step, None)
-        self._note(self._each(lambda s: self._clients[s].request(frame, self._part(into, s))))
+        self._each(lambda s: self._clients[s].request(frame, self._part(into, s)))
 
     def exchange(
         self,
@@ -161,7 +161,7 @@ class Gang:
 
             def both(s: int) -> Frame:
                 client, frames = self._clients[s], [pushes[s], pull]
-                return client.repeat(lambda: client.ask(frames, self._part(into, s)))[-1]
+                return client.repeat(lambda: client.ask(frames, self._part(into, s)))[0]
 
             self._note(self._each(both))
             return
@@ -171,13 +171,14 @@ class Gang:
         """Push, learn the norm over all servers, pull with it."""
         ask = Frame(kind=Kind.NORM, header={"generation": self.generation, "step": step})
 
-        def norm(s: int) -> tuple[float | None, int]:
+        def norm(s: int) -> tuple[Frame, float | None, int]:
             client = self._clients[s]
-            answer = client.repeat(lambda: client.ask([pushes[s], ask]))[-1]
-            return answer.header.get("square"), client.connections
+            pushed, answer = client.repeat(lambda: client.ask([pushes[s], ask]))
+            return pushed, answer.header.get("square"), client.connections
 
         found = self._each(norm)
-        squares = [square for square, _ in found if square is not None]
+        self._note([pushed for pushed, _, _ in found])
+        squares = [square for _, square, _ in found if square is not None]
         if len(squares) < len(found):
             raise TrainingError(
                 f"the norm of the gradient of step {step} is not finite",
@@ -186,7 +187,7 @@ class Gang:
         pull = self._pull_frame(start, math.sqrt(math.fsum(squares)))
 
         def weights(s: int) -> Frame:
-            client, before = self._clients[s], found[s][1]
+            client, before = self._clients[s], found[s][2]
 
             def body() -> list[Frame]:
                 again = [pushes[s]] if client.connections != before else []
@@ -194,7 +195,7 @@ class Gang:
 
             return client.repeat(body)[-1]
 
-        self._note(self._each(weights))
+        self._each(weights)
 
     def _push_frame(
         self, server: int, step: int, gradient: torch.Tensor, absent: set[str]
@@ -216,7 +217,10 @@ class Gang:
         return Frame(kind=Kind.PULL, header=header)
 
     def _note(self, answers: list[Frame]) -> None:
-        """Remember how much the server beside this rank has sent to others."""
+        """Remember how much the server beside this rank had sent to others before a push.
+
+        Taken there, for weights of one step are sent to members at different times.
+        """
         for client, answer in zip(self._clients, answers, strict=True):
             if client.endpoint.owner == self._rank:
                 self._server_sent_bytes = int(answer.header["sent"])

@@ -166,6 +166,7 @@ def _wait(rank_pid: int, server: _Server | None, *, may_lose: bool) -> int:
         elif server is not None and pid == server.pid:
             if code == 0:
                 server_runs = False
+                server.listening.close()
             else:
                 server.start()
     return 0

@@ -90,5 +90,7 @@ def _serve(
 ) -> None:
     """The life of a server process."""
     torch.set_num_threads(1)  # the pool of OpenMP does not survive a fork
-    logging.basicConfig(level=logging.INFO, format="server: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO, format="server: %(message)s", stream=sys.stderr, force=True
+    )
     asyncio.run(Service(settings, make_optimizer).run(listening))

@@ -237,7 +237,7 @@ def _spec(row: Any) -> tuple[torch.dtype, list[int]]:
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
         raise ProtocolError(f"a tensor has the shape {str(shape)[:40]}")
     sizes = [whole({"size": size}, "size") for size in shape]
-    if math.prod(sizes) > MAX_PAYLOAD_BYTES:
+    if math.prod(max(size, 1) for size in sizes) > MAX_PAYLOAD_BYTES:
         raise ProtocolError(f"a tensor of shape {sizes} is too large")
     return dtype, sizes
 

@@ -231,11 +231,14 @@ class Service:
             raise ProtocolError("field 'absent' is no list")
         absent = {whole({"piece": r}, "piece", len(shard.pieces)) for r in rows}
         dtype, name = shard.weights.dtype, text(header, "encoding")
-        gradient = await asyncio.get_running_loop().run_in_executor(
-            None, decode, name, frame.tensors, shard.elements, dtype
-        )
+        try:
+            gradient = await asyncio.get_running_loop().run_in_executor(
+                None, decode, name, frame.tensors, shard.elements, dtype
+            )
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ProtocolError(f"a push cannot be decoded: {error}") from error
         await self.rules.push(connection.rank, step, gradient, absent)
-        return Frame(kind=Kind.REPLY)
+        return Frame(kind=Kind.REPLY, header={"sent": self._sent_away_bytes})
 
     async def _norm(self, connection: Connection, frame: Frame) -> Frame:
         await self.core.expect_generation(whole(frame.header, "generation"))
@@ -251,7 +254,7 @@ class Service:
         size = weights.numel() * weights.element_size()
         if connection.rank != self.settings.owner:
             self._sent_away_bytes += size
-        header = {"version": self.core.version, "sent": self._sent_away_bytes}
+        header = {"version": self.core.version}
         return Frame(kind=Kind.REPLY, header=header, tensors=[weights])
 
     async def _state(self, connection: Connection, frame: Frame) -> Frame:

@@ -127,11 +127,16 @@ class ServerSynchroniser:
             self._lowering.optimizer.state.clear()
 
     def progress_of(self, rank: int) -> str:
-        """``lost``, ``gone`` when there is nobody to ask any more, or the steps it pushed."""
+        """``lost``, the steps it pushed, or ``unknown``.
+
+        ``gone`` when a server has ended, which it does when every member has left or is lost.
+        """
         try:
             rows = self._gang.status()
-        except (OSError, TrainingError):
+        except ConnectionRefusedError:
             return "gone"
+        except (OSError, TrainingError):
+            return "unknown"
         if any(rank in row["lost"] for row in rows):
             return "lost"
         return str([row["clocks"].get(str(rank)) for row in rows])
