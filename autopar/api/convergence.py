@@ -46,6 +46,7 @@ def measure_convergence(
     target_loss: float | None = None,
     probe_steps: int = 200,
     seeds: int = 3,
+    node_size: int | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
 ) -> tuple[ConvergenceResult, Path]:
@@ -65,6 +66,7 @@ def measure_convergence(
             exact training ends the probe with.
         probe_steps: Steps of exact training; a mode may take three times the steps to the loss.
         seeds: Runs of each mode.
+        node_size: Ranks that count as one node of hierarchical averaging; all by default.
         out: File to write; under ``profiles/`` by default.
         progress: ``progress(stage, done, total)``.
 
@@ -85,6 +87,7 @@ def measure_convergence(
         probe = _Probe(
             job, _base_plan(job, count, batch), Path(folder), seeds, len(names) + 1, progress
         )
+        probe.node_size = node_size or count
         exact = [probe.run(EXACT, seed, probe_steps) for seed in range(seeds)]
         target, warnings = _target([r.losses for r in exact], job, target_loss, window)
         own = [_steps(record, target, window) for record in exact]
@@ -157,6 +160,7 @@ class _Probe:
     modes: int
     progress: Progress | None
     done: int = field(default=0)
+    node_size: int = 1
 
     def with_sync(self, name: str) -> Plan:
         """The plan with a sync mode."""
@@ -178,6 +182,7 @@ class _Probe:
             steps=steps,
             warmup=0,
             quiet=True,
+            node_size=self.node_size,
             launcher="fork" if forks or self.task.target is None else "torchrun",
         )
         record = run_plan(replace(self.with_sync(name), seed=seed), self.task, options)
@@ -306,7 +311,8 @@ def _refusal(name: str, probe: _Probe, goal: _Goal) -> str | None:
         check_supported(probe.with_sync(name))
     except InputError as error:
         return error.message
-    return sync.check(SyncGroup(ranks=probe.plan.world_size))
+    ranks = probe.plan.world_size
+    return sync.check(SyncGroup(ranks=ranks, nodes=math.ceil(ranks / probe.node_size)))
 
 
 def _steps(record: RunRecord, target: float, window: int) -> float:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from autopar.core.provenance import provenance
+from autopar.core.stats import median
 from autopar.executor.checkpoint import Checkpoints
 from autopar.executor.clock import Recorder, Span, clock_for
 from autopar.executor.collector import quiet_collector, tidy
@@ -111,6 +112,7 @@ def run_session(
     lowering.synchroniser.begin(start, start + options.warmup + options.steps)
     with quiet_collector():
         found = _train(context, lowering, options, checkpoints, start, progress)
+    _tell_uneven(context, lowering, options, found)
     lowering.synchroniser.finish()
     lowering.synchroniser.close()
     if memory.warning:
@@ -203,6 +205,19 @@ def step_seed(context: Context, step: int) -> int:
     place = (groups.replica * mesh.cp + groups.coordinates["cp"]) * mesh.pp + groups.pp
     mixed = (context.plan.seed * _STEP_STRIDE + step) * _RANK_STRIDE + place
     return mixed % 2**63
+
+
+def _tell_uneven(
+    context: Context, lowering: Lowering, options: RunOptions, found: Measurements
+) -> None:
+    """Predictions are means over a period, a median step has no average in it."""
+    period, times = lowering.synchroniser.period, found.times_s[options.warmup :]
+    if period > 1 and times:
+        context.warnings.append(
+            f"'{context.plan.sync}' averages every {period} steps: the mean step took "
+            f"{sum(times) / len(times):.3g} s, the median {median(times):.3g} s; a predicted step "
+            "is a mean"
+        )
 
 
 def _share(context: Context, own_s: float, loss: torch.Tensor | None) -> tuple[float, float]:

@@ -12,8 +12,11 @@ import pytest
 from autopar.executor.synchronising.averaging import Averager
 from autopar.executor.synchronising.reducers.base import ErrorFeedback
 from autopar.executor.synchronising.reducers.int8 import decode
+from autopar.plans import Mesh
 from autopar.sync import SyncGroup, parse_sync
 from autopar.tasks import Task
+from autopar.tasks.resolve import resolve
+from autopar.tasks.zoo.small import small_target
 from autopar.trace import TracedTask
 
 COMPRESSIONS = ("fp16", "bf16", "int8", "powersgd:2", "topk:0.05")
@@ -102,6 +105,30 @@ def test_tied_weights_buffers_and_other_paths(
     if "recompute" in changes:
         changes["recompute"] = {0: (helpers.even_cuts(knotted_trace, 3),)}
     plan = helpers.make_plan(task, traced=knotted_trace, dp=2, sync=sync, **changes)
+    record = helpers.run(plan, task, tmp_path, steps=4, warmup=0, verify=True)
+    assert record.verify is not None
+    assert record.verify.passed, record.verify
+
+
+@pytest.mark.parametrize("shape", [{}, {"sequence_parallel": True}, {"pp": 2, "microbatches": 2}])
+@pytest.mark.parametrize(
+    "sync",
+    [
+        "all_reduce+fp16",
+        "all_reduce+int8",
+        "all_reduce+powersgd:1",
+        "all_reduce+topk:0.1",
+        "local_sgd:2",
+        "local_sgd:2+topk:0.1",
+        "diloco:2+int8",
+    ],
+)
+def test_tensor_parallel_replicas(sync: str, shape: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    task = resolve(small_target("gpt"))
+    changes = {"microbatches": 1, **shape}
+    mesh = Mesh(dp_replicate=2, tp=2, pp=changes.pop("pp", 1))
+    plan = helpers.make_plan(task, mesh=mesh, sync=sync, clip_norm=0.5, **changes)
     record = helpers.run(plan, task, tmp_path, steps=4, warmup=0, verify=True)
     assert record.verify is not None
     assert record.verify.passed, record.verify

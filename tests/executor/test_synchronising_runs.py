@@ -18,9 +18,11 @@ from autopar.executor.lowering import Lowering, lower
 from autopar.executor.session import make_context
 from autopar.executor.supported import check_supported
 from autopar.executor.synchronising.registry import SYNCHRONISERS
-from autopar.plans import Plan
+from autopar.plans import Mesh, Plan
 from autopar.sync import SYNC_MODES
 from autopar.tasks import Task
+from autopar.tasks.resolve import resolve
+from autopar.tasks.zoo.small import small_target
 from autopar.trace import build_model
 
 MODES = ("local_sgd:3", "diloco:3", "post_local_sgd:3:0.5", "hierarchical:3")
@@ -75,6 +77,38 @@ def test_replicas_agree_after_averages_and_part_between(mode: str, compression: 
     assert agree(rows, 8, everyone)
     moved = float((rows[0][8] - rows[0][0]).abs().max())
     assert moved > 1e-4
+
+
+@pytest.mark.parametrize("sequence_parallel", [False, True])
+@pytest.mark.parametrize("sync", ["all_reduce+int8", "all_reduce+topk:0.1", "local_sgd:2+int8"])
+def test_copies_of_a_weight_under_tensor_parallelism_stay_the_same(
+    sync: str, sequence_parallel: bool
+) -> None:
+    """Compressions round an element by its neighbours, which are others on each tp rank."""
+    pytest.importorskip("transformers")
+    task = resolve(small_target("gpt"))
+    plan = helpers.make_plan(
+        task,
+        mesh=Mesh(dp_replicate=2, tp=2),
+        sync=sync,
+        sequence_parallel=sequence_parallel,
+    )
+
+    def body(rank: int) -> Any:
+        context = make_context(plan, task, torch.device("cpu"))
+        lowering = lower(context)
+        lowering.synchroniser.begin(0, 2)
+        for step in range(2):
+            context.recorder.begin()
+            lowering.step(context.data.microbatches(step, context.groups.replica))
+        whole = {n: p for n, p in lowering.parameters.items() if n not in lowering.cuts}
+        return {n: p.detach().clone() for n, p in whole.items()}
+
+    rows = on_ranks(4, body)
+    assert rows[0]
+    for row in rows[1:]:
+        for name, value in rows[0].items():
+            assert torch.equal(row[name], value), name
 
 
 def test_the_last_weights_are_the_mean_of_the_replicas() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from autopar.core.errors import InputError
 from autopar.core.estimate import Estimate
+from autopar.plans import Mesh
 from autopar.sync import (
     COMPRESSIONS,
     SYNC_MODES,
@@ -199,3 +200,33 @@ def test_the_page_states_the_multipliers_of_the_code():
             known = item.multiplier
             assert f"{known.value:g} ({known.low:g} to {known.high:g})" in rows[name]
             assert item.citation in rows[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "mesh", "reason"),
+    [
+        ("all_reduce", Mesh(dp_replicate=2, dp_shard=2, cp=2, tp=2, pp=2, ep=2), None),
+        ("all_reduce+fp16", Mesh(dp_replicate=2, cp=2, tp=2, pp=2), None),
+        ("all_reduce+fp16", Mesh(dp_shard=2), "dp_shard=2 shares them out"),
+        ("all_reduce+topk", Mesh(dp_replicate=4, ep=2), "experts of ep=2"),
+        ("local_sgd:4", Mesh(dp_replicate=2, tp=2, pp=2), None),
+        ("local_sgd:4", Mesh(dp_replicate=2, dp_shard=2), "keeps whole weights"),
+        ("diloco", Mesh(dp_replicate=2, cp=2), "does not work with cp=2"),
+        ("hierarchical", Mesh(dp_replicate=4, ep=2), "does not work with ep=2"),
+        ("ps_sync", Mesh(dp_replicate=4), None),
+    ],
+)
+def test_meshes_that_a_mode_cannot_keep_together(text: str, mesh: Mesh, reason: str | None):
+    found = parse_sync(text).check_mesh(mesh)
+    assert found is None if reason is None else reason in (found or "")
+
+
+@pytest.mark.parametrize("name", list(COMPRESSIONS))
+def test_a_compression_has_a_bound_or_feeds_back(name: str):
+    compression = parse_sync(f"all_reduce+{name}").compression
+    bounds = [compression.error_bound(ranks) for ranks in (2, 64)]
+    if name in ("powersgd", "topk"):
+        assert bounds == [None, None]
+    else:
+        assert all(bound is not None and 0.0 <= bound < 1.0 for bound in bounds)
+        assert (bounds[0] == 0.0) == compression.exact

@@ -62,7 +62,7 @@ class AllReduce(Synchroniser):
         super().attach(lowering)
         self._names = {id(p): name for name, p in lowering.parameters.items()}
         self._reducer.load_state({})
-        self._averager = Averager(self._reducer, lowering)
+        self._averager = Averager(self._reducer, lowering, gradients=True)
 
     def reduce(
         self, parameters: Mapping[str, torch.nn.Parameter], *, ragged: bool = False

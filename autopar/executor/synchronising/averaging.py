@@ -53,18 +53,21 @@ class Averager:
 
     What several ranks of a replica hold alike (a norm's weight under tensor parallelism) is not
     mixed with what they hold parts of, so that its copies stay alike when a compression rounds
-    an element by its neighbours.
+    an element by its neighbours. Of a gradient that is a term over an axis they hold parts too:
+    it is summed over the axis afterwards.
 
     Args:
         reducer: How means are taken.
         lowering: Whose tensors they are.
+        gradients: They are gradients, not weights.
     """
 
-    def __init__(self, reducer: Reducer, lowering: Lowering) -> None:
+    def __init__(self, reducer: Reducer, lowering: Lowering, *, gradients: bool) -> None:
         self.reducer = reducer
         self._bucket_bytes = lowering.context.plan.bucket_bytes
-        partial = {name for names in lowering.partial.values() for name in names}
-        self._apart = frozenset() if reducer.alike else frozenset(lowering.cuts) | partial
+        terms = {name for names in lowering.partial.values() for name in names}
+        parts = frozenset(lowering.cuts) | (terms if gradients else frozenset())
+        self._apart = frozenset() if reducer.alike else parts
 
     @torch.no_grad()
     def mean(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -116,6 +116,11 @@ class Synchroniser(abc.ABC):
         """What follows an optimizer step (collective); subclasses call this first."""
         self.done += 1
 
+    @property
+    def period(self) -> int:
+        """Steps after which the work of a step repeats; 1 when all are alike."""
+        return 1
+
     # the end of a run, and checkpoints
 
     def finish(self) -> None:  # noqa: B027  # most modes have nothing to do

@@ -27,16 +27,18 @@ class Periodic(Synchroniser):
     the first rank. Optimizer state stays a replica's own, as in the publications.
 
     Attributes:
-        period: Steps between averages.
         group: Ranks that average.
         reducer: How means of weights, or of their changes, are taken.
         anchors: Weights of the last average, where changes are what is averaged.
     """
 
+    gain: ClassVar[float] = 1.0
+    """How far new weights move when the mean change does, at the first average."""
+
     def __init__(self, context: Context, sync: Sync) -> None:
         super().__init__(context, sync)
         assert isinstance(sync.mode, Declared)
-        self.period = sync.mode.period
+        self._period = sync.mode.period
         self.group = context.groups.data
         self.reducer = make_reducer(context, self.group)
         self._plain = make_reducer(context, self.group, "none")
@@ -46,8 +48,10 @@ class Periodic(Synchroniser):
         )
         self.anchors: dict[str, torch.Tensor] = {}
 
-    gain: ClassVar[float] = 1.0
-    """How far new weights move when the mean change does, at the first average."""
+    @property
+    def period(self) -> int:
+        """Steps between averages."""
+        return self._period
 
     @property
     def anchored(self) -> bool:
@@ -58,8 +62,8 @@ class Periodic(Synchroniser):
         """Forget everything; the anchor is the weights as they are."""
         super().attach(lowering)
         self.reducer.load_state({})
-        self._averager = Averager(self.reducer, lowering)
-        self._buffers = Averager(self._plain, lowering)
+        self._averager = Averager(self.reducer, lowering, gradients=False)
+        self._buffers = Averager(self._plain, lowering, gradients=False)
         self._own = ReplicaState(lowering)
         self.set_anchors()
 

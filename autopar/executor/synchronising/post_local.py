@@ -92,6 +92,11 @@ class PostLocalSgd(Synchroniser):
             self._second.done = self.done
             self._second.set_anchors()
 
+    @property
+    def period(self) -> int:
+        """As local SGD."""
+        return self._second.period
+
     def finish(self) -> None:
         """As the phase does."""
         self._now.finish()
