@@ -140,6 +140,7 @@ class Checkpoints:
             "fingerprint": plan.task.fingerprint,
             "optimizer_values": values,
             "learning_rates": learning_rates(self._lowering.optimizer),
+            "loss_scale": None if self._lowering.scale is None else self._lowering.scale.state(),
         }
         write_document(folder / _NOTES, SCHEMA, SCHEMA_VERSION, body)
 
@@ -183,6 +184,8 @@ class Checkpoints:
             self._lowering.synchroniser.load_state(
                 {key.removeprefix(prefix): tensor for key, tensor in own.items()}
             )
+        if self._lowering.scale is not None and notes.get("loss_scale"):
+            self._lowering.scale.restore(notes["loss_scale"])
         step = int(notes["step"])
         self._resume_scheduler(folder, step, notes.get("learning_rates"))
         return step

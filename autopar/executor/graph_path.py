@@ -24,7 +24,7 @@ from autopar.executor.routes import Routes
 from autopar.executor.runner import Pipeline, Runner
 from autopar.executor.sharding.optimizers import fit_to_shards
 from autopar.executor.sharding.wrap import Sharding
-from autopar.executor.stage import StageProgram
+from autopar.executor.stage import Running, StageProgram
 from autopar.plans import Plan
 from autopar.schedules import SCHEDULES, Action
 from autopar.trace import Fragment, TracedTask, build_model, extract, trace
@@ -60,7 +60,7 @@ class GraphLowering(Lowering):
         traced, stages = divided.traced, translated(divided, plan.stages)
         fragments = [extract(traced, s.first_op, s.stop_op) for s in stages]
         self._check_fragments(fragments)
-        routes = Routes(traced, fragments)
+        routes = Routes(traced, fragments, context.precision)
         self._programs = {
             index: StageProgram(
                 traced,
@@ -69,8 +69,11 @@ class GraphLowering(Lowering):
                 fragments[index],
                 device,
                 context.recorder,
-                splits=SCHEDULES.load(plan.schedule).splits_backward,
-                move_weights=plan.zero == 0,
+                Running(
+                    splits=SCHEDULES.load(plan.schedule).splits_backward,
+                    sharded=plan.zero > 0,
+                    precision=context.precision,
+                ),
             )
             for index, stage in enumerate(stages)
             if stage.pp == context.groups.pp
@@ -154,6 +157,7 @@ class GraphLowering(Lowering):
             actions=actions,
             traffic=context.traffic,
             whole=frozenset(name for name, cuts in self.cuts.items() if is_expert(cuts)),
+            policy=context.precision.sharded(),
         )
         self.parameters = self._sharding.parameters
 
@@ -183,7 +187,13 @@ class GraphLowering(Lowering):
         if sharding is not None:
             sharding.flags.begin()
         weights = self.loss_weights(microbatches)
-        loss = self._runner.step([self._flatten(*batch) for batch in microbatches], weights)
+        loss = self._runner.step(
+            [self._flatten(*batch) for batch in microbatches],
+            weights,
+            1.0 if self.scale is None else self.scale.value,
+        )
+        unshared = {} if sharding is None else sharding.whole
+        self.unscale([*self.parameters.values(), *unshared.values()])
         with context.recorder.span("sync"):
             self.synchroniser.reduce(self.parameters if sharding is None else sharding.whole)
             if sharding is not None:

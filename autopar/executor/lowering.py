@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -23,7 +23,9 @@ from autopar.executor.division.keeping import sum_partial
 from autopar.executor.dropout import DropoutOff
 from autopar.executor.holding import Cut
 from autopar.executor.learning_rate import make_scheduler
+from autopar.executor.loss_scale import LossScale
 from autopar.executor.mesh_groups import MeshGroups
+from autopar.executor.precision import PRECISIONS, Precision
 from autopar.executor.supported import check_supported
 from autopar.executor.synchronising.registry import make_synchroniser
 from autopar.executor.traffic import Traffic
@@ -35,6 +37,12 @@ from autopar.tasks import Task
 if TYPE_CHECKING:
     from autopar.executor.server.roles import ServerLink
     from autopar.executor.server.synchroniser import ServerSynchroniser
+
+
+_SKIPPED = (
+    "gradients left the range of float16 in some steps: these steps were skipped and the factor "
+    "on the loss was halved"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,11 @@ class Context:
     warnings: list[str] = field(default_factory=list)
 
     @property
+    def precision(self) -> Precision:
+        """How the plan computes."""
+        return PRECISIONS[self.plan.precision]
+
+    @property
     def microbatch_size(self) -> int:
         """Samples in a microbatch of this rank's replica."""
         return self.plan.replica_microbatch(self.groups.replica)
@@ -98,6 +111,7 @@ class Lowering(abc.ABC):
         self.scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
         self.synchroniser = make_synchroniser(context)
         self.servers: ServerSynchroniser | None = None
+        self.scale = LossScale() if context.precision.scales_loss else None
 
     @property
     def independent(self) -> bool:
@@ -125,6 +139,15 @@ class Lowering(abc.ABC):
             context.plan, context.task, context.groups, microbatches, context.traffic
         )
 
+    def unscale(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Take the factor on the loss out of gradients, before they are exchanged (collective).
+
+        Args:
+            parameters: Those with gradients.
+        """
+        if self.scale is not None:
+            self.scale.unscale(parameters, self.context.device, self.context.traffic)
+
     def sum_terms(self) -> None:
         """Make whole gradients of those that are terms over ranks of one replica (collective)."""
         if self.partial:
@@ -149,6 +172,8 @@ class Lowering(abc.ABC):
         parameters = list(self.parameters.values())
         self.optimizer = self.context.task.optimizer(parameters) if parameters else None
         self.scheduler = make_scheduler(self.context.task, self.optimizer)
+        if self.scale is not None:
+            self.scale = LossScale()
         self.synchroniser.attach(self)
 
     @torch.no_grad()
@@ -189,17 +214,24 @@ class Lowering(abc.ABC):
             self.update_here()
 
     def update_here(self) -> None:
-        """The same with this rank's own optimizer."""
+        """The same with this rank's own optimizer; a step without finite gradients is skipped."""
         context = self.context
         parameters = list(self.parameters.values())
+        if self.scale is None or self.scale.next_step():
+            self._step_here()
+        elif _SKIPPED not in context.warnings:
+            context.warnings.append(_SKIPPED)
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _step_here(self) -> None:
+        context = self.context
         if context.plan.clip_norm is not None:
             clip(self, context.plan.clip_norm)
         if self.optimizer is not None:
             self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
-        for parameter in parameters:
-            parameter.grad = None
 
     def step(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """One optimizer step."""
@@ -220,6 +252,7 @@ def lower(context: Context) -> Lowering:
         InputError: The plan asks for something the executor does not run.
     """
     check_supported(context.plan)
+    context.precision.prepare(context.device)
     if context.link is not None and context.task.scheduler is not None:
         raise InputError(
             f"task '{context.task.name}' has a scheduler, the optimizers of plan "

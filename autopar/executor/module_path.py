@@ -15,6 +15,7 @@ from autopar.core.errors import TraceError
 from autopar.executor.data import Microbatch
 from autopar.executor.gradients import size_bytes
 from autopar.executor.lowering import Context, Lowering, check_same_model
+from autopar.executor.precision import wide
 from autopar.executor.synchronising.base import Hook
 from autopar.trace import build_model, trace
 from autopar.trace.export import call_model
@@ -94,6 +95,9 @@ class ModuleLowering(Lowering):
         context, group = self.context, self.synchroniser.ddp_group
         if group is None or group.size == 1:
             return
+        hook = self.synchroniser.hook()
+        if self.scale is not None and hook is not None:
+            return  # what it keeps of one step for the next must not be scaled
         _set_apart(whole)
         with warnings.catch_warnings():
             # torch 2.13 renames the argument; the new name is unknown to 2.11
@@ -106,7 +110,7 @@ class ModuleLowering(Lowering):
                 gradient_as_bucket_view=True,
                 find_unused_parameters=self._ragged,
             )
-        self._hook = self.synchroniser.hook()
+        self._hook = hook
         if self._hook is not None:
             self._parallel.register_comm_hook(None, self._hook)
 
@@ -127,7 +131,9 @@ class ModuleLowering(Lowering):
         context = self.context
         before = {name: b.detach().clone() for name, b in whole.buffers.items()}
         inputs, target = context.data.microbatches(0, context.groups.replica, context.device)[0]
-        torch.autograd.backward(whole.loss(inputs, target, 0))
+        with context.precision.autocast(context.device):
+            loss = whole.loss(inputs, target, 0)
+        torch.autograd.backward(loss)
         unused = {n for n, p in whole.parameters.items() if p.requires_grad and p.grad is None}
         written = [n for n, b in whole.buffers.items() if not torch.equal(b, before[n])]
         for name, buffer in whole.buffers.items():
@@ -142,14 +148,24 @@ class ModuleLowering(Lowering):
         weights = self.loss_weights(microbatches)
         last = len(microbatches) - 1
         wrapped = isinstance(self._parallel, DistributedDataParallel)
-        reducing = wrapped and self.synchroniser.in_backward
+        reducing = self._reduces_in_backward
         for k, (inputs, target) in enumerate(microbatches):
             hold = wrapped and (k < last or not reducing)
             with self._parallel.no_sync() if hold else contextlib.nullcontext():
                 losses.append(self._microbatch(inputs, target, k, weights[k], reducing))
+        self.unscale(self._with_gradients())
         if self.context.groups.data.size > 1:
             self._synchronise(reducing)
         return torch.stack(losses).sum()
+
+    @property
+    def _reduces_in_backward(self) -> bool:
+        wrapped = isinstance(self._parallel, DistributedDataParallel)
+        return wrapped and self.synchroniser.in_backward
+
+    def _with_gradients(self) -> list[torch.nn.Parameter]:
+        """Parameters that have gradients after the last backward."""
+        return list(self.parameters.values())
 
     def _synchronise(self, reduced: bool) -> None:
         """What is left after the last backward; DDP's own all-reduce is counted here."""
@@ -176,7 +192,8 @@ class ModuleLowering(Lowering):
         """
         recorder = self.context.recorder
         start = recorder.mark()
-        loss: torch.Tensor = self._parallel(inputs, target, k)
+        with self.context.precision.autocast(self.context.device):
+            loss: torch.Tensor = self._parallel(inputs, target, k)
         recorder.add("forward", start, stage=0, microbatch=k)
         computed: list[Any] = []
         engine = torch.autograd.Variable._execution_engine
@@ -184,7 +201,7 @@ class ModuleLowering(Lowering):
         def first_node(_: torch.Tensor) -> None:
             engine.queue_callback(lambda: computed.append(recorder.mark()))
 
-        scaled = loss * weight
+        scaled = wide(loss) * (weight if self.scale is None else weight * self.scale.value)
         scaled.register_hook(first_node)  # type: ignore[no-untyped-call]
         start = recorder.mark()
         torch.autograd.backward(scaled)
@@ -192,7 +209,7 @@ class ModuleLowering(Lowering):
         recorder.add_between("backward", start, computed[0], stage=0, microbatch=k)
         if reducing and k == self.context.plan.microbatches - 1:
             recorder.add_between("sync", computed[0], end, stage=-1, microbatch=k)
-        return scaled.detach()
+        return wide(loss.detach()) * weight
 
 
 def _set_apart(whole: Whole) -> None:

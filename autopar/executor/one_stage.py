@@ -14,7 +14,7 @@ from autopar.executor.division.keeping import is_expert, keep_parts
 from autopar.executor.graph_path import BatchFlattener, model_buffers
 from autopar.executor.lowering import check_same_model
 from autopar.executor.module_path import ModuleLowering, Whole
-from autopar.executor.stage import StageProgram
+from autopar.executor.stage import Running, StageProgram
 from autopar.trace import build_model, extract, trace
 
 
@@ -70,7 +70,13 @@ class OneStageLowering(ModuleLowering):
         (stage,) = translated(divided, plan.stages)
         whole = extract(divided.traced, stage.first_op, stage.stop_op)
         self._program = StageProgram(
-            divided.traced, stage, 0, whole, context.device, context.recorder
+            divided.traced,
+            stage,
+            0,
+            whole,
+            context.device,
+            context.recorder,
+            Running(precision=context.precision),
         )
         parameters = dict(model.named_parameters())
         read = [parameters[name] for name in self._program.parameters]
@@ -94,7 +100,7 @@ class OneStageLowering(ModuleLowering):
         loss = super().gradients(microbatches)
         if self._experts or self.partial:
             with self.context.recorder.span("sync"):
-                if self.synchroniser.in_backward:  # else it had all parameters already
+                if self._reduces_in_backward:  # else it had all parameters already
                     self.synchroniser.reduce(
                         {n: self.parameters[n] for n in sorted(self._experts)}
                     )

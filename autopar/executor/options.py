@@ -25,7 +25,8 @@ class RunOptions:
         steps: Measured steps, >= 1.
         warmup: Steps before them; they train too, only their times are kept apart.
         verify: Compare one step with one process before training.
-        tolerance: Largest relative difference ``verify`` accepts.
+        tolerance: Largest relative difference ``verify`` accepts; by the plan's precision if not
+            given.
         out: Run folder: record, logs, progress, checkpoints. Made if missing.
         data_split: Overrides ``plan.data_split``.
         sampler: Overrides ``task.sampler``.
@@ -53,7 +54,7 @@ class RunOptions:
     steps: int = 20
     warmup: int = 3
     verify: bool = False
-    tolerance: float = 1e-5
+    tolerance: float | None = None
     data_split: str | None = None
     sampler: str | None = None
     clip_norm: float | None = None
@@ -122,7 +123,8 @@ def _check_numbers(options: RunOptions) -> None:
                 hint=f"set {key} to {low} or more",
             )
     for key in ("tolerance", "timeout_s"):
-        if not getattr(options, key) > 0:
+        value = getattr(options, key)
+        if value is not None and not value > 0:
             raise InputError(f"run option {key}={getattr(options, key)!r} must be positive")
     if options.node_size is not None and options.node_size < 1:
         raise InputError(f"run option node_size={options.node_size!r} must be 1 or more")

@@ -115,7 +115,7 @@ class Session:
                 self._verify(options.tolerance)
             self._lowering.synchroniser.begin(0, self._stop)
 
-    def _verify(self, tolerance: float) -> None:
+    def _verify(self, tolerance: float | None) -> None:
         found = verify(self._context, self._lowering, tolerance)
         self._verified = found
         if not found.passed:

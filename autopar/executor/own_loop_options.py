@@ -18,7 +18,8 @@ class SessionOptions:
         device: ``cpu`` or ``cuda``; ``auto`` takes CUDA where every local rank can have one.
         timeout_s: How long a collective may take before training is given up.
         verify: Compare one step on the example with one process before training.
-        tolerance: Largest relative difference ``verify`` accepts.
+        tolerance: Largest relative difference ``verify`` accepts; by the plan's precision if not
+            given.
     """
 
     clip_norm: float | None = None
@@ -27,4 +28,4 @@ class SessionOptions:
     device: str = "auto"
     timeout_s: float = 300.0
     verify: bool = False
-    tolerance: float = 1e-5
+    tolerance: float | None = None

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from autopar.executor.clock import Recorder
 from autopar.executor.dropout import DropoutOff
+from autopar.executor.precision import Precision
 from autopar.executor.random_state import RandomState
 from autopar.executor.selective import contexts
 from autopar.plans import Stage
@@ -34,9 +35,13 @@ class Recompute:
         stage: Virtual stage number, for the record.
         device: Where it runs.
         recorder: Takes the time of second runs.
+        precision: What both runs compute in.
     """
 
-    def __init__(self, stage: int, device: torch.device, recorder: Recorder) -> None:
+    def __init__(
+        self, stage: int, device: torch.device, recorder: Recorder, precision: Precision
+    ) -> None:
+        self._precision = precision
         self._stage = stage
         self._device = device
         self._recorder = recorder
@@ -59,15 +64,16 @@ class Recompute:
         self, module: GraphModule, mode: Mode, microbatch: int, arguments: Sequence[torch.Tensor]
     ) -> Any:
         """Results of a segment; autograd runs it again where the mode says so."""
-        if mode == "none":
-            return module(*arguments)
-        return checkpoint(
-            module,
-            *arguments,
-            use_reentrant=False,
-            preserve_rng_state=_is_random(module),
-            context_fn=lambda: self._contexts(module, mode, microbatch),
-        )
+        with self._precision.autocast(self._device):
+            if mode == "none":
+                return module(*arguments)
+            return checkpoint(
+                module,
+                *arguments,
+                use_reentrant=False,
+                preserve_rng_state=_is_random(module),
+                context_fn=lambda: self._contexts(module, mode, microbatch),
+            )
 
     def forget(
         self, module: GraphModule, mode: Mode, microbatch: int, arguments: Sequence[torch.Tensor]
@@ -78,11 +84,13 @@ class Recompute:
         """
         state = RandomState(self._device) if _is_random(module) else None
         first, second = self._contexts(module, mode, microbatch)
-        with first, torch.autograd.graph.saved_tensors_hooks(_drop, _missing):
+        cast = self._precision.autocast(self._device)
+        with cast, first, torch.autograd.graph.saved_tensors_hooks(_drop, _missing):
             results = module(*arguments)
 
         def again() -> Any:
-            with second, contextlib.nullcontext() if state is None else state.restored():
+            same = contextlib.nullcontext() if state is None else state.restored()
+            with self._precision.autocast(self._device), second, same:
                 return module(*arguments)
 
         return results, again

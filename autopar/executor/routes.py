@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from autopar.executor.precision import FLOAT32, Precision
 from autopar.trace import Fragment, TracedTask
 from autopar.trace.fragment import value_of
 
@@ -21,7 +22,8 @@ class Route:
         producer: Virtual stage that makes the value.
         consumer: Virtual stage that reads it.
         shape: Shape for one microbatch.
-        dtype: Element type.
+        dtype: Element type in the traced graph.
+        travels: Element type between ranks.
         gradient: True when a gradient of the same shape flows back.
     """
 
@@ -31,6 +33,7 @@ class Route:
     consumer: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    travels: torch.dtype
     gradient: bool
 
 
@@ -40,9 +43,12 @@ class Routes:
     Args:
         traced: The graph.
         fragments: The fragment of every virtual stage, in order.
+        precision: Says how values travel.
     """
 
-    def __init__(self, traced: TracedTask, fragments: Sequence[Fragment]) -> None:
+    def __init__(
+        self, traced: TracedTask, fragments: Sequence[Fragment], precision: Precision = FLOAT32
+    ) -> None:
         maker = {op: s for s, fragment in enumerate(fragments) for op in fragment.exports}
         routes: list[Route] = []
         for consumer, fragment in enumerate(fragments):
@@ -56,6 +62,7 @@ class Routes:
                         consumer=consumer,
                         shape=tuple(int(n) for n in value.shape),
                         dtype=value.dtype,
+                        travels=precision.between_stages(value.dtype),
                         gradient=op in traced.needs_gradient,
                     )
                 )

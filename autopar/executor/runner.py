@@ -10,6 +10,7 @@ import torch
 
 from autopar.executor.clock import Recorder
 from autopar.executor.mailbox import Channels, Mailbox, Message
+from autopar.executor.precision import wide
 from autopar.executor.routes import Route, Routes
 from autopar.executor.tape import Tape
 from autopar.executor.traffic import Traffic
@@ -64,7 +65,7 @@ class Runner:
 
     A value goes straight from the stage that makes it to each stage that reads it; its gradient
     comes back the same way and is summed over the readers. Stages on the same rank hand values
-    over without copying.
+    over without copying. In a narrow precision float32 values travel in it and are widened again.
 
     Args:
         programs: Virtual stage -> program, for the stages of this rank.
@@ -89,6 +90,7 @@ class Runner:
         traffic: Traffic,
         before_backward: Callable[[int, int], object] | None = None,
     ) -> None:
+        self._scale = 1.0
         self._before_backward = before_backward
         self._programs = programs
         self._pipeline = pipeline
@@ -148,24 +150,25 @@ class Runner:
             peer=self._rank_of(target if self._is_mine(source) else source),
             gradient=gradient,
             shape=route.shape,
-            dtype=route.dtype,
+            dtype=route.travels,
             sent_by=self._position[(kind, source, microbatch)],
             used_by=self._position[(kind, target, microbatch)],
         )
 
     def step(
-        self, microbatches: Sequence[Leaves], weights: Sequence[float]
+        self, microbatches: Sequence[Leaves], weights: Sequence[float], scale: float = 1.0
     ) -> torch.Tensor | None:
         """Run all actions of one step; gradients accumulate in the parameters.
 
         Args:
             microbatches: Flat batch tensors of each microbatch of this replica.
             weights: What the loss of each counts.
+            scale: Factor on all gradients.
 
         Returns:
             Weighted sum of the losses on the rank of the last stage, else ``None``.
         """
-        self._weights = weights
+        self._weights, self._scale = weights, scale
         losses: list[torch.Tensor] = []
         self._mailbox.begin()
         for action in self._actions:
@@ -196,8 +199,8 @@ class Runner:
             self._hand_over(route, k, outputs[route.op], gradient=False)
         if stage == self._last_stage:
             (loss,) = outputs.values()
-            losses.append(loss.detach() * self._weights[k])
             self._loss = loss.detach()
+            losses.append(wide(self._loss) * self._weights[k])
         self._recorder.add("forward", start, stage=stage, microbatch=k)
 
     def _backward(self, action: Action) -> None:
@@ -233,7 +236,8 @@ class Runner:
         stage = action.stage
         if stage == self._last_stage:
             (loss_op,) = self._programs[stage].exports
-            return {loss_op: torch.full_like(self._loss, self._weights[action.microbatch])}
+            factor = self._weights[action.microbatch] * self._scale
+            return {loss_op: torch.full_like(self._loss, factor)}
         gradients: dict[int, torch.Tensor] = {}
         for route in self._out_of[stage]:
             if route.gradient:
@@ -266,7 +270,7 @@ class Runner:
             towards=action.kind,
             peer=route.consumer if gradient else route.producer,
         )
-        return value
+        return value.to(route.dtype)
 
     def _hand_over(
         self, route: Route, microbatch: int, value: torch.Tensor, *, gradient: bool
@@ -274,7 +278,8 @@ class Runner:
         if self._is_local(route):
             self._local[(route.number, microbatch, gradient)] = value.detach()
         else:
-            self._mailbox.send(self._messages[(route.number, microbatch, gradient)], value)
+            message = self._messages[(route.number, microbatch, gradient)]
+            self._mailbox.send(message, value.to(message.dtype))
 
 
 def _reader(route: Route, gradient: bool) -> int:

@@ -6,16 +6,17 @@ import contextlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.fx.node import map_aggregate
 
 from autopar.executor.clock import Recorder
+from autopar.executor.precision import FLOAT32, Precision
 from autopar.executor.recompute import Mode, Recompute, cover, segments
 from autopar.executor.tape import Section, Tape, Values
+from autopar.executor.weight_reads import separate_uses, widen_reads
 from autopar.plans import Stage
 from autopar.trace import Fragment, TracedTask, extract
 from autopar.trace.cleanup import mutated_attributes
@@ -55,24 +56,20 @@ def move_to(
     module.recompile()
 
 
-def separate_uses(module: GraphModule) -> None:
-    """Give each use of a parameter that has several an edge of its own in autograd's graph.
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How a stage is run.
 
-    Where backward is split, the gradient of one use can then be had without the others.
+    Attributes:
+        splits: Backward comes in two halves: use :meth:`StageProgram.keep`, not ``forward``.
+        sharded: Ranks share out its weights: they are moved to the device unit by unit, and come
+            in the narrow format if there is one.
+        precision: What it computes in.
     """
-    uses: dict[str, list[tuple[Node, Node]]] = {}
-    for node in module.graph.nodes:
-        if node.op == "get_attr":
-            for user in node.users:
-                uses.setdefault(str(node.target), []).append((node, user))
-    for name, places in uses.items():
-        if len(places) > 1 and isinstance(attrgetter(name)(module), torch.nn.Parameter):
-            for node, user in places:
-                with module.graph.inserting_before(user):
-                    alias = module.graph.call_function(torch.ops.aten.alias.default, (node,))
-                alias.meta = dict(node.meta)
-                user.replace_input_with(node, alias)
-    module.recompile()
+
+    splits: bool = False
+    sharded: bool = False
+    precision: Precision = FLOAT32
 
 
 class StageProgram:
@@ -90,8 +87,7 @@ class StageProgram:
         fragment: ``extract(traced, stage.first_op, stage.stop_op)``.
         device: Where it runs.
         recorder: Takes the time of recomputation.
-        splits: The schedule runs backward in two halves: use :meth:`keep`, not :meth:`forward`.
-        move_weights: Move the weights to the device; sharding does it unit by unit.
+        how: What the plan around it asks for.
     """
 
     def __init__(
@@ -102,14 +98,12 @@ class StageProgram:
         fragment: Fragment,
         device: torch.device,
         recorder: Recorder,
-        *,
-        splits: bool = False,
-        move_weights: bool = True,
+        how: Running = Running(),  # frozen
     ) -> None:
         self.index = index
         self.exports = fragment.exports
         self.parameters = fragment.parameters
-        self._recompute = Recompute(index, device, recorder)
+        self._recompute = Recompute(index, device, recorder, how.precision)
         pieces = _pieces(stage)
         self.units = [
             Unit(
@@ -127,8 +121,10 @@ class StageProgram:
         ]
         moved: dict[str, torch.Tensor] = {}
         for module in self.modules:
-            move_to(module, device, moved, weights=move_weights)
-            if splits:
+            move_to(module, device, moved, weights=not how.sharded)
+            if how.sharded and how.precision.narrow is not None:
+                widen_reads(module)
+            if how.splits:
                 separate_uses(module)
         self._differentiable = traced.needs_gradient
         self._gradient_imports = [op for op in fragment.imports if op in self._differentiable]
@@ -211,7 +207,7 @@ class StageProgram:
         arguments += [read[op] for op in segment.imports]
         again = None
         if mode == "none":
-            made = segment.module(*arguments)
+            made = self._recompute.run(segment.module, mode, microbatch, arguments)
         else:
             made, repeat = self._recompute.forget(segment.module, mode, microbatch, arguments)
             again = lambda: dict(zip(segment.exports, repeat(), strict=True))  # noqa: E731

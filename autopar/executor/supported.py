@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from autopar.core.errors import InputError
+from autopar.executor.precision import PRECISIONS
 from autopar.executor.server.encoding import ENCODINGS
 from autopar.executor.server.roles import server_sync
 from autopar.plans import Plan
 from autopar.sync import SyncGroup, parse_sync
 
 AXES = ("dp_replicate", "dp_shard", "pp", "cp", "tp", "ep")
-PRECISIONS = ("float32",)
 
 
 def check_supported(plan: Plan) -> None:
@@ -38,9 +38,21 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "optimizer state in host memory", again
     if plan.batch_shares and plan.mesh.ep > 1:
         yield f"batch_shares with ep={plan.mesh.ep}", "remove batch_shares, or use ep 1"
-    if plan.precision not in PRECISIONS:
-        yield f"precision '{plan.precision}'", "set precision to float32 in the plan"
+    yield from _precision_refusals(plan)
     yield from _sync_refusals(plan)
+
+
+def _precision_refusals(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.precision not in PRECISIONS:
+        yield (
+            f"precision '{plan.precision}', whose products need scaled kernels",
+            f"set precision to one of {', '.join(PRECISIONS)} in the plan",
+        )
+    elif PRECISIONS[plan.precision].scales_loss and server_sync(plan) is not None:
+        yield (
+            f"sync mode '{plan.sync}' in {plan.precision}, whose ranks must agree to skip a step",
+            "set precision to bfloat16 in the plan",
+        )
 
 
 def _sync_refusals(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autopar.executor.clock import CpuClock, Recorder
-from autopar.executor.stage import StageProgram
+from autopar.executor.stage import Running, StageProgram
 from autopar.plans import Stage
 from autopar.tasks import Task
 from autopar.tasks.resolve import resolve
@@ -72,7 +72,7 @@ def kept_bytes(task: Task, batch: int, ranges: dict[str, Any], splits: bool = Fa
         extract(graph, 0, count),
         torch.device("cpu"),
         Recorder(CpuClock()),
-        splits=splits,
+        Running(splits=splits),
     )
     leaves = graph.flatten(*task.batch(batch, torch.Generator().manual_seed(0)))
     mode = Alive()

@@ -89,6 +89,9 @@ class ShardedModuleLowering(ModuleLowering):
         self._flags.before_backward(0, k)
         return super()._microbatch(inputs, target, k, weight, reducing)
 
+    def _with_gradients(self) -> list[torch.nn.Parameter]:
+        return [*super()._with_gradients(), *self._standins.originals.values()]
+
     def _synchronise(self, reduced: bool) -> None:
         with self.context.recorder.span("sync"):
             self.synchroniser.reduce(self._standins.originals, ragged=self._ragged)
