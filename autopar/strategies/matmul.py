@@ -82,6 +82,10 @@ class Products:
         """Bytes of a tensor that one op hands another."""
         return self._sizes[producer, consumer]
 
+    def trained(self, index: int) -> list[int]:
+        """Producers of an op's inputs that backward gives a gradient, in order."""
+        return sorted(self._trained_inputs[index])
+
     def attention(self, op: Op) -> Attention | None:
         """The fused attention of an op, if it is one.
 
@@ -155,7 +159,11 @@ class Products:
         if not op.target.startswith(CONVOLUTIONS):
             return False
         channels = [self.shapes[i][1] for i in self.inputs[op.index] if len(self.shapes[i]) > 2]
-        return bool(channels) and k < max(channels)
+        if not channels:
+            return False
+        # k is input channels of a group times taps of the kernel: a multiple of all channels
+        # when there is one group
+        return k < max(channels) or round(k) % max(channels) != 0
 
 
 def _cube(flop: float, batch: int, per_sample: bool, weight: bool) -> Matmul:

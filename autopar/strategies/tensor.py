@@ -165,23 +165,27 @@ class TensorSplit:
         found: list[Collective] = []
         for index in sorted(self.rows | self.embeddings):
             size = self.profile.ops[index].output_bytes
-            backward = [] if index in self.embeddings else ["all_gather"]
-            found += self._pair(index, size, sequence_parallel, ["reduce_scatter"], backward)
-        seen: set[int] = set()
-        for index in sorted(self.columns):
-            for source in self.products.inputs[index]:
-                if source in seen or source in self.divided or self.profile.ops[source].replicated:
-                    continue
-                seen.add(source)
-                size = self.products.edge_bytes(source, index)
-                if size.per_sample > 0:
-                    found += self._pair(
-                        index, size, sequence_parallel, ["all_gather"], ["reduce_scatter"]
-                    )
+            found += self._pair(index, size, sequence_parallel, ["reduce_scatter"], ["all_gather"])
+        for source, index in self._entrances():
+            size = self.products.edge_bytes(source, index)
+            found += self._pair(index, size, sequence_parallel, ["all_gather"], ["reduce_scatter"])
         for op in self.profile.ops:
             if op.index in self.divided and short(op.target) in NORMALISERS:
                 found.append(self._loss(op))
         return found
+
+    def _entrances(self) -> list[tuple[int, int]]:
+        """Trained whole values and the first op that works on parts of what it makes of them.
+
+        A column reads all of its input; other ops in a region read what is the same for all
+        columns or heads (the one key head of multi-query attention).
+        """
+        first: dict[int, int] = {}
+        for index in sorted(self.divided):
+            for source in self.products.trained(index):
+                if source not in self.divided:
+                    first.setdefault(source, index)
+        return sorted(first.items(), key=lambda pair: pair[1])
 
     def _pair(
         self,
@@ -221,7 +225,17 @@ class TensorSplit:
         whole = tuple(
             s for s in sources if not self.profile.ops[s].replicated and self._matters(s, op)
         )
-        return _Fact(role=self._role(op), sources=sources, whole=whole)
+        return _Fact(
+            role=self._role(op), sources=sources, whole=whole, single_heads=self._single(op)
+        )
+
+    def _single(self, op: Op) -> tuple[int, ...]:
+        """Keys and values of one head that all query heads read: it cannot be divided."""
+        shape = self.products.shapes.get(op.index, ())
+        if ATTENTION not in op.target or len(shape) != 4 or shape[1] == 1:
+            return ()
+        shapes = {s: self.products.shapes[s] for s in self.products.trained(op.index)}
+        return tuple(s for s, other in shapes.items() if len(other) == 4 and other[1] == 1)
 
     def _role(self, op: Op) -> Role:
         """What an op does with a part."""
@@ -234,7 +248,8 @@ class TensorSplit:
         if ATTENTION in op.target:
             return "pass"
         if name in OVER_HEADS:
-            return "pass" if rank >= OVER_HEADS[name] else "stop"
+            one_head = rank == 3 and self.products.shapes[op.index][0] == self.profile.batch
+            return "pass" if rank >= OVER_HEADS[name] and not one_head else "stop"
         return "pass" if name in PASSING or name in NORMALISERS else "stop"
 
     def _matters(self, source: int, op: Op) -> bool:
@@ -272,6 +287,8 @@ class TensorSplit:
                     origins[index] = frozenset({index})
                 continue
             mine = parts[0] if len(parts) == 1 else frozenset().union(*parts)
+            for source in fact.single_heads:
+                flow.conflicting |= origins.get(source, frozenset())
             if fact.role == "product":
                 flow.rows.add(index)
                 flow.in_row |= mine
@@ -296,11 +313,13 @@ class _Fact:
         role: See :meth:`TensorSplit._role`.
         sources: Ops it reads.
         whole: Those of them that must be parts when another one is.
+        single_heads: Those of them that must be whole.
     """
 
     role: Role
     sources: tuple[int, ...]
     whole: tuple[int, ...]
+    single_heads: tuple[int, ...]
 
 
 @dataclass(slots=True)
