@@ -127,10 +127,12 @@ class Cell:
     Attributes:
         kind: ``exact``, ``within rounding``, ``differs``, ``unsupported`` or ``failed``.
         text: The largest relative difference, or the reason.
+        difference: That difference where there is a reason too.
     """
 
     kind: str
     text: str
+    difference: str = "- "
 
     @property
     def good(self) -> bool:
@@ -166,8 +168,10 @@ class Model:
         if worst <= EXACT:
             return Cell(kind="exact", text=f"{worst:.0e}")
         near = worst <= ROUNDING_FACTOR * self.rounding
-        text = f"{worst:.0e}, float32 itself is {self.rounding:.0e} from float64"
-        return Cell(kind="within rounding" if near else "differs", text=text)
+        floor = f"float32 itself is {self.rounding:.0e} from float64"
+        return Cell(
+            kind="within rounding" if near else "differs", text=floor, difference=f"{worst:.0e} "
+        )
 
     @cached_property
     def rounding(self) -> float:
@@ -266,7 +270,7 @@ def table(rows: dict[str, dict[str, Cell]], cases: Iterable[Case]) -> str:
                 texts.append(cell.text)
                 continue
             number = reasons.setdefault(f"{cell.kind}: {cell.text}", len(reasons) + 1)
-            texts.append(f"{'-' if cell.good else '**✗**'} ({number})")
+            texts.append(f"{'' if cell.good else '**x** '}{cell.difference}({number})")
         lines.append(f"| {model} | {' | '.join(texts)} |")
     notes = [f"{number}. {text}" for text, number in reasons.items()]
     return "\n".join([*lines, "", *notes])
