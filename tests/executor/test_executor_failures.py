@@ -81,9 +81,9 @@ def test_what_the_executor_does_not_run_is_refused(plan: Plan, tmp_path: Path) -
     experts = dataclasses.replace(plan, mesh=Mesh(dp_replicate=2, ep=2))
     with pytest.raises(InputError, match="ep=2"):
         helpers.run(experts, models.mlp(), tmp_path)
-    half = dataclasses.replace(plan, precision="bfloat16")
-    with pytest.raises(InputError, match="bfloat16"):
-        helpers.run(half, models.mlp(), tmp_path)
+    quarter = dataclasses.replace(plan, precision="float8")
+    with pytest.raises(InputError, match="float8"):
+        helpers.run(quarter, models.mlp(), tmp_path)
 
 
 def test_a_stage_layout_that_the_schedule_cannot_run(tmp_path: Path) -> None:

@@ -110,17 +110,16 @@ def test_tied_weights_buffers_and_other_paths(
     assert record.verify.passed, record.verify
 
 
-@pytest.mark.parametrize("shape", [{}, {"sequence_parallel": True}, {"pp": 2, "microbatches": 2}])
 @pytest.mark.parametrize(
-    "sync",
+    ("sync", "shape"),
     [
-        "all_reduce+fp16",
-        "all_reduce+int8",
-        "all_reduce+powersgd:1",
-        "all_reduce+topk:0.1",
-        "local_sgd:2",
-        "local_sgd:2+topk:0.1",
-        "diloco:2+int8",
+        ("all_reduce+fp16", {}),
+        ("all_reduce+int8", {"sequence_parallel": True}),
+        ("all_reduce+powersgd:1", {}),
+        ("all_reduce+topk:0.1", {"pp": 2, "microbatches": 2}),
+        ("local_sgd:2", {"sequence_parallel": True}),
+        ("local_sgd:2+topk:0.1", {}),
+        ("diloco:2+int8", {"pp": 2, "microbatches": 2}),
     ],
 )
 def test_tensor_parallel_replicas(sync: str, shape: dict[str, Any], tmp_path: Path) -> None:

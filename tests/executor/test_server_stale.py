@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from autopar.core.errors import TrainingError
-from autopar.executor import data
+from autopar.executor.sampling.streams import Purpose, stream
 from autopar.executor.server.options import ServerOptions
 from autopar.tasks import Task
 
@@ -56,7 +56,7 @@ def learnable(lr: float = 0.1) -> Task:
 def watched(watch: Watch, lead: int) -> Task:
     """The MLP; rank 0 takes five times as long to make its batch, and lets others get ahead."""
     base = models.mlp(lr=0.05)
-    steps = {data.stream(0, data._SEQUENCE, s).initial_seed(): s for s in range(STEPS + 1)}
+    steps = {stream(0, Purpose.SEQUENCE, s).initial_seed(): s for s in range(STEPS + 1)}
 
     def batch(n: int, generator: torch.Generator):
         if dist.is_initialized():
@@ -154,7 +154,7 @@ def test_a_killed_server_goes_on_in_a_run(tmp_path: Path) -> None:
     if not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
         pytest.skip("no list of child processes here")
     base = models.mlp()
-    at = data.stream(0, data._SEQUENCE, 6).initial_seed()
+    at = stream(0, Purpose.SEQUENCE, 6).initial_seed()
     task = replace(base, batch=killing)
     traced = helpers.traced_of(base)
     whole = helpers.run(
