@@ -38,9 +38,13 @@ class Estimate:
 
     @classmethod
     def spread(cls, value: float, *, relative: float, source: Source) -> Estimate:
-        """A value with a symmetric relative range, e.g. ``relative=0.2`` for +-20 %."""
-        margin = abs(value) * relative
-        return cls(value=value, low=value - margin, high=value + margin, source=source)
+        """A non-negative value with a range of ratios: ``relative=0.2`` is 1/1.2 to 1.2 times it.
+
+        Errors of times and sizes are ratios, and a range of ratios never reaches zero however wide
+        it is.
+        """
+        ratio = 1 + relative
+        return cls(value=value, low=value / ratio, high=value * ratio, source=source)
 
     def scaled(self, factor: float) -> Estimate:
         """The estimate times a non-negative constant."""

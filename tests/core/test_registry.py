@@ -20,7 +20,8 @@ def test_unknown_name_suggests_the_closest() -> None:
 
 
 def test_estimate_keeps_its_order() -> None:
-    assert Estimate.spread(2.0, relative=0.5, source="analytic").low == 1.0
+    wide = Estimate.spread(3.0, relative=2.0, source="analytic")
+    assert (wide.low, wide.high) == (1.0, 9.0)
     with pytest.raises(ValueError, match="low <= value"):
         Estimate(value=1, low=2, high=3, source="measured")
     assert weakest("measured", "assumed", "analytic") == "assumed"
