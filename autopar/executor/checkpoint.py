@@ -16,10 +16,8 @@ replaced by a rename too: a run that dies at any moment leaves the newest comple
 
 from __future__ import annotations
 
-import enum
 import math
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +26,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, Replicate
@@ -37,14 +34,13 @@ from torch.distributed.tensor import DTensor, Replicate
 from autopar.core.errors import InputError
 from autopar.core.io import read_document, write_document, write_text_atomic
 from autopar.executor.checkpoint_parts import joined, own_part, whole_shape
+from autopar.executor.checkpoint_reader import LATEST, NOTES, SafeReader, find_checkpoint
 from autopar.executor.learning_rate import learning_rates, replay
 from autopar.executor.lowering import Context, Lowering
 from autopar.executor.options import RunOptions
 
 SCHEMA = "autopar.checkpoint"
 SCHEMA_VERSION = 1
-_NOTES = "autopar.json"
-_LATEST = "latest"
 _SYNC = "sync."
 Tensors = Mapping[str, torch.Tensor]
 NOTHING: Tensors = MappingProxyType({})
@@ -123,7 +119,7 @@ class Checkpoints:
         self._write_notes(partial, step, values)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(partial, folder)
-        write_text_atomic(folder.parent / _LATEST, folder.name + "\n")
+        write_text_atomic(folder.parent / LATEST, folder.name + "\n")
 
     def _write_notes(self, folder: Path, step: int, values: dict[str, Any]) -> None:
         plan = self._context.plan
@@ -142,7 +138,7 @@ class Checkpoints:
             "learning_rates": learning_rates(self._lowering.optimizer),
             "loss_scale": None if self._lowering.scale is None else self._lowering.scale.state(),
         }
-        write_document(folder / _NOTES, SCHEMA, SCHEMA_VERSION, body)
+        write_document(folder / NOTES, SCHEMA, SCHEMA_VERSION, body)
 
     def _state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Tensors by key, and optimizer state that is no tensor."""
@@ -170,7 +166,7 @@ class Checkpoints:
         if self._options.resume is None:
             return 0
         folder = find_checkpoint(self._options.resume)
-        notes = read_document(folder / _NOTES, SCHEMA, SCHEMA_VERSION)
+        notes = read_document(folder / NOTES, SCHEMA, SCHEMA_VERSION)
         self._check_notes(folder, notes)
         reader = SafeReader(folder)
         stored = reader.read_metadata().state_dict_metadata
@@ -332,87 +328,3 @@ def _empty_state(
     mesh = parameter.device_mesh
     plain = torch.empty(size, dtype=dtype, device=parameter.device)
     return DTensor.from_local(plain, mesh, [Replicate()] * mesh.ndim, run_check=False)
-
-
-def find_checkpoint(place: Path) -> Path:
-    """A checkpoint folder: ``place`` itself, or the one its ``latest`` names.
-
-    Raises:
-        InputError: There is none.
-    """
-    if (place / _NOTES).is_file():
-        return place
-    pointer = place / _LATEST
-    if pointer.is_file():
-        name = pointer.read_text(encoding="utf-8").strip()
-        folder = place / name
-        if Path(name).name == name and (folder / _NOTES).is_file():
-            return folder
-        raise InputError(f"{pointer} names '{name}', which is no complete checkpoint")
-    raise InputError(
-        f"no checkpoint in {place}",
-        hint="pass a run's checkpoints folder, or one step-N folder in it",
-    )
-
-
-class SafeReader(FileSystemReader):
-    """Reads ``.metadata`` with an allow-list: a plain unpickler would run code from the file."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The checkpoint's index.
-
-        Raises:
-            InputError: The index is missing, damaged, or holds anything but an index.
-        """
-        path = Path(self.path) / ".metadata"
-        try:
-            with path.open("rb") as stream:
-                metadata = _MetadataUnpickler(stream).load()
-        except (OSError, EOFError, pickle.UnpicklingError, AttributeError, ValueError) as error:
-            raise InputError(
-                f"cannot read {path}: {error}", hint="resume from another checkpoint"
-            ) from error
-        if not isinstance(metadata, Metadata):
-            raise InputError(f"{path} holds no checkpoint index")
-        if metadata.storage_meta is not None:
-            metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-def _enum_member(owner: object, name: object) -> enum.Enum:
-    """``getattr`` for members of an enum, and nothing else."""
-    if isinstance(owner, type) and issubclass(owner, enum.Enum) and isinstance(name, str):
-        return owner[name]
-    raise pickle.UnpicklingError(f"attribute {name!r} is not allowed in a checkpoint index")
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    _MODULES = (
-        "torch.distributed.checkpoint.metadata",
-        "torch.distributed.checkpoint.filesystem",
-    )
-    _NAMES = frozenset(
-        {
-            ("torch", "Size"),
-            ("torch", "device"),
-            ("torch.serialization", "_get_layout"),
-            ("collections", "OrderedDict"),
-            ("pathlib", "PosixPath"),
-            ("pathlib", "Path"),
-            ("torch._utils", "_rebuild_device"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only what an index is made of."""
-        if (module, name) == ("builtins", "getattr"):  # how Python 3.11.2 pickles enum members
-            return _enum_member
-        dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        classes = module in self._MODULES and not name.startswith("__") and "." not in name
-        if (module, name) in self._NAMES or dtype:
-            return super().find_class(module, name)
-        if classes:
-            found = super().find_class(module, name)
-            if isinstance(found, type) and found.__module__ == module:
-                return found
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a checkpoint index")

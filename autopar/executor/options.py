@@ -11,7 +11,7 @@ from autopar.core.registry import did_you_mean
 from autopar.executor.sampling.registry import SAMPLERS
 from autopar.executor.server.options import PATH_FIELDS as SERVER_PATH_FIELDS
 from autopar.executor.server.options import ServerOptions
-from autopar.plans.plan import DATA_SPLITS
+from autopar.plans.checks import DATA_SPLITS
 
 LAUNCHERS = ("torchrun", "fork")
 PATH_FIELDS = ("out", "checkpoint_dir", "resume")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +19,12 @@ from torch.utils import _pytree as pytree
 from autopar.core.errors import GateError, InputError
 from autopar.executor.checkpoint import Checkpoints
 from autopar.executor.clipping import clip
-from autopar.executor.data import Microbatch
-from autopar.executor.given import GivenModel, copied, sample_counts, share_weights
+from autopar.executor.given import GivenModel, copied, share_weights
 from autopar.executor.joining import join
 from autopar.executor.lowering import lower
 from autopar.executor.options import RunOptions
 from autopar.executor.own_loop_options import SessionOptions
+from autopar.executor.own_loop_samples import check_samples, cut, samples_of
 from autopar.executor.server.roles import server_sync
 from autopar.executor.session import make_context, step_seed
 from autopar.executor.verify import verify
@@ -160,7 +160,7 @@ class Session:
     @property
     def samples(self) -> int:
         """Samples that this replica takes at each step."""
-        return self.plan.microbatches * self.plan.replica_microbatch(self._replica)
+        return samples_of(self.plan, self._replica)
 
     @property
     def steps(self) -> int:
@@ -207,7 +207,9 @@ class Session:
             InputError: Another number of samples.
         """
         self._check_open()
-        self._check_samples((inputs, target), self.plan.global_batch, "the global batch")
+        check_samples(
+            (inputs, target), self.plan, self.replica, self.plan.global_batch, "the global batch"
+        )
         if not self._context.data.splits_any_batch:
             raise InputError(
                 f"data split '{self.plan.data_split}' goes by the lengths of a dataset's samples",
@@ -256,7 +258,7 @@ class Session:
                 "forward_backward was called twice before optimizer_step",
                 hint="to accumulate gradients give the plan more microbatches",
             )
-        microbatches = self._cut(inputs, target)
+        microbatches = cut((inputs, target), self.plan, self.replica, self.device)
         self._context.recorder.begin()
         with self._own_randomness(step_seed(self._context, self._steps)):
             loss = self._lowering.gradients(microbatches)
@@ -379,26 +381,6 @@ class Session:
 
     # checks
 
-    def _cut(self, inputs: Any, target: Any) -> list[Microbatch]:
-        """Microbatches of this replica's samples, on the device."""
-        self._check_samples((inputs, target), self.samples, f"replica {self.replica}")
-        size = self.samples // self.plan.microbatches
-        return [
-            _rows((inputs, target), k * size, (k + 1) * size, self.device)
-            for k in range(self.plan.microbatches)
-        ]
-
-    def _check_samples(self, batch: object, wanted: int, whose: str) -> None:
-        counts = sample_counts(batch)
-        if counts != {wanted}:
-            plan = self.plan
-            raise InputError(
-                f"the tensors have {sorted(counts)} samples on dimension 0, a step of {whose} in "
-                f"plan {plan.name} takes {wanted}",
-                hint=f"give step() {self.samples} samples (session.samples), or "
-                f"session.part() a global batch of {plan.global_batch}",
-            )
-
     def _check_ready(self, what: str) -> None:
         self._check_open()
         if not self._ready:
@@ -407,9 +389,3 @@ class Session:
     def _check_open(self) -> None:
         if not self._open:
             raise InputError("the session is closed", hint="make another with parallelize")
-
-
-def _rows(batch: Microbatch, start: int, stop: int, device: torch.device) -> Microbatch:
-    take: Callable[[torch.Tensor], torch.Tensor] = lambda t: t[start:stop].to(device)  # noqa: E731
-    part: Microbatch = pytree.tree_map_only(torch.Tensor, take, batch)
-    return part

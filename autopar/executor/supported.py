@@ -32,8 +32,6 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
     for axis, degree in plan.mesh.to_dict().items():
         if degree > 1 and axis not in AXES:
             yield f"{axis}={degree}", again
-    if plan.mesh.cp > 1 and plan.mesh.tp > 1:
-        yield f"cp={plan.mesh.cp} with tp={plan.mesh.tp}", "divide by one of the two"
     if plan.offload:
         yield "optimizer state in host memory", again
     if plan.batch_shares and plan.mesh.ep > 1:

@@ -257,7 +257,7 @@ class _Builder:
         sequence = self.strategies.context.length
         for tp in self._tp_degrees(world):
             for cp in divisors(world // tp):
-                if cp > 1 and (sequence < cp * LEAST_SEQUENCE or (self.runnable and tp > 1)):
+                if cp > 1 and sequence < cp * LEAST_SEQUENCE:
                     break
                 for pp in divisors(world // (tp * cp)):
                     if pp > len(self.profile.blocks):

@@ -90,20 +90,21 @@ class Strategies:
         if split.tp > 1:
             reason = self.tensor.why_not(split.tp)
         if reason is None and split.sequence_parallel:
-            reason = self._why_not_sequence(split.tp)
+            reason = self._why_not_sequence(split)
         if reason is None and split.cp > 1:
             reason = self.context.why_not(split.cp)
         if reason is None and split.ep > 1:
             reason = self.expert.why_not(split.ep)
         return reason
 
-    def _why_not_sequence(self, tp: int) -> str | None:
-        if tp == 1:
+    def _why_not_sequence(self, split: Split) -> str | None:
+        if split.tp == 1:
             return "sequence parallelism needs tp of 2 or more"
         if not self.context.length:
             return "the model has no sequence to divide"
-        if self.context.length % tp:
-            return f"tp={tp} does not divide sequences of {self.context.length}"
+        if self.context.length % (split.tp * split.cp):
+            own = f"the part of cp={split.cp} of " if split.cp > 1 else ""
+            return f"tp={split.tp} does not divide {own}sequences of {self.context.length}"
         return None
 
     def elements(self, split: Split, parameter: str) -> float:

@@ -20,6 +20,8 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt cp4": ("gpt", {"mesh": Mesh(cp=4)}),
     "llama dp2 cp2": ("llama", {"mesh": Mesh(dp_replicate=2, cp=2)}),
     "transformer cp2": ("transformer", {"mesh": Mesh(cp=2)}),
+    "gpt cp2 tp2": ("gpt", {"mesh": Mesh(cp=2, tp=2), "microbatches": 3}),
+    "llama cp2 tp2 sp": ("llama", {"mesh": Mesh(cp=2, tp=2), "sequence_parallel": True}),
     "moe dp2 ep2": ("moe", {"mesh": Mesh(dp_replicate=2, ep=2), "microbatches": 3}),
     "moe dp4 ep2": ("moe", {"mesh": Mesh(dp_replicate=4, ep=2)}),
 }
@@ -31,14 +33,18 @@ def declared_bytes(plan: Plan, task: Task, folder: Path) -> float:
         task, batch=2, device="a100-80gb-sxm", measure=False, cache_dir=folder
     ).profile
     strategies, mesh = Strategies(profile), plan.mesh
-    split = Split(cp=mesh.cp, ep=mesh.ep)
+    split = Split(
+        tp=mesh.tp, sequence_parallel=plan.sequence_parallel, cp=mesh.cp, ep=mesh.ep
+    )
     assert strategies.why_not(split) is None
     data = mesh.replicas * mesh.cp
     sent = 0.0
     for work in strategies.works(split):
         for item in work.collectives:
-            n = {"cp": mesh.cp, "ep": mesh.ep}[item.axis]
-            sent += plan.microbatches * item.size_bytes.at(plan.microbatch_size) * (n - 1) / n
+            n = {"tp": mesh.tp, "cp": mesh.cp, "ep": mesh.ep}[item.axis]
+            passes = 2 if item.kind == "all_reduce" else 1
+            size = item.size_bytes.at(plan.microbatch_size)
+            sent += plan.microbatches * passes * size * (n - 1) / n
     for name, (count, size) in profile.parameters.items():
         ranks = data // mesh.ep if name in strategies.expert.parameters else data
         own = strategies.elements(split, name) * size / count

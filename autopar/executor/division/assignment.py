@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
+from autopar.executor.division.editor import Divided
 from autopar.executor.division.math_rules import MATH_RULES, pointwise
 from autopar.executor.division.ops import is_elementwise
 from autopar.executor.division.parts import FinerSectionsError, Part, UndividableError
@@ -19,8 +20,12 @@ from autopar.executor.division.products import (
 )
 from autopar.executor.division.shape_rules import SHAPE_RULES
 from autopar.executor.division.site import Layout, Site, Step, shape_of, wrap
+from autopar.executor.division.zigzag_rules import ZIGZAG_RULES
 from autopar.strategies.tensor import LOSSES, TensorSplit
 from autopar.trace import TracedTask
+
+RULES = {**SHAPE_RULES, **MATH_RULES, **ZIGZAG_RULES}
+"""Op name -> what it does with a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +45,46 @@ class Assignment:
     reasons: Mapping[int, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """The ops that the planner divides, by their place in the graph at hand.
+
+    Attributes:
+        columns: Products divided by columns.
+        embeddings: Embeddings divided by vocabulary.
+        vocabularies: Those of the columns that may be padded.
+    """
+
+    columns: frozenset[int]
+    embeddings: frozenset[int]
+    vocabularies: frozenset[int]
+
+
+def planned(split: TensorSplit, traced: TracedTask, divided: Divided) -> Planned:
+    """What the planner divides of a whole graph, in a graph that was divided before.
+
+    Args:
+        split: Ops of the whole graph.
+        traced: The whole graph.
+        divided: The graph so far; each of these ops is still one op there.
+    """
+
+    def moved(ops: frozenset[int]) -> frozenset[int]:
+        return frozenset(place(op) for op in ops)
+
+    def place(op: int) -> int:
+        target, nodes = traced.nodes[op].target, divided.traced.nodes
+        return next(i for i in range(*divided.span(op, op + 1)) if nodes[i].target == target)
+
+    return Planned(
+        columns=moved(split.columns),
+        embeddings=moved(split.embeddings),
+        vocabularies=moved(split.vocabularies),
+    )
+
+
 def assign(
-    traced: TracedTask, split: TensorSplit, count: int, *, sequence_length: int = 0
+    traced: TracedTask, split: Planned | TensorSplit, count: int, *, sequence_length: int = 0
 ) -> Assignment:
     """Divide what the planner divides, as far as the ops allow.
 
@@ -51,7 +94,7 @@ def assign(
 
     Args:
         traced: The graph.
-        split: Which products the planner divides.
+        split: Which products and embeddings the planner divides.
         count: Ranks.
         sequence_length: Divide sequences of this length outside the regions; 0: do not.
     """
@@ -85,7 +128,7 @@ class _Walk:
     """One pass over the graph with some columns."""
 
     traced: TracedTask
-    split: TensorSplit
+    split: Planned | TensorSplit
     count: int
     length: int
     chosen: set[int]
@@ -208,7 +251,7 @@ class _Walk:
             step = _classes(site)
             if step is not None:
                 return step
-        rule = SHAPE_RULES.get(site.name) or MATH_RULES.get(site.name)
+        rule = RULES.get(site.name)
         if rule is None:
             if not is_elementwise(site.node):
                 raise UndividableError(f"{site.name} needs the whole")

@@ -1,4 +1,9 @@
-"""All passes that a plan asks for, in order."""
+"""All passes that a plan asks for, in order.
+
+Sequences are divided first: the rules of that pass see the model's own ops with whole heads and
+vocabularies. Columns come next; of context parallelism they meet a few calls, which work on a
+rank's heads as on all of them. Experts come last.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from autopar.executor.division.expert import divide_experts
 from autopar.executor.division.tensor import divide_columns
 from autopar.executor.lowering import Context
 from autopar.plans import Stage
+from autopar.strategies import Split
 from autopar.trace import TracedTask
 
 
@@ -26,15 +32,20 @@ def divide(traced: TracedTask, context: Context) -> Divided:
         InputError: The graph cannot be divided so; names the op and why.
     """
     divided, groups = whole(traced), context.groups
+    if context.plan.mesh.cp > 1:
+        divided = divide_sequences(divided, Collectives(groups.cp, context.traffic))
     if context.plan.mesh.tp > 1:
         divided = divide_columns(
             divided,
             Collectives(groups.tp, context.traffic),
-            sequence_parallel=context.plan.sequence_parallel,
+            traced=traced,
+            split=Split(
+                tp=context.plan.mesh.tp,
+                sequence_parallel=context.plan.sequence_parallel,
+                cp=context.plan.mesh.cp,
+            ),
             warnings=context.warnings,
         )
-    if context.plan.mesh.cp > 1:
-        divided = divide_sequences(divided, Collectives(groups.cp, context.traffic))
     if context.plan.mesh.ep > 1:
         divided = divide_experts(divided, Collectives(groups.ep, context.traffic))
     return divided

@@ -122,6 +122,14 @@ def slice_(site: Site) -> Step:
     return Step(out=mine, args=args, kwargs={}, target=aten.slice.Tensor)
 
 
+def narrow(site: Site) -> Step:
+    """``narrow`` of a dimension that is whole."""
+    part, dim = site.only(first(site)), _dim(site, 1)
+    if dim == part.dim:
+        raise UndividableError("narrow of the divided dimension")
+    return Step(out=part)
+
+
 def split(site: Site) -> Step:
     """``split``, ``split_with_sizes``, ``chunk``: of the divided dimension between sections."""
     source = first(site)
@@ -216,6 +224,7 @@ SHAPE_RULES: dict[str, Rule] = {
     "select": select,
     "unbind": unbind,
     "slice": slice_,
+    "narrow": narrow,
     **for_each("split split_with_sizes chunk", split),
     "getitem": getitem,
     **for_each("cat concat concatenate", cat),

@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.fx.node import map_arg
 
 from autopar.core.errors import InputError
-from autopar.executor.division.assignment import Assignment, assign
+from autopar.executor.division.assignment import Assignment, assign, planned
 from autopar.executor.division.collectives import Call, Collectives
 from autopar.executor.division.editor import Divided, Editor
 from autopar.executor.division.ops import name_of
@@ -29,6 +29,7 @@ from autopar.executor.division.vocabulary import MEAN, Vocabulary
 from autopar.executor.holding import Cut
 from autopar.profiler import count_task
 from autopar.strategies import Split, Strategies
+from autopar.trace import TracedTask
 from autopar.trace.cleanup import is_random
 
 aten = torch.ops.aten
@@ -36,38 +37,45 @@ _IGNORED = -100
 
 
 def divide_columns(
-    divided: Divided, calls: Collectives, *, sequence_parallel: bool, warnings: list[str]
+    divided: Divided,
+    calls: Collectives,
+    *,
+    traced: TracedTask,
+    split: Split,
+    warnings: list[str],
 ) -> Divided:
     """The graph of one tensor parallel rank.
 
     Args:
-        divided: The graph of the whole model, which no pass has divided yet.
+        divided: The graph so far: whole, or with its sequences divided.
         calls: Collectives of the tensor parallel group.
-        sequence_parallel: Ops outside regions work on a part of the sequence.
+        traced: The graph of the whole model, which the planner decides on.
+        split: How the plan divides it.
         warnings: Takes what runs otherwise than the planner assumes.
 
     Raises:
         InputError: The model cannot be divided so.
     """
-    traced, count = divided.traced, calls.group.size
     strategies = Strategies(count_task(traced))
-    split = Split(tp=count, sequence_parallel=sequence_parallel)
     reason = strategies.why_not(split)
     if reason is not None:
         raise InputError(f"task '{traced.task.name}': {reason}", hint="plan again")
+    length = strategies.context.length // split.cp if split.sequence_parallel else 0
     assignment = assign(
-        traced,
-        strategies.tensor,
-        count,
-        sequence_length=strategies.context.length if sequence_parallel else 0,
+        divided.traced,
+        planned(strategies.tensor, traced, divided),
+        calls.group.size,
+        sequence_length=length,
     )
     if not assignment.columns:
         why = next(iter(assignment.reasons.values()), "it has no product with a weight")
         raise InputError(
-            f"task '{traced.task.name}' cannot be divided over tp={count}: {why}", hint="use tp=1"
+            f"task '{traced.task.name}' cannot be divided over tp={split.tp}: {why}",
+            hint="use tp=1",
         )
     for index, why in sorted(assignment.reasons.items()):
-        warnings.append(f"tp: {traced.nodes[index].name} is computed whole on every rank: {why}")
+        node = divided.traced.nodes[index]
+        warnings.append(f"tp: {node.name} is computed whole on every rank: {why}")
     return TensorPass(divided, calls, assignment, warnings).run()
 
 
