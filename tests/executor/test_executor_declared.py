@@ -33,9 +33,7 @@ def declared_bytes(plan: Plan, task: Task, folder: Path) -> float:
         task, batch=2, device="a100-80gb-sxm", measure=False, cache_dir=folder
     ).profile
     strategies, mesh = Strategies(profile), plan.mesh
-    split = Split(
-        tp=mesh.tp, sequence_parallel=plan.sequence_parallel, cp=mesh.cp, ep=mesh.ep
-    )
+    split = Split(tp=mesh.tp, sequence_parallel=plan.sequence_parallel, cp=mesh.cp, ep=mesh.ep)
     assert strategies.why_not(split) is None
     data = mesh.replicas * mesh.cp
     sent = 0.0
