@@ -22,15 +22,18 @@ from autopar.core.stats import median
 from autopar.graph import GraphProfile
 from autopar.plans import Mesh, Plan, Stage, TaskRef
 from autopar.results import ConvergenceResult, ConvergenceRow, RunRecord
-from autopar.sync import parse_sync
+from autopar.sync import Sync, parse_sync
 from autopar.tasks import Task
 
 EXACT = "all_reduce"
 SAMPLES_PER_RANK = 8
 """Samples of a rank in each step, unless a global batch is given: as profiles have."""
-SLACK = 3.0
-"""A mode may take so many times the steps of exact training; the search knows none that is
-worth more."""
+LADDER = (1.5, 3.0)
+"""Lengths of a mode's runs, in steps that exact training needs to the loss: the next one is
+tried only when the loss was missed. The search knows no mode that is worth more than the last."""
+LADDER_OF_SCHEDULES = (1.0, 1.25, 1.5, 2.0, 3.0)
+"""Lengths for modes that divide the run they are in into phases: what such a mode does by the
+time it reaches the loss is what it will do in training only when the run ends soon after."""
 SMOOTHED_SHARE = 0.1
 """Share of the probe that one smoothed loss averages over ..."""
 LEAST_WINDOW = 5
@@ -64,7 +67,8 @@ def measure_convergence(
         target_loss: Smoothed training loss to reach. By default the one that the task states; if
             it states none, or exact training does not reach it within the probe, the loss that
             exact training ends the probe with.
-        probe_steps: Steps of exact training; a mode may take three times the steps to the loss.
+        probe_steps: Steps of exact training; a mode may take three times the steps to the loss,
+            and is tried with half of that first.
         seeds: Runs of each mode.
         node_size: Ranks that count as one node of hierarchical averaging; all by default.
         out: File to write; under ``profiles/`` by default.
@@ -88,7 +92,10 @@ def measure_convergence(
             job, _base_plan(job, count, batch), Path(folder), seeds, len(names) + 1, progress
         )
         probe.node_size = node_size or count
-        exact = [probe.run(EXACT, seed, probe_steps) for seed in range(seeds)]
+        exact = []
+        for seed in range(seeds):
+            exact.append(probe.run(EXACT, seed, probe_steps))
+            probe.told(EXACT)
         target, warnings = _target([r.losses for r in exact], job, target_loss, window)
         own = [_steps(record, target, window) for record in exact]
         goal = _Goal(target=target, window=window, exact_steps=own)
@@ -144,9 +151,16 @@ class _Goal:
     window: int
     exact_steps: Sequence[float]
 
-    def most_steps(self, seed: int) -> int:
-        """Steps that a mode may take."""
-        return math.ceil(SLACK * self.exact_steps[seed] + self.window)
+    def lengths(self, sync: Sync, seed: int) -> list[int]:
+        """Steps of the runs that a mode is tried with, ascending.
+
+        Multiples of what the mode repeats, so that a run holds as many averages as it declares.
+        """
+        mode = sync.mode
+        ladder = LADDER_OF_SCHEDULES if mode.divides_run else LADDER
+        period = getattr(mode, "period", 1) * (2 if mode.divides_run else 1)
+        steps = [factor * self.exact_steps[seed] + self.window for factor in ladder]
+        return [math.ceil(each / period) * period for each in steps]
 
 
 @dataclass
@@ -185,11 +199,13 @@ class _Probe:
             node_size=self.node_size,
             launcher="fork" if forks or self.task.target is None else "torchrun",
         )
-        record = run_plan(replace(self.with_sync(name), seed=seed), self.task, options)
+        return run_plan(replace(self.with_sync(name), seed=seed), self.task, options)
+
+    def told(self, name: str) -> None:
+        """One more seed of a mode is done."""
         self.done += 1
         if self.progress is not None:
             self.progress(f"{name} trained", self.done, self.modes * self.seeds)
-        return record
 
 
 def _check(ranks: int, batch: int, probe_steps: int, window: int, seeds: int) -> None:
@@ -281,7 +297,7 @@ def _measure(name: str, probe: _Probe, goal: _Goal) -> ConvergenceRow:
     records: list[RunRecord] = []
     for seed in range(probe.seeds):
         try:
-            records.append(probe.run(name, seed, goal.most_steps(seed)))
+            records.append(_run_to(name, probe, goal, seed))
         except TrainingError as error:
             return ConvergenceRow(
                 name=name, semantics=semantics, status="not reached", reason=error.message
@@ -292,6 +308,21 @@ def _measure(name: str, probe: _Probe, goal: _Goal) -> ConvergenceRow:
             )
     steps = [steps_to(record.losses, goal.target, goal.window) for record in records]
     return _row(name, records, steps, goal)
+
+
+def _run_to(name: str, probe: _Probe, goal: _Goal, seed: int) -> RunRecord:
+    """The shortest run of a mode that reaches the loss, else the longest one allowed.
+
+    Raises:
+        AutoparError: It failed.
+    """
+    lengths = goal.lengths(parse_sync(name), seed)
+    for steps in lengths:
+        record = probe.run(name, seed, steps)
+        if steps_to(record.losses, goal.target, goal.window) is not None:
+            break
+    probe.told(name)
+    return record
 
 
 def _refusal(name: str, probe: _Probe, goal: _Goal) -> str | None:
@@ -340,7 +371,7 @@ def _row(
         missed = len(steps) - len(reached)
         reason = (
             f"{missed} of {len(steps)} runs do not reach loss {goal.target:.4g} within "
-            f"{SLACK:g} times the steps of exact training"
+            f"{LADDER[-1]:g} times the steps of exact training"
         )
         return replace(row, status="not reached", reason=reason)
     ratios = [found / own for found, own in zip(reached, goal.exact_steps, strict=True)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autopar.cli import server_options as servers
 from autopar.cli.options import Json, NNodes, NodeRank, Rendezvous
 from autopar.cli.session import session
 from autopar.core.errors import GateError, InputError
@@ -52,6 +53,13 @@ def command(
     nnodes: NNodes = 1,
     node_rank: NodeRank = 0,
     rdzv_endpoint: Rendezvous = None,
+    server_tls_cert: servers.TlsCert = None,
+    server_tls_key: servers.TlsKey = None,
+    server_tls_ca: servers.TlsCa = None,
+    server_token: servers.Token = None,
+    server_address: servers.Address = None,
+    server_on_loss: servers.Loss = servers.OnLoss.FAIL,
+    server_checkpoint_every: servers.CheckpointEvery = 0,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder.")] = None,
     json_output: Json = False,
 ) -> None:
@@ -89,6 +97,15 @@ def command(
             nnodes=nnodes,
             node_rank=node_rank,
             rdzv_endpoint=rdzv_endpoint,
+            servers=servers.server_options(
+                tls_cert=server_tls_cert,
+                tls_key=server_tls_key,
+                tls_ca=server_tls_ca,
+                token=server_token,
+                address=server_address,
+                on_loss=server_on_loss,
+                checkpoint_every=server_checkpoint_every,
+            ),
         )
         for text in record.warnings:
             talk.warn(text)

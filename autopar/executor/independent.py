@@ -8,6 +8,7 @@ the others and makes the same record of them.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -109,16 +110,18 @@ def gather_alone(
     assert store is not None
     kept = sorted(found.kept, key=lambda row: row[1])
     _, own_s, spans, _ = kept[(len(kept) - 1) // 2]
+    servers.drain()
+    passed = servers.passed(options.warmup)
     row = {
         "times_s": found.times_s,
         "losses": found.losses,
         "own_s": own_s,
         "spans": [asdict(span) for span in spans],
-        "sent": mean(row[3] for row in kept),  # exchanges do not end with the step
+        "sent": mean(row[3] for row in kept) + passed.pushed_bytes / options.steps,
+        "pulled": {o: size / options.steps for o, size in passed.pulled_bytes.items()},
         "peak_bytes": peak_bytes,
         "warnings": context.warnings,
     }
-    servers.drain()
     store.set(f"{_REPORT}/{rank}", json.dumps(row))
     servers.leave()
     rows: dict[int, dict[str, Any]] = {}
@@ -193,7 +196,7 @@ def _record(
         peak_memory_bytes=tuple(_figure(rows, rank, "peak_bytes") for rank in world),
         timeline=timeline(spans),
         verify=outcome,
-        bytes_sent=tuple(_figure(rows, rank, "sent") for rank in world),
+        bytes_sent=tuple(_sent(rows, rank) for rank in world),
         warnings=tuple(dict.fromkeys(warnings)),
         provenance=provenance(),
     )
@@ -205,3 +208,12 @@ def _column(rows: dict[int, dict[str, Any]], key: str) -> list[list[float]]:
 
 def _figure(rows: dict[int, dict[str, Any]], rank: int, key: str) -> float:
     return float(rows[rank][key]) if rank in rows else 0.0
+
+
+def _sent(rows: dict[int, dict[str, Any]], rank: int) -> float:
+    """Bytes per step of a rank: what it pushed, and what others pulled from the server there.
+
+    What a lost rank pulled is not known.
+    """
+    pulled = math.fsum(row["pulled"].get(str(rank), 0.0) for row in rows.values())
+    return _figure(rows, rank, "sent") + pulled

@@ -12,6 +12,9 @@ from autopar.core.io import write_text_atomic
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import FILE_NAME as PROGRESS_FILE
 from autopar.executor.progress import ProgressView
+from autopar.executor.server.options import ServerOptions
+from autopar.executor.server.roles import server_sync
+from autopar.executor.server.tls import server_context
 from autopar.plans import Plan
 from autopar.results import RunRecord
 from autopar.results.record import FILE_NAME as RECORD_FILE
@@ -35,6 +38,7 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
         TrainingError: A rank failed; the message names the first one and its log.
     """
     local_ranks = _local_ranks(plan, options)
+    _check_servers(plan, options)
     if options.launcher == "torchrun" and task.target is None:
         raise InputError(
             f"task '{task.name}' has no target, torchrun's processes cannot find it",
@@ -81,6 +85,26 @@ def _local_ranks(plan: Plan, options: RunOptions) -> int:
             hint=f"use {world // options.nnodes}",
         )
     return world // options.nnodes
+
+
+def _check_servers(plan: Plan, options: RunOptions) -> None:
+    """Refuse options of servers that a plan does not have: TLS would protect nothing.
+
+    Raises:
+        InputError: The plan has no parameter servers, or not all that they need was given.
+    """
+    if server_sync(plan) is not None:
+        options.servers.listen_on(options.nnodes)
+        options.servers.token(options.nnodes)
+        if options.servers.tls is not None:
+            server_context(options.servers.tls)
+        return
+    if options.servers != ServerOptions():
+        raise InputError(
+            f"plan {plan.name} has sync '{plan.sync}' and no parameter servers, for which "
+            "options were given; its collectives are not encrypted",
+            hint="leave out the --server-* options, or plan with --sync ps_sync",
+        )
 
 
 RANKS_PER_CORE = 8

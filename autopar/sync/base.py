@@ -221,6 +221,8 @@ class AbstractSyncMode(Choice):
     """Mesh axes it works with; ``dp_shard`` follows from :attr:`shardable`."""
     refuses: ClassVar[tuple[str, ...]] = ()
     """Compressions it cannot use."""
+    divides_run: ClassVar[bool] = False
+    """True when what a step does depends on how many steps the run will have."""
     counts_nodes: ClassVar[bool] = False
     """True when :meth:`check` looks at the nodes of a group."""
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,12 @@ from autopar.api import convergence
 from autopar.api.convergence import measure_convergence, task_key, with_convergence
 from autopar.api.places import convergence_path
 from autopar.api.profiling import profile
+from autopar.api.sync_table import gradient_bytes
 from autopar.cli.main import _run
 from autopar.core.errors import InputError, TrainingError
 from autopar.core.estimate import Estimate
 from autopar.results import ConvergenceResult, ConvergenceRow, RunRecord
+from autopar.sync import SyncGroup, parse_sync
 from autopar.tasks import Task
 
 TARGET = "zoo:mlp?inputs=8&width=16&classes=4"
@@ -72,18 +77,77 @@ def test_a_mode_that_learns_half_as_fast_needs_twice_the_steps(
     """The harness must see a known multiplier: one mode is run with half the learning rate."""
     run = convergence._Probe.run
 
+    lengths: dict[str, list[int]] = {}
+
     def slowed(self, name: str, seed: int, steps: int) -> RunRecord:
         self.task = linear(lr=0.01 if name == "ps_sync" else 0.02)
+        lengths.setdefault(name, []).append(steps)
         return run(self, "all_reduce", seed, steps)
 
     monkeypatch.setattr(convergence._Probe, "run", slowed)
     found, _ = measure_convergence(
-        linear(), sync="ps_sync", probe_steps=100, seeds=2, global_batch=32, target_loss=0.5
+        linear(),
+        sync="ps_sync,ps_sync:1",
+        probe_steps=100,
+        seeds=1,
+        global_batch=32,
+        target_loss=0.5,
     )
+    exact = found.rows[0].steps[0]
+    assert exact is not None
+    assert lengths["ps_sync"] == [math.ceil(f * exact + found.window) for f in (1.5, 3.0)]
+    assert len(lengths["ps_sync:1"]) == 1  # as fast as exact training: half the steps will do
     multiplier = found.rows[1].multiplier
     assert multiplier is not None
     assert multiplier.value == pytest.approx(2.0, rel=0.15)
     assert multiplier.low <= multiplier.value <= multiplier.high
+
+
+def test_runs_are_as_long_as_what_a_mode_repeats():
+    goal = convergence._Goal(target=1.0, window=10, exact_steps=[101.0])
+    assert goal.lengths(parse_sync("all_reduce+int8"), 0) == [162, 313]
+    assert goal.lengths(parse_sync("local_sgd:8"), 0) == [168, 320]
+    # a mode with phases is tried in runs that end soon after it reaches the loss
+    assert goal.lengths(parse_sync("post_local_sgd:8"), 0) == [112, 144, 176, 224, 320]
+
+
+@pytest.mark.parametrize(
+    ("sync", "ranks"),
+    [
+        ("local_sgd:8", 2),
+        ("local_sgd:8+int8", 2),
+        ("post_local_sgd:8", 2),
+        ("diloco:8", 2),
+        ("hierarchical:8", 4),
+        ("ps_async", 2),
+        ("all_reduce+topk:0.2", 4),
+    ],
+)
+def test_counted_bytes_are_those_declared(workplace: Path, sync: str, ranks: int):
+    """Whole runs, as the tables show them: no average, no push that is left out or twice."""
+    found, _ = measure_convergence(
+        wide(), sync=sync, ranks=ranks, probe_steps=40, seeds=1, node_size=ranks // 2
+    )
+    row = found.rows[1]
+    group = SyncGroup(ranks=ranks, nodes=2)
+    declared = parse_sync(sync).work(gradient_bytes(wide()), group).sent_bytes
+    assert row.bytes_per_step == pytest.approx(declared, rel=0.02)
+
+
+def wide() -> Task:
+    """The linear fit with enough outputs that frames' headers are small beside gradients."""
+
+    def batch(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(n, 128, generator=generator)
+        return x, x.flip(1)
+
+    return replace(
+        linear(), name="wide", model=lambda: nn.Linear(128, 128), batch=batch, optimizer=adam
+    )
+
+
+def adam(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=0.01)
 
 
 def test_the_loss_of_the_task_is_the_goal_when_it_is_reached(workplace: Path):

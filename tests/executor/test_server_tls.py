@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 import server_helpers as helpers
 import torch
 
+from autopar.cli.main import _run
 from autopar.core.errors import InputError, TrainingError
 from autopar.executor.server.client import Endpoint, ServerClient
 from autopar.executor.server.options import ServerOptions
 from autopar.executor.server.protocol import Frame, Kind
 from autopar.executor.server.tls import TlsFiles, worker_context
+from autopar.tasks.resolve import resolve
 
 STATUS = Frame(kind=Kind.STATUS)
 REFUSED = "do not accept each other's certificates|does not accept this one's certificate"
@@ -107,3 +110,65 @@ def test_files_that_do_not_fit_are_refused(files: TlsFiles, tmp_path: Path) -> N
         worker_context(wrong)
     with pytest.raises(InputError, match="only certificate"):
         ServerOptions(certificate=files.certificate)
+
+
+TARGET = "zoo:mlp?inputs=8&width=16&classes=4"
+
+
+def command_line(plan_sync: str, files: TlsFiles, *more: str) -> list[str]:
+    """``autopar run`` of a plan in the working folder, with certificates."""
+    executor_helpers.make_plan(resolve(TARGET), dp=2, sync=plan_sync).save(Path("plan.json"))
+    tls = ["--server-tls-cert", str(files.certificate), "--server-tls-key", str(files.key)]
+    steps = ["--steps", "3", "--warmup", "0", "--json", "--out", "run"]
+    return ["run", "plan.json", *steps, *tls, "--server-tls-ca", str(files.authority), *more]
+
+
+def test_the_command_line_runs_over_tls(
+    files: TlsFiles, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(command_line("ps_sync", files, "--verify")) == 0
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert data["verify"]["passed"]
+    job = json.loads((workplace / "run" / "job.json").read_text())
+    assert job["options"]["servers"]["authority"] == str(files.authority)
+
+
+def test_certificates_of_another_authority_end_a_run(
+    files: TlsFiles, workplace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The options reach both ends: with a foreign authority nobody trusts anybody."""
+    theirs = helpers.make_certificates(tmp_path / "theirs", "others")
+    mixed = TlsFiles(certificate=files.certificate, key=files.key, authority=theirs.authority)
+    assert _run(command_line("ps_sync", mixed)) == 4
+    assert "certificate" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_tls_for_a_plan_without_servers_is_refused(
+    files: TlsFiles, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(command_line("all_reduce", files)) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert "collectives are not encrypted" in error["message"]
+    assert "--sync ps_sync" in error["hint"]
+
+
+def test_the_command_line_wants_all_three_files(
+    files: TlsFiles, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = command_line("ps_sync", files)
+    at = line.index("--server-tls-ca")
+    assert _run(line[:at] + line[at + 2 :]) == 2
+    assert "--server-tls-ca" in json.loads(capsys.readouterr().out)["error"]["hint"]
+    wrong = TlsFiles(certificate=files.key, key=files.key, authority=files.authority)
+    assert _run(command_line("ps_sync", wrong)) == 2
+    assert "cannot use certificate" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_several_hosts_need_an_address_and_a_token(
+    files: TlsFiles, workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = ["--nnodes", "2", "--rdzv-endpoint", "127.0.0.1:29511"]
+    assert _run(command_line("ps_async", files, *hosts)) == 2
+    assert "--server-address" in json.loads(capsys.readouterr().out)["error"]["hint"]
+    assert _run(command_line("ps_async", files, *hosts, "--server-address", "127.0.0.1")) == 2
+    assert "--server-token" in json.loads(capsys.readouterr().out)["error"]["hint"]

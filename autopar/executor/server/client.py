@@ -67,6 +67,7 @@ class ServerClient:
 
     Attributes:
         sent_bytes: Frames written, without what TLS and TCP add.
+        received_bytes: Tensors read, without headers.
         pushed: Steps of this rank that the server had applied when it was last greeted.
         slowest: Steps that the slowest member had done then.
         connections: How often it connected.
@@ -83,6 +84,7 @@ class ServerClient:
         self.endpoint = endpoint
         self.rank = rank
         self.sent_bytes = 0
+        self.received_bytes = 0
         self.pushed = 0
         self.slowest = 0
         self.connections = 0
@@ -242,6 +244,7 @@ class ServerClient:
         header = decode_header(self._read(memoryview(bytearray(header_bytes))), payload_bytes)
         if kind is Kind.ERROR:
             raise TrainingError(text(header, "message"), hint=header.get("hint"))
+        self.received_bytes += payload_bytes
         if into is not None and payload_bytes == into.numel() * into.element_size():
             self._read(raw(into))
             header.pop("tensors", None)

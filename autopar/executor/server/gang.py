@@ -227,13 +227,27 @@ class Gang:
 
     # the run
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that this rank has sent to servers beside other ranks."""
+        return sum(c.sent_bytes for c in self._clients if c.endpoint.owner != self._rank)
+
+    @property
+    def received_bytes(self) -> dict[int, int]:
+        """Rank -> bytes of weights that the server beside it has sent to this one."""
+        found: dict[int, int] = {}
+        for client in self._clients:
+            if client.endpoint.owner != self._rank:
+                owner = client.endpoint.owner
+                found[owner] = found.get(owner, 0) + client.received_bytes
+        return found
+
     def take_sent_bytes(self) -> int:
         """Bytes that left this rank since the last call: its own and those of its server.
 
         What goes between a rank and the server beside it does not leave the host.
         """
-        own = sum(c.sent_bytes for c in self._clients if c.endpoint.owner != self._rank)
-        total = own + self._server_sent_bytes
+        total = self.sent_bytes + self._server_sent_bytes
         taken, self._taken_bytes = total - self._taken_bytes, total
         return taken
 

@@ -19,11 +19,11 @@ PATH_FIELDS = ("certificate", "key", "authority", "token_file")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """Options of parameter servers; plans without them ignore these.
+    """Options of parameter servers; only plans that have them take any.
 
     Attributes:
         certificate: PEM certificate of this host; with ``key`` and ``authority`` everything goes
-            through TLS 1.3 and both sides show a certificate.
+            between ranks and servers goes through TLS 1.3 and both sides show a certificate.
         key: Its private key, without a password.
         authority: PEM certificates that sign those of all hosts.
         token_file: Secret shared by all hosts, 16 bytes or more; needed with several hosts.
@@ -54,7 +54,8 @@ class ServerOptions:
             raise InputError(
                 f"TLS between servers and workers needs certificate, key and authority, got "
                 f"only {' and '.join(given)}",
-                hint="pass all three PEM files, or none for plain TCP",
+                hint="pass three PEM files with --server-tls-cert, --server-tls-key and "
+                "--server-tls-ca, or none for plain TCP",
             )
         if self.on_loss not in ("fail", "continue"):
             raise InputError(f"on_loss is '{self.on_loss}'", hint="use fail or continue")

@@ -7,7 +7,9 @@ last, and the server answers only when the bound allows that step.
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,6 +33,19 @@ from autopar.executor.server.tls import worker_context
 
 if TYPE_CHECKING:
     from autopar.executor.lowering import Lowering
+
+
+@dataclass(kw_only=True)
+class Passed:
+    """What went between this rank and servers beside others in some of its steps.
+
+    Attributes:
+        pushed_bytes: Sent by this rank.
+        pulled_bytes: Rank -> bytes that its server sent to this one.
+    """
+
+    pushed_bytes: int = 0
+    pulled_bytes: Counter[int] = field(default_factory=Counter)
 
 
 class ServerSynchroniser:
@@ -69,6 +84,11 @@ class ServerSynchroniser:
         owners = self._members[: server_count(plan, rank)]
         options = link.options
         tls = options.servers.tls
+        if tls is None and options.nnodes > 1:
+            context.warnings.append(
+                "gradients and weights travel between hosts and parameter servers in the clear; "
+                "pass --server-tls-cert, --server-tls-key and --server-tls-ca to encrypt them"
+            )
         self._gang = Gang(
             [find(store, owner, options.timeout_s) for owner in owners],
             entries,
@@ -82,6 +102,7 @@ class ServerSynchroniser:
         self._background = ThreadPoolExecutor(1, thread_name_prefix="exchange")
         self._under_way: Future[torch.Tensor] | None = None
         self._step = 0
+        self._passed: list[Passed] = []
         self._pulled = [torch.empty(0), torch.empty(0)]
 
     # beginning and end
@@ -94,7 +115,7 @@ class ServerSynchroniser:
         Args:
             step: Steps done before.
         """
-        self._step, self._under_way = step, None
+        self._step, self._under_way, self._passed = step, None, []
         flat = self._flat([p.detach() for p in self._parameters.values()])
         self._pulled = [torch.empty_like(flat), torch.empty_like(flat)]
         optimizer = self._lowering.optimizer
@@ -177,7 +198,8 @@ class ServerSynchroniser:
             )
             self._land(before)
         context.recorder.add("sync", start)
-        context.traffic.sent_bytes += self._gang.take_sent_bytes()
+        if not self.independent:
+            context.traffic.sent_bytes += self._gang.take_sent_bytes()
         self._step += 1
 
     def _exchange(
@@ -191,8 +213,28 @@ class ServerSynchroniser:
         """One push and the pull after it; beside the next step unless the mode is exact."""
         flat = self._flat(gradients)
         start = step + 1 if self._exact else step + 2
-        self._gang.exchange(step, flat, absent, start=start, into=into, clips=clips)
+        gang = self._gang
+        sent, received = gang.sent_bytes, gang.received_bytes
+        gang.exchange(step, flat, absent, start=start, into=into, clips=clips)
+        pulled = Counter(gang.received_bytes)
+        pulled.subtract(received)
+        self._passed.append(Passed(pushed_bytes=gang.sent_bytes - sent, pulled_bytes=pulled))
         return into
+
+    def passed(self, first: int) -> Passed:
+        """What went over between ranks in all exchanges but the ``first`` ones.
+
+        Exchanges run beside steps and end after them, and a server sends to a slow rank when
+        the rank beside it has finished: so what belongs to a step is counted where it is pulled.
+
+        Args:
+            first: Exchanges since :meth:`begin` that do not count.
+        """
+        total = Passed()
+        for one in self._passed[first:]:
+            total.pushed_bytes += one.pushed_bytes
+            total.pulled_bytes.update(one.pulled_bytes)
+        return total
 
     def _land(self, flight: Future[torch.Tensor] | None) -> None:
         if flight is not None:

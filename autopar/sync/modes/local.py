@@ -72,6 +72,7 @@ class PostLocalSgd(LocalSgd):
     start: float = 0.5
 
     name: ClassVar[str] = "post_local_sgd"
+    divides_run: ClassVar[bool] = True
     options: ClassVar[tuple[Option, ...]] = (
         PERIOD,
         Option(name="start", low=0.0, high=1.0, whole=False),
