@@ -28,12 +28,14 @@ from autopar.tasks import Task
 EXACT = "all_reduce"
 SAMPLES_PER_RANK = 8
 """Samples of a rank in each step, unless a global batch is given: as profiles have."""
-LADDER = (1.5, 3.0)
-"""Lengths of a mode's runs, in steps that exact training needs to the loss: the next one is
-tried only when the loss was missed. The search knows no mode that is worth more than the last."""
-LADDER_OF_SCHEDULES = (1.0, 1.25, 1.5, 2.0, 3.0)
-"""Lengths for modes that divide the run they are in into phases: what such a mode does by the
-time it reaches the loss is what it will do in training only when the run ends soon after."""
+SLACK = 3.0
+"""A mode may take so many times the steps of exact training, unless told otherwise."""
+FIRST_TRY = 1.5
+"""Length of a mode's first run, in steps that exact training needs to the loss. Twice as long a
+one follows when the loss was missed, and so on up to the slack."""
+PHASED_TRIES = (1.0, 1.25)
+"""First lengths for modes that divide the run they are in into phases: what such a mode does by
+the time it reaches the loss is what it will do in training only when the run ends soon after."""
 SMOOTHED_SHARE = 0.1
 """Share of the probe that one smoothed loss averages over ..."""
 LEAST_WINDOW = 5
@@ -49,6 +51,7 @@ def measure_convergence(
     target_loss: float | None = None,
     probe_steps: int = 200,
     seeds: int = 3,
+    slack: float = SLACK,
     node_size: int | None = None,
     out: Path | str | None = None,
     progress: Progress | None = None,
@@ -67,9 +70,10 @@ def measure_convergence(
         target_loss: Smoothed training loss to reach. By default the one that the task states; if
             it states none, or exact training does not reach it within the probe, the loss that
             exact training ends the probe with.
-        probe_steps: Steps of exact training; a mode may take three times the steps to the loss,
-            and is tried with half of that first.
+        probe_steps: Steps of exact training.
         seeds: Runs of each mode.
+        slack: Times the steps of exact training to the loss that a mode may take; it is tried
+            with shorter runs first.
         node_size: Ranks that count as one node of hierarchical averaging; all by default.
         out: File to write; under ``profiles/`` by default.
         progress: ``progress(stage, done, total)``.
@@ -85,7 +89,7 @@ def measure_convergence(
     count = ranks if ranks is not None else default_ranks()
     batch = global_batch if global_batch is not None else SAMPLES_PER_RANK * count
     window = max(LEAST_WINDOW, round(SMOOTHED_SHARE * probe_steps))
-    _check(count, batch, probe_steps, window, seeds)
+    _check(count, batch, probe_steps, window, seeds, slack)
     names = _names(sync)
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
         probe = _Probe(
@@ -98,7 +102,7 @@ def measure_convergence(
             probe.told(EXACT)
         target, warnings = _target([r.losses for r in exact], job, target_loss, window)
         own = [_steps(record, target, window) for record in exact]
-        goal = _Goal(target=target, window=window, exact_steps=own)
+        goal = _Goal(target=target, window=window, exact_steps=own, slack=slack)
         rows = [_row(EXACT, exact, own, goal)]
         rows += [_measure(name, probe, goal) for name in names if name != EXACT]
     result = ConvergenceResult(
@@ -145,11 +149,13 @@ class _Goal:
         target: Smoothed loss.
         window: Losses in it.
         exact_steps: Steps of exact training to it, by seed.
+        slack: Most steps of a mode, over those of exact training.
     """
 
     target: float
     window: int
     exact_steps: Sequence[float]
+    slack: float = SLACK
 
     def lengths(self, sync: Sync, seed: int) -> list[int]:
         """Steps of the runs that a mode is tried with, ascending.
@@ -157,7 +163,12 @@ class _Goal:
         Multiples of what the mode repeats, so that a run holds as many averages as it declares.
         """
         mode = sync.mode
-        ladder = LADDER_OF_SCHEDULES if mode.divides_run else LADDER
+        ladder = list(PHASED_TRIES) if mode.divides_run else []
+        factor = FIRST_TRY
+        while factor < self.slack:
+            ladder.append(factor)
+            factor *= 2
+        ladder = [*(each for each in ladder if each < self.slack), self.slack]
         period = getattr(mode, "period", 1) * (2 if mode.divides_run else 1)
         steps = [factor * self.exact_steps[seed] + self.window for factor in ladder]
         return [math.ceil(each / period) * period for each in steps]
@@ -208,7 +219,9 @@ class _Probe:
             self.progress(f"{name} trained", self.done, self.modes * self.seeds)
 
 
-def _check(ranks: int, batch: int, probe_steps: int, window: int, seeds: int) -> None:
+def _check(
+    ranks: int, batch: int, probe_steps: int, window: int, seeds: int, slack: float
+) -> None:
     if ranks < 2:
         raise InputError(
             f"{ranks} rank has nobody to synchronise with", hint="use --ranks 2 or more"
@@ -225,6 +238,10 @@ def _check(ranks: int, batch: int, probe_steps: int, window: int, seeds: int) ->
         )
     if seeds < 1:
         raise InputError(f"seeds is {seeds}, it must be at least 1", hint="use --seeds 3")
+    if not 1.0 <= slack < math.inf:
+        raise InputError(
+            f"slack is {slack:g}, it must be at least 1", hint=f"use --slack {SLACK:g}"
+        )
 
 
 def _names(sync: str | None) -> tuple[str, ...]:
@@ -290,10 +307,13 @@ def _target(
 
 def _measure(name: str, probe: _Probe, goal: _Goal) -> ConvergenceRow:
     """A mode with every seed."""
-    refusal = _refusal(name, probe, goal)
+    refusal = _refusal(name, probe)
     semantics = parse_sync(name).semantics
     if refusal is not None:
         return ConvergenceRow(name=name, semantics=semantics, status="not run", reason=refusal)
+    rare = _too_rare(name, goal)
+    if rare is not None:
+        return ConvergenceRow(name=name, semantics=semantics, status="too rare", reason=rare)
     records: list[RunRecord] = []
     for seed in range(probe.seeds):
         try:
@@ -325,25 +345,30 @@ def _run_to(name: str, probe: _Probe, goal: _Goal, seed: int) -> RunRecord:
     return record
 
 
-def _refusal(name: str, probe: _Probe, goal: _Goal) -> str | None:
+def _refusal(name: str, probe: _Probe) -> str | None:
     """Why a mode cannot be measured here, else ``None``."""
     from autopar.executor.supported import check_supported
     from autopar.sync import SyncGroup
 
     sync = parse_sync(name)
-    period = getattr(sync.mode, "period", 1)
-    steps = min(goal.exact_steps)
-    if period > steps / 2:
-        return (
-            f"it averages every {period} steps, exact training needs {steps:.0f} to the loss; "
-            f"name a shorter period, {sync.mode.name}:{max(1, int(steps / 8))}"
-        )
     try:
         check_supported(probe.with_sync(name))
     except InputError as error:
         return error.message
     ranks = probe.plan.world_size
     return sync.check(SyncGroup(ranks=ranks, nodes=math.ceil(ranks / probe.node_size)))
+
+
+def _too_rare(name: str, goal: _Goal) -> str | None:
+    """Why averages are too far apart to tell what they do on the way to the loss."""
+    mode, steps = parse_sync(name).mode, min(goal.exact_steps)
+    period = getattr(mode, "period", 1)
+    if period <= steps / 2:
+        return None
+    return (
+        f"it averages every {period} steps, exact training needs {steps:.0f} to the loss; "
+        f"name a shorter period, {mode.name}:{max(1, int(steps / 8))}"
+    )
 
 
 def _steps(record: RunRecord, target: float, window: int) -> float:
@@ -371,7 +396,7 @@ def _row(
         missed = len(steps) - len(reached)
         reason = (
             f"{missed} of {len(steps)} runs do not reach loss {goal.target:.4g} within "
-            f"{LADDER[-1]:g} times the steps of exact training"
+            f"{goal.slack:g} times the steps of exact training"
         )
         return replace(row, status="not reached", reason=reason)
     ratios = [found / own for found, own in zip(reached, goal.exact_steps, strict=True)]

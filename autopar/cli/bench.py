@@ -58,6 +58,12 @@ def command(
         int, typer.Option(help="Steps of exact training.", rich_help_panel=PANEL)
     ] = 200,
     seeds: Annotated[int, typer.Option(help="Runs of each mode.", rich_help_panel=PANEL)] = 3,
+    slack: Annotated[
+        float,
+        typer.Option(
+            help="Times the steps of exact training that a mode may take.", rich_help_panel=PANEL
+        ),
+    ] = 3.0,
     out: Out = None,
     json_output: Json = False,
 ) -> None:
@@ -78,6 +84,7 @@ def command(
                 ranks=ranks,
                 probe_steps=probe_steps,
                 seeds=seeds,
+                slack=slack,
                 global_batch=global_batch,
                 out=out,
             )

@@ -14,7 +14,7 @@ from autopar.graph import Convergence
 SCHEMA = "autopar.convergence"
 SCHEMA_VERSION = 1
 ESTIMATES = ("multiplier", "time_to_loss_s")
-Status = Literal["measured", "not reached", "not run"]
+Status = Literal["measured", "not reached", "too rare", "not run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,9 @@ class ConvergenceRow:
     Attributes:
         name: Canonical sync name.
         semantics: ``exact``, ``lossy``, ``periodic`` or ``stale``.
-        status: ``measured``, ``not reached`` (the loss, with some seed) or ``not run``.
-        reason: Why it was not run or not reached.
+        status: ``measured``, ``not reached`` (the loss, with some seed), ``too rare`` (averages
+            as far apart as the loss is) or ``not run``.
+        reason: Why it was not measured.
         steps: Steps to the loss, by seed; ``None`` where it was not reached.
         multiplier: Steps over those of ``all_reduce`` with the same seed: median, least and most.
         time_to_loss_s: Seconds of those steps on this host: median, least and most.
@@ -99,7 +100,7 @@ class ConvergenceResult:
             missed={
                 row.name: row.reason or row.status
                 for row in changing
-                if row.status == "not reached"
+                if row.status in ("not reached", "too rare")
             },
         )
 
