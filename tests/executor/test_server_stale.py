@@ -83,7 +83,7 @@ def test_the_bound_holds_under_a_slow_rank(sync, ranks, bound, tmp_path: Path) -
     if bound is None:
         assert lead > 5  # nothing holds them together: the watch can see it
     else:
-        assert 0 < lead <= bound
+        assert lead == bound  # rank 0 waits until they are as far ahead as they may be
         assert int(watch.lead[0]) <= bound
 
 
@@ -102,8 +102,11 @@ class Mortal(models.Mlp):
         return super().forward(x)
 
 
-def mortal(rank: int, after: int = 12) -> Task:
-    return replace(learnable(), name="mortal", model=lambda: Mortal(rank, after))
+AFTER = 12
+
+
+def mortal(rank: int) -> Task:
+    return replace(learnable(), name="mortal", model=lambda: Mortal(rank, AFTER))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +120,8 @@ def test_a_killed_rank_does_not_end_the_others(sync, ranks, victim, tmp_path: Pa
     assert any(f"rank {victim} was lost" in text for text in record.warnings)
     assert record.peak_memory_bytes[victim] == 0.0
     assert len(record.losses) == 60
-    assert sum(record.losses[-10:]) < 0.8 * sum(record.losses[:10])
+    # the loss goes on falling after the death, so what the victim's server holds is still stepped
+    assert sum(record.losses[-10:]) < 0.8 * sum(record.losses[AFTER : AFTER + 10])
 
 
 def test_a_killed_rank_ends_a_synchronous_run(tmp_path: Path) -> None:
