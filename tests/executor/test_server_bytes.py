@@ -124,15 +124,6 @@ def test_optimizers_are_known_by_what_they_do() -> None:
         coupling(torch.optim.LBFGS)
 
 
-def test_a_schedule_that_servers_would_not_follow_is_refused(tmp_path: Path) -> None:
-    task = replace(
-        models.mlp(), scheduler=lambda o: torch.optim.lr_scheduler.LinearLR(o, total_iters=4)
-    )
-    plan = executor_helpers.make_plan(task, dp=2, sync="ps_sync")
-    with pytest.raises(InputError, match="learning-rate schedule"):
-        executor_helpers.run(plan, task, tmp_path)
-
-
 def test_an_optimizer_over_whole_parameters_is_exact(tmp_path: Path) -> None:
     task = replace(models.mlp(), optimizer=lambda p: Trust(p, over_all=False))
     plan = executor_helpers.make_plan(task, dp=2, sync="ps_sync")

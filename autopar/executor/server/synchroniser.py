@@ -57,7 +57,7 @@ class ServerSynchroniser:
         store: Of the run.
 
     Raises:
-        InputError: The weights, the optimizer or its schedule cannot be on servers.
+        InputError: The weights or the optimizer cannot be on servers.
         TrainingError: A server did not start.
     """
 
@@ -65,12 +65,6 @@ class ServerSynchroniser:
         self._lowering = lowering
         context = lowering.context
         plan, rank = context.plan, context.groups.rank
-        if context.task.scheduler is not None:
-            raise InputError(
-                f"task '{context.task.name}' has a learning-rate schedule, the optimizers on "
-                "parameter servers keep one rate",
-                hint="use another sync mode, or a task without a scheduler",
-            )
         sync = server_sync(plan)
         assert sync is not None
         self._exact = sync.mode.semantics == "exact"
