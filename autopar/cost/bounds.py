@@ -206,6 +206,7 @@ class Bounds:
         forward = np.array([c.forward_s for c in costs])
         work = forward + np.array([c.backward_s + c.recompute_s for c in costs])
         tail = np.array([c.exposed_sync_s + c.optimizer_s for c in costs])
+        tie = [self._forced_tie(stage) for stage in range(layout.stages)]
         down, up, least = self._chain_messages(cuts)
         least *= layout.microbatches
         before_f = np.concatenate(([0.0], np.cumsum(forward + down)))
@@ -215,7 +216,10 @@ class Bounds:
             own, first = layout.microbatches * work[mine].sum(), min(mine)
             fill = before_f[first] if self.chained else 0.0
             back = before[first] if self.chained else 0.0
-            least = max(least, fill + own + tail[mine].sum(), back + own)
+            # A way back up ends on the rank of stage 0.
+            after = tie[0] if self.chained and not splits else max(tie[s] for s in mine)
+            tied = max(tie[s] for s in mine)
+            least = max(least, fill + own + tail[mine].sum() + tied, back + own + after)
         return float(least + layout.overhead_s)
 
     def _chain_messages(self, cuts: Cuts) -> tuple[Vector, Vector, float]:

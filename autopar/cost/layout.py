@@ -22,6 +22,8 @@ from autopar.results import StageCost, TiedSync, Transfer
 from autopar.strategies import Split
 from autopar.sync import SyncContext, SyncGroup, parse_sync
 
+BUCKET_BYTES = 25 * 1024**2
+"""Gradient bucket size of a plan that does not say another."""
 Cuts = tuple[int, ...]
 """Block boundaries ``0 = c0 < c1 < ... < cS = n``; stage ``s`` is ``[c_s, c_s+1)``."""
 
@@ -59,7 +61,7 @@ class Layout:
     sequence_parallel: bool = False
     offload: bool = False
     sync: str = "all_reduce"
-    bucket_bytes: int = 25 * 1024**2
+    bucket_bytes: int = BUCKET_BYTES
     clip: bool = False
 
     @cached_property

@@ -136,6 +136,14 @@ def _looped_bfs(t: PipelineTotals) -> Array:
     return np.asarray(t.work_s * (1 + (t.microbatches - 1) / (t.ranks * t.chunks)))
 
 
+def zero_bubble_mean(
+    *, ranks: Numbers, microbatches: Numbers, forward_s: Numbers, work_s: Numbers
+) -> Array:
+    """Least mean over the ranks of the time of their last action."""
+    p = np.asarray(ranks, dtype=float)
+    return np.asarray((microbatches * work_s + (p - 1) / 2 * forward_s) / p)
+
+
 def _zero_bubble(t: PipelineTotals) -> Array:
     """Mean over ranks of two paths through all work of the rank.
 
@@ -143,7 +151,9 @@ def _zero_bubble(t: PipelineTotals) -> Array:
     all forwards, less the ``p - q`` that the rank has run by then. Together every forward counts
     ``(p - 1) / 2`` times more than m, over p paths.
     """
-    return _with_fill(t, (t.ranks - 1) / 2)
+    return zero_bubble_mean(
+        ranks=t.ranks, microbatches=t.microbatches, forward_s=t.forward_s, work_s=t.work_s
+    )
 
 
 def _zbv(t: PipelineTotals) -> Array:

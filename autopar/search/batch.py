@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cost import constants as k
-from autopar.cost.schedule_bounds import least_step_seconds
+from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
 from autopar.search.chunks import chunked_cuts
 from autopar.search.space import PointGroup
 from autopar.search.variants import RECOMPUTE, VariantTable
@@ -24,6 +24,8 @@ Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
 FULL = RECOMPUTE.index("full")
 MIXED = RECOMPUTE.index("mixed")
+TO_FIRST = ("gpipe", "1f1b")
+"""Schedules whose bound follows paths that end with the last backward of the first rank."""
 SHARING = (0, 2, 3)
 """ZeRO levels that change what happens inside a microbatch; level 1 is like 0."""
 
@@ -94,7 +96,11 @@ class Batch:
             hidden = (m - 1) * work + forward + self._tails
             seconds = np.maximum(m * work + self._optimizer, hidden)
         else:
-            seconds = np.maximum(seconds, m * work / self.pp + self._tails)
+            both = 2 * self._tie((0, self.pp - 1))[:, None] / self.pp
+            single = np.array([v.chunks == 1 for v in self.table.variants])
+            seconds = np.maximum(
+                seconds, m * work / self.pp + self._tails + np.where(single, both, 0.0)
+            )
         return self._objectives(seconds), misfits
 
     def _columns(self, table: Array) -> Array:
@@ -172,12 +178,12 @@ class Batch:
         """Least synchronisation seconds per dense element ``[group, variant]``."""
         sizes = self.quick.model.sizes
         zero = self.table.zero[None, :]
-        own = self._rate("replicas") * sizes.gradient / self._shards[:, None]
-        scatter = self._rate("scatter") * sizes.gradient
+        own = self._rate("bucket_replicas") * sizes.gradient / self._shards[:, None]
+        scatter = self._rate("bucket_scatter") * sizes.gradient
         gather = self._rate("gather") * sizes.weight
         plain = np.where(
             zero == 0,
-            self._rate("all_reduce") * sizes.gradient,
+            self._rate("bucket_all_reduce") * sizes.gradient,
             own + np.where(zero == 1, scatter, 0.0) + np.where(zero <= 2, gather, 0.0),
         )
         # Other modes may send next to nothing in most steps.
@@ -230,7 +236,27 @@ class Batch:
         picked = table[:, self.sharing[columns], self.time_level[columns]]
         if self.pp == 1 or not self.quick.chained:
             return np.asarray(picked)
-        return np.maximum(picked, self._tailed(columns))
+        tie = self._tie((0, self.pp - 1))[:, None]
+        if schedule in TO_FIRST:
+            picked = picked + tie
+        forward = self.totals.forward.sum(axis=3)[:, self.sharing[columns], 0]
+        paths = [picked, self._tailed(columns), forward + tie]
+        if schedule == "zero_bubble":
+            # Its paths end with the last action of each rank, whose own tail follows.
+            mean = self._columns(self._filled)[:, columns]
+            paths.append(mean + self._tails[:, columns] + 2 * tie / self.pp)
+        return np.maximum.reduce(paths)
+
+    @cached_property
+    def _filled(self) -> Array:
+        """Zero bubble, mean over the ranks ``[group, sharing, level]``."""
+        forward = self.totals.forward.sum(axis=3)
+        m = self.m[:, None, None]
+        return zero_bubble_mean(ranks=self.pp, microbatches=m, forward_s=forward, work_s=self._work)
+
+    def _tie(self, ends: tuple[int, int]) -> Array:
+        """Least seconds of the sum over copies of tied parameters ``[group]``."""
+        return np.array([self.quick.rows.tied_s(group, ends) for group in self.groups])
 
     def _by_schedule(self, schedule: str) -> Array:
         """The schedule's own bound over all boundaries ``[group, sharing, level]``."""
@@ -312,6 +338,10 @@ class Batch:
         firsts = np.array([int(np.argmax(rank_of == r)) for r in range(self.pp)])
         sharing, level = self.sharing[columns], self.time_level[columns]
         tails = (self._sync_per_element + self._optimizer_per_element)[:, columns, None]
+        ends = (int(rank_of[0]), int(rank_of[-1]))
+        tie = self._tie(ends)[:, None, None]
+        own_tie = tie * np.isin(np.arange(self.pp), ends)
+        last_tie = own_tie if found.splits_backward or not self.quick.chained else tie
         best = np.full((len(self.groups), len(columns)), np.inf)
         for cuts in self._cuts(stages):
             work = _runs(self.totals.work, cuts)
@@ -327,7 +357,8 @@ class Batch:
             tail = _by_rank(_runs(self._parameters, cuts), rank_of, self.pp)[:, None, :] * tails
             hops = self.message_s[:, None, None] * firsts
             back_hops = hops if found.splits_backward else 2 * hops
-            value = np.maximum(down + hops + own + tail, back + back_hops + own).max(axis=-1)
+            first, second = down + hops + own + tail + own_tie, back + back_hops + own + last_tie
+            value = np.maximum(first, second).max(axis=-1)
             best = np.minimum(best, value)
         # A link carries the messages of all chunks of every microbatch.
         return np.asarray(np.maximum(best, chunks * (self.m * self.message_s)[:, None]))

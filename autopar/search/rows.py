@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from autopar.cost import CostModel, memory
 from autopar.cost.blocks import BlockSeconds, Surroundings
 from autopar.cost.groups import Group
+from autopar.cost.layout import BUCKET_BYTES
 from autopar.cost.ranks import RankGroups
 from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
@@ -22,6 +23,8 @@ from autopar.strategies import Split
 Array = npt.NDArray[np.float64]
 LARGE = 1e13
 """Bytes at which the latency of a collective no longer counts."""
+RATES = ("scatter", "gather", "bucket_all_reduce", "bucket_scatter", "bucket_replicas")
+"""Names of the rates of a group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +222,27 @@ class Rows:
         world = self.world(group.world)
         return world.communication.message_seconds(size_bytes, 0, group.world // group.pp)
 
+    def tied_s(self, group: PointGroup, ends: tuple[int, int]) -> float:
+        """Least seconds of summing gradients of what the first and the last block share.
+
+        Args:
+            group: The group.
+            ends: Pipeline ranks of the first and of the last stage.
+        """
+        tied = self.model.tables(group.split).tied
+        count = len(self.model.profile.blocks)
+        if ends[0] == ends[1] or any(blocks != (0, count - 1) for _, _, blocks in tied):
+            return 0.0
+        elements = sum(size for _, size, _ in tied)
+        world, stage = self.world(group.world), group.world // group.pp
+        devices = tuple(world.placement[rank * stage] for rank in sorted(ends))
+        key = ("tied", group.world, devices, stage, elements)
+        if key not in self._rates:
+            self._rates[key] = world.communication.group_seconds(
+                "all_reduce", elements * self.model.sizes.gradient, devices, concurrency=stage
+            )
+        return self._rates[key]
+
     def elements(self, split: Split) -> float:
         """Different parameter elements on all pipeline ranks together, experts included."""
         if id(split) not in self._elements:
@@ -238,27 +262,49 @@ class Rows:
         return self._held[key]
 
     def rates(self, group: PointGroup) -> dict[str, float]:
-        """Seconds per byte of the collectives over a group's data ranks, latency left out."""
+        """Seconds per byte of the collectives over a group's data ranks.
+
+        ``scatter`` and ``gather`` leave latency out; those of gradient buckets have it in.
+        """
         if not self.regular:
-            return dict.fromkeys(("all_reduce", "scatter", "gather", "replicas"), 0.0)
+            return dict.fromkeys(RATES, 0.0)
         key = (group.world, group.dp_replicate, group.dp_shard, group.cp, group.tp)
         if key not in self._group_rates:
-            ranks = self.ranks(group)
-            self._group_rates[key] = {
-                "all_reduce": self._rate("all_reduce", ranks.data(0)[0]),
-                "scatter": self._rate("reduce_scatter", ranks.shard(0)[0]),
-                "gather": self._rate("all_gather", ranks.shard(0)[0]),
-                "replicas": self._rate("all_reduce", ranks.replicate(0)[0]),
-            }
+            ranks, bucket = self.ranks(group), float(BUCKET_BYTES)
+            data, shard = ranks.data(0)[0], ranks.shard(0)[0]
+            shards = group.dp_shard * group.cp if group.dp_shard > 1 else 1
+            found = (
+                self._rate("reduce_scatter", shard),
+                self._rate("all_gather", shard),
+                self._bucket_rate("all_reduce", data, bucket),
+                self._bucket_rate("reduce_scatter", shard, bucket),
+                self._bucket_rate("all_reduce", ranks.replicate(0)[0], bucket / shards),
+            )
+            self._group_rates[key] = dict(zip(RATES, found, strict=True))
         return self._group_rates[key]
 
     def _rate(self, kind: str, shape: Group) -> float:
         key = (kind, shape)
         if key not in self._rates:
-            seconds = self.world(self.model.cluster.device_count).communication.seconds
-            one, two = (seconds(kind, size, shape) for size in (LARGE, 2 * LARGE))
+            one, two = (self._seconds(kind, size, shape) for size in (LARGE, 2 * LARGE))
             self._rates[key] = (two - one) / LARGE
         return self._rates[key]
+
+    def _bucket_rate(self, kind: str, shape: Group, size_bytes: float) -> float:
+        """Seconds per byte of whole buckets and, as time is concave in bytes, of a smaller one.
+
+        Measured curves may bend the other way: only their slope counts.
+        """
+        if self.model.cluster.curves:
+            return self._rate(kind, shape)
+        key = (kind, shape, size_bytes)
+        if key not in self._rates:
+            self._rates[key] = self._seconds(kind, size_bytes, shape) / size_bytes
+        return self._rates[key]
+
+    @cached_property
+    def _seconds(self) -> Callable[[str, float, Group], float]:
+        return self.world(self.model.cluster.device_count).communication.seconds
 
 
 def _cheapest(seconds: BlockSeconds, kept: Sequence[Array]) -> tuple[Array, Array]:
