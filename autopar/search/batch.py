@@ -60,16 +60,25 @@ class Batch:
         self.rows = [quick.rows.row(group) for group in groups]
         self.worlds = [quick.rows.world(group.world) for group in groups]
         self.rates = [quick.rows.rates(group) for group in groups]
-        self.message_s = np.array(
-            [
-                quick.rows.message_s(group, row.message_bytes) if quick.chained else 0.0
-                for group, row in zip(groups, self.rows, strict=True)
-            ]
-        )
+        hops = [
+            quick.rows.hops(group, row.message_bytes if quick.chained else 0.0)
+            for group, row in zip(groups, self.rows, strict=True)
+        ]
+        self.hops_s = np.array([sums for sums, _ in hops])
+        """Messages from the first pipeline rank down to each ``[group, rank]``."""
+        self.message_s = np.array([slowest for _, slowest in hops])
         table = self.table
         self.sharing = np.searchsorted(SHARING, np.where(table.zero == 1, 0, table.zero))
         self.time_level = np.where(table.recompute == MIXED, 0, table.recompute)
         self.kept_level = np.minimum(table.recompute, FULL)
+
+    @cached_property
+    def around_s(self) -> Array:
+        """Messages from the last pipeline rank to the first ``[group]``."""
+        around_s = self.quick.rows.around_s
+        return np.array(
+            [around_s(g, row.message_bytes) for g, row in zip(self.groups, self.rows, strict=True)]
+        )
 
     def bounds(self) -> tuple[Array, Mask]:
         """``[group, variant]``: least objective, and memory that cannot suffice."""
@@ -96,12 +105,12 @@ class Batch:
             hidden = (m - 1) * work + forward + self._tails
             seconds = np.maximum(m * work + self._optimizer, hidden)
         else:
-            both = 2 * self._tie((0, self.pp - 1))[:, None] / self.pp
+            both = 2 * self.tie((0, self.pp - 1))[:, None] / self.pp
             single = np.array([v.chunks == 1 for v in self.table.variants])
             seconds = np.maximum(
                 seconds, m * work / self.pp + self._tails + np.where(single, both, 0.0)
             )
-        return self._objectives(seconds), misfits
+        return self.objectives(seconds), misfits
 
     def _columns(self, table: Array) -> Array:
         """``[group, sharing, level]`` -> ``[group, variant]``."""
@@ -202,7 +211,8 @@ class Batch:
         elements = np.maximum(0.0, np.minimum(dense, self._elements - experts)) / self.pp
         return np.asarray(elements[:, None] * self._sync_per_element + self._optimizer)
 
-    def _objectives(self, seconds: Array) -> Array:
+    def objectives(self, seconds: Array) -> Array:
+        """Least objective ``[group, variant]`` of steps that take some seconds at least."""
         quick, name = self.quick, self.quick.options.objective
         if name == "time":
             return seconds
@@ -236,7 +246,7 @@ class Batch:
         picked = table[:, self.sharing[columns], self.time_level[columns]]
         if self.pp == 1 or not self.quick.chained:
             return np.asarray(picked)
-        tie = self._tie((0, self.pp - 1))[:, None]
+        tie = self.tie((0, self.pp - 1))[:, None]
         if schedule in TO_FIRST:
             picked = picked + tie
         forward = self.totals.forward.sum(axis=3)[:, self.sharing[columns], 0]
@@ -254,7 +264,7 @@ class Batch:
         m = self.m[:, None, None]
         return zero_bubble_mean(ranks=self.pp, microbatches=m, forward_s=forward, work_s=self._work)
 
-    def _tie(self, ends: tuple[int, int]) -> Array:
+    def tie(self, ends: tuple[int, int]) -> Array:
         """Least seconds of the sum over copies of tied parameters ``[group]``."""
         return np.array([self.quick.rows.tied_s(group, ends) for group in self.groups])
 
@@ -286,7 +296,7 @@ class Batch:
         safe = np.where(weights > 0, weights, 1.0)
         rounds = np.where((weights > 0).all(axis=3), 1.0 / (1.0 / safe).sum(axis=3), 0.0)
         some = self._fullest * np.maximum(weights.min(axis=3), 0.0)
-        way = 2 * (p - 1) * self.message_s[:, None, None]
+        way = 2 * self.hops_s[:, -1, None, None]
         return np.asarray(work.sum(axis=3) + way + np.maximum(self._work * rounds, some))
 
     @cached_property
@@ -305,7 +315,7 @@ class Batch:
         """
         sharing, level = self.sharing[columns], self.time_level[columns]
         ratio = self._elements_per_second[:, sharing, level]
-        tail = self._sync_per_element[:, columns] + self._optimizer_per_element[:, columns]
+        tail = self.per_element[:, columns]
         rounds = self.m[:, None] + ratio * tail
         part = self._part[:, sharing, level]
         filled = 1 - (1 - np.minimum(part / rounds, 1.0)) ** self.pp
@@ -337,25 +347,25 @@ class Batch:
         rank_of = np.array([found.rank_of(s, self.pp) for s in range(stages)])
         firsts = np.array([int(np.argmax(rank_of == r)) for r in range(self.pp)])
         sharing, level = self.sharing[columns], self.time_level[columns]
-        tails = (self._sync_per_element + self._optimizer_per_element)[:, columns, None]
+        tails = self.per_element[:, columns, None]
         ends = (int(rank_of[0]), int(rank_of[-1]))
-        tie = self._tie(ends)[:, None, None]
+        tie = self.tie(ends)[:, None, None]
         own_tie = tie * np.isin(np.arange(self.pp), ends)
         last_tie = own_tie if found.splits_backward or not self.quick.chained else tie
         best = np.full((len(self.groups), len(columns)), np.inf)
-        for cuts in self._cuts(stages):
-            work = _runs(self.totals.work, cuts)
-            own = (self.m[:, None, None, None] * _by_rank(work, rank_of, self.pp))[
+        for cuts in self.cuts(stages):
+            work = runs(self.totals.work, cuts)
+            own = (self.m[:, None, None, None] * by_rank(work, rank_of, self.pp))[
                 :, sharing, level
             ]
             down = back = np.zeros(1)
             if self.quick.chained:
-                down = _before(_runs(self.totals.forward, cuts), firsts)[:, sharing, level]
+                down = _before(runs(self.totals.forward, cuts), firsts)[:, sharing, level]
                 back = down
                 if not found.splits_backward:
                     back = _before(work, firsts)[:, sharing, level]
-            tail = _by_rank(_runs(self._parameters, cuts), rank_of, self.pp)[:, None, :] * tails
-            hops = self.message_s[:, None, None] * firsts
+            tail = by_rank(runs(self.parameters, cuts), rank_of, self.pp)[:, None, :] * tails
+            hops = self.hops_s[:, None, firsts]
             back_hops = hops if found.splits_backward else 2 * hops
             first, second = down + hops + own + tail + own_tie, back + back_hops + own + last_tie
             value = np.maximum(first, second).max(axis=-1)
@@ -364,11 +374,18 @@ class Batch:
         return np.asarray(np.maximum(best, chunks * (self.m * self.message_s)[:, None]))
 
     @cached_property
-    def _parameters(self) -> Array:
+    def per_element(self) -> Array:
+        """Least synchronisation and optimizer seconds per dense element ``[group, variant]``."""
+        return self._sync_per_element + self._optimizer_per_element
+
+    @cached_property
+    def parameters(self) -> Array:
+        """Dense elements on a rank ``[group, block]``."""
         return np.array([row.parameters for row in self.rows])
 
-    def _cuts(self, stages: int) -> tuple[tuple[int, ...], ...]:
-        blocks = self._parameters.shape[1]
+    def cuts(self, stages: int) -> tuple[tuple[int, ...], ...]:
+        """Stage boundaries of several stages per rank; none where blocks are too few."""
+        blocks = self.parameters.shape[1]
         return chunked_cuts(self.quick.model.profile, stages) if stages <= blocks else _NOTHING
 
     @cached_property
@@ -435,14 +452,14 @@ class Batch:
         kept = np.array([row.kept for row in self.rows])
         untied = np.array([row.untied_parameters for row in self.rows])
         misfit = np.ones((len(self.groups), len(columns)), dtype=bool)
-        for cuts in self._cuts(stages):
-            stage_bytes = _runs(kept, cuts)[..., mine]
+        for cuts in self.cuts(stages):
+            stage_bytes = runs(kept, cuts)[..., mine]
             held = np.empty(stage_bytes.shape[:2])
             for m in set(self.m.tolist()):
                 which = self.m == m
                 peaks = self._first_peaks(schedule, stages, int(m))
                 held[which] = (stage_bytes[which] @ peaks.T).max(axis=-1)
-            elements = _runs(untied, cuts)[..., mine].sum(axis=-1)[:, None]
+            elements = runs(untied, cuts)[..., mine].sum(axis=-1)[:, None]
             needed = held[:, level] + elements * self._bytes_per_element[:, columns]
             misfit &= needed > self._room
         return misfit
@@ -469,7 +486,7 @@ def fullest_rank(work: Array, ranks: int) -> Array:
     return np.asarray(np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks))
 
 
-def _by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
+def by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
     """Sums over the stages of each rank, along the last axis."""
     member = np.zeros((len(rank_of), ranks))
     member[np.arange(len(rank_of)), rank_of] = 1.0
@@ -481,6 +498,6 @@ def _before(values: Array, firsts: Indices) -> Array:
     return np.asarray((np.cumsum(values, axis=-1) - values)[..., firsts])
 
 
-def _runs(values: Array, cuts: tuple[int, ...]) -> Array:
+def runs(values: Array, cuts: tuple[int, ...]) -> Array:
     """Sums over the runs between boundaries, along the last axis."""
     return np.asarray(np.add.reduceat(values, list(cuts[:-1]), axis=-1))

@@ -123,6 +123,7 @@ class Rows:
         self._group_rates: dict[object, dict[str, float]] = {}
         self._ranks: dict[object, RankGroups] = {}
         self._rates: dict[object, float] = {}
+        self._hops: dict[object, tuple[Array, float]] = {}
 
     def world(self, size: int) -> World:
         """Facts of the first ``size`` devices."""
@@ -215,12 +216,40 @@ class Rows:
             again=_cheapest(seconds, kept),
         )
 
-    def message_s(self, group: PointGroup, size_bytes: float) -> float:
-        """Least seconds of a message from one pipeline rank to the next."""
+    def hops(self, group: PointGroup, size_bytes: float) -> tuple[Array, float]:
+        """Least seconds of messages along the pipeline.
+
+        Args:
+            group: The group.
+            size_bytes: Of a message from one pipeline rank to the next.
+
+        Returns:
+            By pipeline rank, all messages from rank 0 down to it; and the slowest message.
+        """
+        nothing = np.zeros(group.pp)
         if not self.regular or group.pp == 1:
-            return 0.0
+            return nothing, 0.0
+        world, stage = self.world(group.world), group.world // group.pp
+        key = (group.world, group.pp, size_bytes)
+        if key not in self._hops:
+            node = world.communication.shapes.per_node_devices
+            nodes = np.arange(group.pp) * stage // node
+            across = nodes[1:] != nodes[:-1]
+            seconds = np.zeros(group.pp - 1)
+            for kind in set(across.tolist()):
+                rank = int(np.argmax(across == kind))
+                seconds[across == kind] = world.communication.message_seconds(
+                    size_bytes, rank * stage, (rank + 1) * stage
+                )
+            self._hops[key] = np.cumsum(np.concatenate((nothing[:1], seconds))), seconds.max()
+        return self._hops[key]
+
+    def around_s(self, group: PointGroup, size_bytes: float) -> float:
+        """Least seconds of a message from the last pipeline rank to the first."""
         world = self.world(group.world)
-        return world.communication.message_seconds(size_bytes, 0, group.world // group.pp)
+        return world.communication.message_seconds(
+            size_bytes, (group.pp - 1) * (group.world // group.pp), 0
+        )
 
     def tied_s(self, group: PointGroup, ends: tuple[int, int]) -> float:
         """Least seconds of summing gradients of what the first and the last block share.

@@ -24,6 +24,7 @@ from autopar.search.partition import PartitionSearch, Solution
 from autopar.search.plans import build_plan
 from autopar.search.point import Point
 from autopar.search.quick import QuickBounds
+from autopar.search.sharpen import sharpen
 from autopar.search.space import PointGroup, Space
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class _Queue:
         bounds: By variant.
         waits: Variants that wait behind another one.
         taken: How many of ``order`` are gone.
+        sharp_to: Bounds below this are as high as they become without a layout.
     """
 
     group: PointGroup
@@ -90,6 +92,7 @@ class _Queue:
     bounds: npt.NDArray[np.float64]
     waits: npt.NDArray[np.bool_]
     taken: int = 0
+    sharp_to: float = -math.inf
 
     @property
     def left(self) -> int:
@@ -206,6 +209,27 @@ class Walk:
             index=index,
             behind=tuple((float(queue.bounds[i]), int(i)) for i in behind),
         )
+
+    def _sharpen(self, first: _Queue, bound: float) -> None:
+        """Raise the bounds of a queue, and of those that will come up soon, before it is taken."""
+        limit = self.best if math.isfinite(self.best) else bound * LOOK_AHEAD
+        limit = max(limit, bound * LOOK_AHEAD)
+        queues, others = [first], []
+        for entry in self._heap:
+            _, _, item = entry
+            soon = isinstance(item, _Queue) and item.sharp_to <= entry[0] < limit
+            if soon and item.group.pp == first.group.pp and len(queues) < GROUPS_AT_ONCE:
+                queues.append(item)
+            else:
+                others.append(entry)
+        heapq.heapify(others)
+        self._heap = others
+        found = sharpen(self.quick, [q.group for q in queues], [q.bounds for q in queues], limit)
+        for queue, bounds in zip(queues, found, strict=True):
+            left = queue.order[queue.taken :]
+            queue.bounds, queue.sharp_to, queue.taken = bounds, limit, 0
+            queue.order = left[np.argsort(bounds[left], kind="stable")]
+            self._offer(float(bounds[queue.order[0]]), queue)
 
     def _offer(self, bound: float, item: Candidate | _Entry | _Queue) -> None:
         heapq.heappush(self._heap, (bound, self._serial, item))
@@ -348,6 +372,9 @@ class Walk:
                 return None
             bound, index, item = heapq.heappop(self._heap)
             if isinstance(item, _Queue):
+                if item.sharp_to <= bound:
+                    self._sharpen(item, bound)
+                    continue
                 item = self._take(item)
             candidate = item if isinstance(item, Candidate) else self._candidate(item, bound)
             if candidate.point in self._settled:

@@ -1,0 +1,122 @@
+"""Nearly exact bounds of points with several stages per rank: their schedule is simulated.
+
+The space has one or two sets of stage boundaries for such a point, so what is open is only what
+the simulation takes besides: messages off the chain, latencies inside buckets, experts. All points
+of one schedule, depth and number of microbatches are simulated together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autopar.cost.many import ends_of_many
+from autopar.cost.simulate import Program
+from autopar.search.batch import Array, Batch, Indices, by_rank, runs
+from autopar.search.space import PointGroup
+
+if TYPE_CHECKING:
+    from autopar.search.quick import QuickBounds
+
+MOST_ACTIONS = 3_000
+"""Actions of a schedule up to which it is simulated; longer ones have small bubbles, which the
+closed bounds know well enough."""
+_ROUNDING = 1 - 1e-12
+"""Sums in another order than the price's may differ in the last digits."""
+
+
+def sharpen(
+    quick: QuickBounds, groups: Sequence[PointGroup], bounds: Sequence[Array], limit: float
+) -> list[Array]:
+    """The bounds of every variant, those below a limit raised to what the schedule takes.
+
+    Args:
+        quick: What the bounds are of.
+        groups: Of one pipeline depth.
+        bounds: By group, of every variant of its table.
+        limit: Bounds from here on stay as they are.
+    """
+    before = np.array(bounds)
+    exact = quick.chained and quick.rows.regular and quick.options.objective != "memory"
+    if not exact or groups[0].pp == 1:
+        return list(before)
+    batch = Batch(quick, groups)
+    valid = np.array([group.variants.valid for group in groups])
+    wanted = valid & (before < limit)
+    seconds = np.zeros_like(before)
+    for (schedule, chunks), columns in batch.table.schedules:
+        stages = batch.pp * chunks
+        if chunks == 1 or not batch.cuts(stages):
+            continue
+        for m in set(batch.m.tolist()):
+            rows, picked = np.nonzero(wanted[:, columns] & (batch.m == m)[:, None])
+            actions = 3 * stages * int(m)
+            if not len(rows) or actions > MOST_ACTIONS:
+                continue
+            program = quick.model.program(schedule, batch.pp, stages, int(m))
+            cases = _Cases(batch, program, rows, columns[picked])
+            seconds[rows, columns[picked]] = cases.least_seconds()
+    return list(np.maximum(before, batch.objectives(seconds * _ROUNDING)))
+
+
+class _Cases:
+    """Points that share a compiled schedule.
+
+    Args:
+        batch: Their groups.
+        program: The schedule.
+        rows: Group of each case.
+        columns: Variant of each case.
+    """
+
+    def __init__(self, batch: Batch, program: Program, rows: Indices, columns: Indices) -> None:
+        self.batch = batch
+        self.program = program
+        self.rows = rows
+        self.columns = columns
+
+    def least_seconds(self) -> Array:
+        """Least step seconds over the stage boundaries of the space ``[case]``."""
+        found = [self._step(cuts) for cuts in self.batch.cuts(self.program.stages)]
+        return np.minimum.reduce(found)
+
+    def _step(self, cuts: tuple[int, ...]) -> Array:
+        batch, program = self.batch, self.program
+        rank_of = np.array(program.rank_of)
+        free = ends_of_many(program, self._durations(cuts), self._hops())
+        elements = by_rank(runs(batch.parameters, cuts), rank_of, program.ranks)[self.rows].T
+        tail = elements * batch.per_element[self.rows, self.columns]
+        ends = (int(rank_of[0]), int(rank_of[-1]))
+        tie = batch.tie(ends)[self.rows]
+        both = free[list(ends)].max(axis=0) + tie
+        return np.asarray(np.maximum((free + tail).max(axis=0), both))
+
+    def _durations(self, cuts: tuple[int, ...]) -> Array:
+        """Seconds ``[node, case]``."""
+        batch, model = self.batch, self.batch.quick.model
+        place = (self.rows, batch.sharing[self.columns], batch.time_level[self.columns])
+        overhead = model.cluster.overhead
+        forward = runs(batch.totals.forward[place], cuts)
+        backward = runs(batch.totals.work[place], cuts) - forward
+        forward, backward = (
+            forward + overhead.forward_action_s,
+            backward + overhead.backward_action_s,
+        )
+        if not self.program.splits:
+            return np.concatenate((forward, backward), axis=1).T
+        weight = runs(np.array([row.seconds.weight for row in batch.rows])[self.rows], cuts)
+        return np.concatenate((forward, backward - weight, weight), axis=1).T
+
+    def _hops(self) -> Array:
+        """Seconds of a message from each stage to the next ``[stage, case]``."""
+        batch, rank_of = self.batch, np.array(self.program.rank_of)
+        steps = np.diff(batch.hops_s, axis=1)[self.rows].T
+        low = np.minimum(rank_of[1:], rank_of[:-1])
+        hops = steps[np.minimum(low, len(steps) - 1)]
+        gap = np.abs(np.diff(rank_of))
+        hops[gap == 0] = 0.0
+        if (gap > 1).any():
+            hops[gap > 1] = batch.around_s[self.rows]
+        return np.asarray(hops)
