@@ -38,6 +38,10 @@ class BlockSeconds:
     backward_collective: Vector
     full_collective: Vector
 
+    def row(self, index: int) -> BlockSeconds:
+        """One of several microbatch sizes."""
+        return BlockSeconds(**{name: getattr(self, name)[index] for name in self.__slots__})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -60,7 +64,7 @@ class Surroundings:
 
 def block_seconds(
     work: StageWork,
-    samples: int,
+    samples: int | Vector,
     device: Device,
     busy: int,
     compute: ComputeModel,
@@ -76,7 +80,7 @@ def block_seconds(
 
     Args:
         work: The blocks as divided.
-        samples: Microbatch size.
+        samples: Microbatch size, or a column of several: seconds are ``[size, block]`` then.
         device: Kind of device.
         busy: Busy devices on its host.
         compute: Seconds of compute.
@@ -126,28 +130,32 @@ class _Inside:
     def __init__(
         self,
         work: StageWork,
-        samples: int,
+        samples: int | Vector,
         scale: float,
         communication: CommunicationModel,
         around: Surroundings,
     ) -> None:
         shapes = {"tp": around.tp, "cp": around.cp, "ep": around.ep}
-        known: dict[int, tuple[float, float]] = {}
+        nothing = np.zeros(np.shape(samples)[:1])
+        known: dict[int, tuple[Vector, Vector]] = {}
         pairs = []
         for block in work.works:
             if id(block) not in known:
-                seconds = {"forward": 0.0, "backward": 0.0}
+                seconds = {"forward": nothing, "backward": nothing}
                 for item in block.collectives:
-                    size = item.size_bytes.at(samples) * scale
-                    groups = shapes[item.axis]
-                    seconds[item.phase] += max(
-                        (communication.seconds(item.kind, size, group) for group in groups),
-                        default=0.0,
+                    size = np.reshape(item.size_bytes.at(samples) * scale, nothing.shape)
+                    if not shapes[item.axis]:
+                        continue
+                    slowest = np.maximum.reduce(
+                        [communication.many(item.kind, size, g) for g in shapes[item.axis]]
                     )
+                    seconds[item.phase] = seconds[item.phase] + slowest
                 known[id(block)] = (seconds["forward"], seconds["backward"])
             pairs.append(known[id(block)])
-        table = np.array(pairs)
-        self.forward, self.backward = table[:, 0], table[:, 1]
+        self.forward, self.backward = (
+            np.stack([np.broadcast_to(pair[i], nothing.shape) for pair in pairs], axis=-1)
+            for i in (0, 1)
+        )
 
 
 def _over_shapes(

@@ -59,6 +59,18 @@ class CommunicationModel:
             measured if measured is not None else collective_seconds(collective, size_bytes, group)
         )
 
+    def many(
+        self, collective: str, sizes_bytes: npt.NDArray[np.float64], group: Group
+    ) -> npt.NDArray[np.float64]:
+        """:meth:`seconds` of several sizes."""
+        if self.cluster.curves:
+            found = [self.seconds(collective, float(s), group) for s in np.ravel(sizes_bytes)]
+            return np.reshape(found, sizes_bytes.shape)
+        if group.ranks < 2:
+            return np.zeros_like(sizes_bytes)
+        seconds = collective_seconds(collective, sizes_bytes, group)
+        return np.where(sizes_bytes > 0, seconds, 0.0)
+
     def message_seconds(self, size_bytes: float, source: int, target: int) -> float:
         """Time of one point-to-point message; all busy devices of a node send at once."""
         if source == target or size_bytes <= 0:

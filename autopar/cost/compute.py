@@ -96,8 +96,12 @@ class ComputeModel:
         table = self.cluster.busy_slowdown
         return interpolate(table, busy) / interpolate(table, measurement.busy_ranks)
 
-    def phases(self, work: StageWork, samples: float, device: Device, busy: int) -> Phases:
+    def phases(
+        self, work: StageWork, samples: float | Vector, device: Device, busy: int
+    ) -> Phases:
         """Seconds of every block for one microbatch, collectives left out.
+
+        ``samples`` may be a column of sizes where nothing was measured on the device.
 
         Raises:
             InputError: The profile has no curve for a block, or the device no peak.
@@ -106,6 +110,7 @@ class ComputeModel:
         if reason is not None:
             raise InputError(reason, hint="choose another device")
         if self.measured_on(device):
+            assert isinstance(samples, (int, float))  # curves are read one size at a time
             return self._measured(work, samples, device, busy)
         return self._roofline(device).phases(work, samples)
 

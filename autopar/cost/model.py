@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -225,6 +226,33 @@ class CostModel:
                 self.sizes,
             )
         return self._blocks[key]
+
+    def prepare(
+        self,
+        split: Split,
+        sizes: Sequence[int],
+        device: Device,
+        busy: int,
+        around: Surroundings,
+    ) -> None:
+        """Fill the cache of :meth:`block_seconds` for several microbatch sizes at once."""
+        keys = [(split, samples, device.name, busy, around) for samples in sizes]
+        missing = [(key, s) for key, s in zip(keys, sizes, strict=True) if key not in self._blocks]
+        if len(missing) < 2 or self.compute.measured_on(device):
+            return
+        column = np.array([samples for _, samples in missing], dtype=float)[:, None]
+        many = block_seconds(
+            self.work(split),
+            column,
+            device,
+            busy,
+            self.compute,
+            self.inside,
+            around,
+            self.sizes,
+        )
+        for index, (key, _) in enumerate(missing):
+            self._blocks[key] = many.row(index)
 
     @property
     def inside(self) -> CommunicationModel:

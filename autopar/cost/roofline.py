@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from autopar.calibration import Constants
 from autopar.calibration.kernels import (
@@ -19,6 +19,7 @@ from autopar.cluster import Device
 from autopar.cost import constants as k
 from autopar.cost.states import ITEM_BYTES
 from autopar.cost.work import StageWork, Vector
+from autopar.graph import Amount
 from autopar.strategies import BlockWork, Matmul
 
 
@@ -82,8 +83,13 @@ class Roofline:
         self.launch_s = device.launch_s if on_host else constants.launch_s
         self.multiprocessors = float(device.multiprocessors or 1)
 
-    def phases(self, work: StageWork, samples: float) -> Phases:
-        """Seconds of every block; equal ones are priced once."""
+    def phases(self, work: StageWork, samples: float | Vector) -> Phases:
+        """Seconds of every block; equal ones are priced once.
+
+        Args:
+            work: The blocks as divided.
+            samples: Microbatch size, or a column of several: times are ``[size, block]`` then.
+        """
         position: dict[int, int] = {}
         unique: list[BlockWork] = []
         index = []
@@ -95,25 +101,22 @@ class Roofline:
         rows = self._rows(unique, samples, work.split.tp)
         every = np.asarray(index)
         return Phases(
-            **{name: values[every] for name, values in rows.items()}, constants=self.constants
+            **{name: values[..., every] for name, values in rows.items()},
+            constants=self.constants,
         )
 
-    def _rows(self, blocks: list[BlockWork], samples: float, tp: int) -> dict[str, Vector]:
-        c, size = self.constants, len(blocks)
-        owner, forward, data, weight = self._products(blocks, samples)
-        matmul_f, matmul_d, matmul_w = (
-            np.asarray(np.bincount(owner, seconds, size), dtype=np.float64)
-            for seconds in (forward, data, weight)
-        )
+    def _rows(
+        self, blocks: list[BlockWork], samples: float | Vector, tp: int
+    ) -> dict[str, Vector]:
+        c = self.constants
+        matmul_f, matmul_d, matmul_w = self._products(blocks, samples)
         matmul_b = matmul_d + matmul_w
-        attention = np.array(
-            [sum(a.flop.at(samples) for a in block.attention) for block in blocks], dtype=float
-        )
+        attention = _at([Amount.total([a.flop for a in b.attention]) for b in blocks], samples)
         flash = flash_seconds(c, attention, self.attention_peak)
         stream = c.stream_bytes * self.scale / self.bytes_per_s
-        stream_f = np.array([b.forward_bytes.at(samples) for b in blocks]) * stream
-        stream_b = np.array([b.backward_bytes.at(samples) for b in blocks]) * stream
-        again = np.array([b.selective_bytes.at(samples) for b in blocks]) * stream
+        stream_f = _at([b.forward_bytes for b in blocks], samples) * stream
+        stream_b = _at([b.backward_bytes for b in blocks], samples) * stream
+        again = _at([b.selective_bytes for b in blocks], samples) * stream
         forward_device = matmul_f + flash + stream_f
         backward_device = matmul_b + BACKWARD_FLASH * flash + stream_b
         kernels = np.array([b.kernels for b in blocks], dtype=float)
@@ -129,25 +132,24 @@ class Roofline:
         }
 
     def _products(
-        self, blocks: list[BlockWork], samples: float
-    ) -> tuple[npt.NDArray[np.intp], Vector, Vector, Vector]:
-        """Block, forward, input-gradient and weight-gradient seconds of every product."""
+        self, blocks: list[BlockWork], samples: float | Vector
+    ) -> tuple[Vector, Vector, Vector]:
+        """Forward, input-gradient and weight-gradient seconds of the products of every block."""
         pairs: list[tuple[int, Matmul]] = [
             (i, matmul) for i, block in enumerate(blocks) for matmul in block.matmuls
         ]
-        owner = np.array([i for i, _ in pairs], dtype=np.intp)
         if not pairs:
-            nothing = np.zeros(0)
-            return owner, nothing, nothing, nothing
-        m = np.array([p.m.at(samples) for _, p in pairs])
-        n = np.array([p.n for _, p in pairs])
-        kk = np.array([p.k for _, p in pairs])
-        batch = np.array([p.batch.at(samples) for _, p in pairs])
-        three = self._gemm(
-            np.concatenate([m, m, n]), np.concatenate([n, kk, kk]), np.concatenate([kk, n, m])
-        ).reshape(3, -1)
-        forward, data, weight = three * batch
-        return owner, forward, data, weight
+            nothing = 0.0 * _at([Amount()] * len(blocks), samples)
+            return nothing, nothing, nothing
+        member = np.zeros((len(pairs), len(blocks)))
+        member[np.arange(len(pairs)), [i for i, _ in pairs]] = 1.0
+        m = _at([p.m for _, p in pairs], samples)
+        n = np.broadcast_to(np.array([p.n for _, p in pairs]), m.shape)
+        kk = np.broadcast_to(np.array([p.k for _, p in pairs]), m.shape)
+        batch = _at([p.batch for _, p in pairs], samples)
+        three = self._gemm(np.stack([m, m, n]), np.stack([n, kk, kk]), np.stack([kk, n, m]))
+        forward, data, weight = (three * batch) @ member
+        return forward, data, weight
 
     def _gemm(self, m: Vector, n: Vector, k_: Vector) -> Vector:
         return gemm_seconds(
@@ -160,6 +162,11 @@ class Roofline:
             memory_bytes_per_s=self.bytes_per_s,
             multiprocessors=self.multiprocessors,
         )
+
+
+def _at(amounts: Sequence[Amount], samples: float | Vector) -> Vector:
+    fixed = np.array([a.fixed for a in amounts], dtype=float)
+    return np.asarray(fixed + np.array([a.per_sample for a in amounts]) * samples)
 
 
 def _ratio(part: Vector, whole: Vector) -> Vector:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +21,14 @@ class Amount:
     fixed: float = 0.0
     per_sample: float = 0.0
 
-    def at(self, samples: float) -> float:
-        """The value for a microbatch of ``samples``."""
+    @overload
+    def at(self, samples: float) -> float: ...
+
+    @overload
+    def at(self, samples: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]: ...
+
+    def at(self, samples: float | npt.NDArray[np.float64]) -> float | npt.NDArray[np.float64]:
+        """The value for a microbatch of ``samples``, or those for several."""
         return self.fixed + self.per_sample * samples
 
     def __add__(self, other: Amount) -> Amount:

@@ -35,7 +35,8 @@ class Mesh:
     ep: int = 1
 
     def __post_init__(self) -> None:
-        for axis, degree in asdict(self).items():
+        for axis in (*AXES, "ep"):
+            degree = getattr(self, axis)
             if isinstance(degree, bool) or not isinstance(degree, int) or degree < 1:
                 raise InputError(
                     f"mesh degree {axis}={degree!r} is not a positive whole number",

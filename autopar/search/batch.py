@@ -262,7 +262,9 @@ class Batch:
         """Zero bubble, mean over the ranks ``[group, sharing, level]``."""
         forward = self.totals.forward.sum(axis=3)
         m = self.m[:, None, None]
-        return zero_bubble_mean(ranks=self.pp, microbatches=m, forward_s=forward, work_s=self._work)
+        return zero_bubble_mean(
+            ranks=self.pp, microbatches=m, forward_s=forward, work_s=self._work
+        )
 
     def tie(self, ends: tuple[int, int]) -> Array:
         """Least seconds of the sum over copies of tied parameters ``[group]``."""

@@ -37,6 +37,7 @@ class QuickBounds:
 
     def groups(self, groups: Sequence[PointGroup]) -> tuple[Array, list[str | None]]:
         """Least objective of any variant of each group, and why none can work if so."""
+        self.rows.prepare(groups)
         bounds = np.zeros(len(groups))
         reasons: list[str | None] = []
         for index, group in enumerate(groups):

@@ -27,7 +27,7 @@ RATES = ("scatter", "gather", "bucket_all_reduce", "bucket_scatter", "bucket_rep
 """Names of the rates of a group."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """Blocks divided in one way for one microbatch size, on the fastest device.
 
@@ -40,8 +40,6 @@ class Row:
         total_parameters: Different elements on all pipeline ranks, experts included.
         message_bytes: Fewest bytes that pass a boundary between blocks, either way.
         kept: Bytes per microbatch of every block by recompute level.
-        again: Kept bytes that recompute can save and the least seconds for them, both rising;
-            in between the line is a lower bound (fractional knapsack).
     """
 
     seconds: BlockSeconds
@@ -52,7 +50,14 @@ class Row:
     total_parameters: float
     message_bytes: float
     kept: tuple[Array, Array, Array]
-    again: tuple[Array, Array]
+
+    @cached_property
+    def again(self) -> tuple[Array, Array]:
+        """Kept bytes that recompute can save and the least seconds for them, both rising.
+
+        In between the line is a lower bound (fractional knapsack).
+        """
+        return _cheapest(self.seconds, self.kept)
 
 
 class World:
@@ -155,6 +160,21 @@ class Rows:
         """True when all devices are equal, so that the first groups stand for all."""
         return self.world(self.model.cluster.device_count).communication.shapes.regular
 
+    def prepare(self, groups: Sequence[PointGroup]) -> None:
+        """Price the blocks of equal splits for all their microbatch sizes at once."""
+        if not self.regular:
+            return
+        sizes: dict[tuple[int, int], dict[int, PointGroup]] = {}
+        for group in groups:
+            busy = self.world(group.world).kinds[0][1]
+            sizes.setdefault((id(group.split), busy), {}).setdefault(group.microbatch_size, group)
+        for found in sizes.values():
+            first = next(iter(found.values()))
+            device, busy = self.world(first.world).kinds[0]
+            if self.model.compute.why_not(device) is None:
+                around = self._around(first)
+                self.model.prepare(first.split, tuple(found), device, busy, around)
+
     def row(self, group: PointGroup) -> Row:
         """The row of a group."""
         if not self.regular:
@@ -213,7 +233,6 @@ class Rows:
             )
             * model.tables(split).edge_scale,
             kept=(kept[0], kept[1], kept[2]),
-            again=_cheapest(seconds, kept),
         )
 
     def hops(self, group: PointGroup, size_bytes: float) -> tuple[Array, float]:

@@ -316,30 +316,17 @@ class _Builder:
     def _group(
         self, split: Split, dp: int, shard: int, pp: int, size: int, count: int, reason: str | None
     ) -> None:
-        values = {
-            "world": dp * split.cp * split.tp * pp,
-            "dp": dp,
-            "dp_replicate": dp // shard,
-            "dp_shard": shard,
-            "cp": split.cp,
-            "tp": split.tp,
-            "sequence_parallel": "on" if split.sequence_parallel else "off",
-            "ep": split.ep,
-            "pp": pp,
-            "microbatch_size": size,
-            "microbatches": count,
-        }
         if reason is None and size < self.profile.smallest_microbatch:
             reason = "microbatch too small for the model"
+        wanted = self.wanted_group or self.forbidden
+        values = self._values(split, dp, shard, pp, size, count) if wanted else {}
         if reason is None and any(values[k] != v for k, v in self.wanted_group.items()):
             reason = "not what --fix asks for"
         if reason is not None:
             self._reject(reason, self._set(pp, count, shard > 1).size)
             return
-        mesh = Mesh(
-            dp_replicate=dp // shard, dp_shard=shard, cp=split.cp, tp=split.tp, ep=split.ep, pp=pp
-        )
-        variants = self._set(pp, count, shard > 1, self._active(values), self._unfit(mesh))
+        unfit = self._unfit(split, dp, shard, pp) if self.checks_mesh else frozenset()
+        variants = self._set(pp, count, shard > 1, self._active(values), unfit)
         self.size += variants.size
         self.rejected += variants.rejected
         if variants.count:
@@ -355,6 +342,24 @@ class _Builder:
                 )
             )
 
+    def _values(
+        self, split: Split, dp: int, shard: int, pp: int, size: int, count: int
+    ) -> dict[str, int | str]:
+        """Values of the axes that a group has."""
+        return {
+            "world": dp * split.cp * split.tp * pp,
+            "dp": dp,
+            "dp_replicate": dp // shard,
+            "dp_shard": shard,
+            "cp": split.cp,
+            "tp": split.tp,
+            "sequence_parallel": "on" if split.sequence_parallel else "off",
+            "ep": split.ep,
+            "pp": pp,
+            "microbatch_size": size,
+            "microbatches": count,
+        }
+
     def _active(self, values: dict[str, int | str]) -> tuple[int, ...]:
         """Forbidden specifications whose group axes agree; their variant axes remain."""
         return tuple(
@@ -363,10 +368,16 @@ class _Builder:
             if all(values[k] == v for k, v in spec.items() if k not in AXES)
         )
 
-    def _unfit(self, mesh: Mesh) -> frozenset[str]:
+    @cached_property
+    def checks_mesh(self) -> bool:
+        """True when sync modes may not run on every mesh."""
+        return self.runnable and self.choices.sync != EXACT_MODES
+
+    def _unfit(self, split: Split, dp: int, shard: int, pp: int) -> frozenset[str]:
         """Sync modes that do not run on a mesh."""
-        if not self.runnable or self.choices.sync == EXACT_MODES:
-            return frozenset()
+        mesh = Mesh(
+            dp_replicate=dp // shard, dp_shard=shard, cp=split.cp, tp=split.tp, ep=split.ep, pp=pp
+        )
         return frozenset(
             mode for mode in self.choices.sync if parse_sync(mode).check_mesh(mesh) is not None
         )

@@ -121,6 +121,26 @@ class VariantTable:
             for name in dict.fromkeys(names)
         )
 
+    def unwanted(
+        self, wanted: Spec, forbidden: list[Spec], unfit: frozenset[str]
+    ) -> tuple[Indices, tuple[str, ...]]:
+        """Why each combination is left out whatever the microbatches: a reason's number, or -1."""
+        key = repr((wanted, forbidden, sorted(unfit)))
+        if key not in self._unwanted:
+            numbers: dict[str, int] = {}
+            codes = []
+            for variant in self.variants:
+                reason = _unwanted(variant, wanted, forbidden)
+                if reason is None and variant.sync in unfit:
+                    reason = "sync mode does not run on the mesh"
+                codes.append(-1 if reason is None else numbers.setdefault(reason, len(numbers)))
+            self._unwanted[key] = (np.array(codes, dtype=np.intp), tuple(numbers))
+        return self._unwanted[key]
+
+    @cached_property
+    def _unwanted(self) -> dict[str, tuple[Indices, tuple[str, ...]]]:
+        return {}
+
     @cached_property
     def wider(self) -> Indices:
         """Variant whose optimum is at least as good as this one's wherever this one fits; or -1.
@@ -203,25 +223,20 @@ def make_variants(
         forbidden: Specifications no variant may meet.
         unfit: Sync modes that do not run on the mesh.
     """
+    here = (table.zero > 0) == shared
+    reasons, names = table.unwanted(wanted, forbidden, unfit)
     rejected: Counter[str] = Counter()
-    valid = np.zeros(len(table.variants), dtype=bool)
-    reasons: dict[tuple[str, int], str | None] = {}
-    size = 0
-    for index, variant in enumerate(table.variants):
-        if (variant.zero > 0) != shared:
+    valid = here & (reasons < 0)
+    for (schedule, chunks), every in table.schedules:
+        mine = every[here[every]]
+        reason = _impossible(schedule, chunks, table, microbatches) if len(mine) else None
+        if reason is not None:
+            valid[mine] = False
+            rejected[reason] += len(mine)
             continue
-        size += 1
-        key = (variant.schedule, variant.chunks)
-        if key not in reasons:
-            reasons[key] = _impossible(*key, table, microbatches)
-        reason = reasons[key] or _unwanted(variant, wanted, forbidden)
-        if reason is None and variant.sync in unfit:
-            reason = "sync mode does not run on the mesh"
-        if reason is None:
-            valid[index] = True
-        else:
-            rejected[reason] += 1
-    return VariantSet(table=table, valid=valid, rejected=rejected, size=size)
+        for code in reasons[mine][reasons[mine] >= 0].tolist():
+            rejected[names[code]] += 1
+    return VariantSet(table=table, valid=valid, rejected=rejected, size=int(here.sum()))
 
 
 def _impossible(name: str, chunks: int, table: VariantTable, microbatches: int) -> str | None:

@@ -173,7 +173,8 @@ class Walk:
             if least >= cutoff or (self._heap and self._heap[0][0] <= least):
                 return
             some = self._groups[self._opened : self._opened + GROUPS_AT_ONCE]
-            reach = least * LOOK_AHEAD
+            # What is at hand may be looked at only after every group with a smaller bound.
+            reach = max(least * LOOK_AHEAD, min(cutoff, self._heap[0][0]) if self._heap else 0.0)
             some = [i for i in some if self._bounds[i] <= reach]
             self._opened += len(some)
             self._push([self.space.groups[i] for i in some], self._bounds[some])
@@ -211,9 +212,8 @@ class Walk:
         )
 
     def _sharpen(self, first: _Queue, bound: float) -> None:
-        """Raise the bounds of a queue, and of those that will come up soon, before it is taken."""
-        limit = self.best if math.isfinite(self.best) else bound * LOOK_AHEAD
-        limit = max(limit, bound * LOOK_AHEAD)
+        """Raise the bounds of a queue, and of those that can beat the best, before it is taken."""
+        limit = max(self.best, bound * LOOK_AHEAD)
         queues, others = [first], []
         for entry in self._heap:
             _, _, item = entry
@@ -372,7 +372,7 @@ class Walk:
                 return None
             bound, index, item = heapq.heappop(self._heap)
             if isinstance(item, _Queue):
-                if item.sharp_to <= bound:
+                if item.sharp_to <= bound and math.isfinite(self.best):
                     self._sharpen(item, bound)
                     continue
                 item = self._take(item)
