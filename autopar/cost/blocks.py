@@ -137,25 +137,23 @@ class _Inside:
     ) -> None:
         shapes = {"tp": around.tp, "cp": around.cp, "ep": around.ep}
         nothing = np.zeros(np.shape(samples)[:1])
-        known: dict[int, tuple[Vector, Vector]] = {}
-        pairs = []
+        known: dict[int, int] = {}
+        unique: dict[str, list[Vector]] = {"forward": [], "backward": []}
         for block in work.works:
-            if id(block) not in known:
-                seconds = {"forward": nothing, "backward": nothing}
-                for item in block.collectives:
-                    size = np.reshape(item.size_bytes.at(samples) * scale, nothing.shape)
-                    if not shapes[item.axis]:
-                        continue
-                    slowest = np.maximum.reduce(
-                        [communication.many(item.kind, size, g) for g in shapes[item.axis]]
-                    )
-                    seconds[item.phase] = seconds[item.phase] + slowest
-                known[id(block)] = (seconds["forward"], seconds["backward"])
-            pairs.append(known[id(block)])
-        self.forward, self.backward = (
-            np.stack([np.broadcast_to(pair[i], nothing.shape) for pair in pairs], axis=-1)
-            for i in (0, 1)
-        )
+            if id(block) in known:
+                continue
+            known[id(block)] = len(known)
+            seconds = {"forward": nothing, "backward": nothing}
+            for item in block.collectives:
+                size = np.reshape(item.size_bytes.at(samples) * scale, nothing.shape)
+                found = [communication.many(item.kind, size, g) for g in shapes[item.axis]]
+                if found:
+                    seconds[item.phase] = seconds[item.phase] + np.maximum.reduce(found)
+            for phase, values in unique.items():
+                values.append(seconds[phase])
+        every = [known[id(block)] for block in work.works]
+        self.forward = np.stack(unique["forward"], axis=-1)[..., every]
+        self.backward = np.stack(unique["backward"], axis=-1)[..., every]
 
 
 def _over_shapes(

@@ -119,12 +119,22 @@ class Strategies:
     def works(self, split: Split) -> tuple[BlockWork, ...]:
         """One entry per block; blocks of equal :attr:`kinds` share theirs."""
         if split not in self._works:
-            known: dict[_Kind, BlockWork] = {}
-            for kind, block in zip(self.kinds, self.profile.blocks, strict=True):
-                if kind not in known:
-                    known[kind] = _Division(self, split, block).work()
-            self._works[split] = tuple(known[kind] for kind in self.kinds)
+            known = [_Division(self, split, block).work() for block in self._first_of_kind]
+            self._works[split] = tuple(known[number] for number in self._kind_numbers)
         return self._works[split]
+
+    @cached_property
+    def _kind_numbers(self) -> tuple[int, ...]:
+        """Number of every block's kind, in the order kinds first occur."""
+        numbers: dict[_Kind, int] = {}
+        return tuple(numbers.setdefault(kind, len(numbers)) for kind in self.kinds)
+
+    @cached_property
+    def _first_of_kind(self) -> tuple[Block, ...]:
+        found: dict[int, Block] = {}
+        for number, block in zip(self._kind_numbers, self.profile.blocks, strict=True):
+            found.setdefault(number, block)
+        return tuple(found.values())
 
     @cached_property
     def kinds(self) -> tuple[_Kind, ...]:
