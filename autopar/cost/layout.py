@@ -92,10 +92,11 @@ class Layout:
         """Devices of each pipeline coordinate."""
         return self.ranks.stages
 
-    @cached_property
-    def live(self) -> tuple[tuple[tuple[int, ...], ...], ...]:
-        """Per pipeline coordinate, the microbatches in flight per local stage at its peaks."""
-        return self.model.in_flight(self.schedule, self.mesh.pp, self.stages, self.microbatches)
+    def live(self, rank: int) -> tuple[tuple[int, ...], ...]:
+        """Microbatches in flight per local stage of a pipeline coordinate, at its peaks."""
+        return self.model.in_flight(
+            self.schedule, self.mesh.pp, self.stages, self.microbatches, rank
+        )
 
     @cached_property
     def program(self) -> Program:

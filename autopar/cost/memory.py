@@ -36,7 +36,7 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
     held = [bytes_.kept_of(i, j) for i, j in spans]
     activations = max(
         sum(count * size for count, size in zip(counts, held, strict=True))
-        for counts in layout.live[rank]
+        for counts in layout.live(rank)
     )
     weight, gradient, state = bytes_.per_element
     expert = bytes_.expert_per_element
@@ -213,7 +213,7 @@ class SpanMemory:
 
     def _in_flight(self, rank: int) -> int:
         single = self.layout.stages == self.layout.mesh.pp
-        return self.layout.live[rank][0][0] if single else 1
+        return self.layout.live(rank)[0][0] if single else 1
 
 
 def _shared_between(layout: Layout, spans: list[tuple[int, int]]) -> float:

@@ -20,7 +20,7 @@ from autopar.graph import GraphProfile
 from autopar.schedules import SCHEDULES, AbstractSchedule
 from autopar.strategies import Split, Strategies
 
-Peaks = tuple[tuple[tuple[int, ...], ...], ...]
+Peaks = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +115,7 @@ class CostModel:
         self._tables: dict[Split, Tables] = {}
         self._schedules: dict[str, AbstractSchedule] = {}
         self._programs: dict[tuple[str, int, int, int], Program] = {}
-        self._peaks: dict[tuple[str, int, int, int], Peaks] = {}
-        self._first_peaks: dict[tuple[str, int, int, int], tuple[tuple[int, ...], ...]] = {}
+        self._peaks: dict[tuple[str, int, int, int, int], Peaks] = {}
         self._blocks: dict[object, BlockSeconds] = {}
         self._spans: dict[object, SpanSeconds] = {}
         self._communication: dict[object, CommunicationModel] = {}
@@ -156,22 +155,15 @@ class CostModel:
             self._programs[key] = compile_program(self.schedule(schedule), *key[1:])
         return self._programs[key]
 
-    def in_flight(self, schedule: str, ranks: int, stages: int, microbatches: int) -> Peaks:
-        """Per pipeline coordinate, microbatches in flight per local stage at its peaks."""
-        key = (schedule, ranks, stages, microbatches)
+    def in_flight(
+        self, schedule: str, ranks: int, stages: int, microbatches: int, rank: int
+    ) -> Peaks:
+        """Microbatches in flight per local stage of a pipeline coordinate, at its peaks."""
+        key = (schedule, ranks, stages, microbatches, rank)
         if key not in self._peaks:
-            self._peaks[key] = self.schedule(schedule).in_flight(ranks, stages, microbatches)
+            found = self.schedule(schedule).rank_peaks(rank, ranks, stages, microbatches)
+            self._peaks[key] = found
         return self._peaks[key]
-
-    def first_peaks(
-        self, schedule: str, ranks: int, stages: int, microbatches: int
-    ) -> tuple[tuple[int, ...], ...]:
-        """Microbatches in flight per local stage of the first rank, at its peaks."""
-        key = (schedule, ranks, stages, microbatches)
-        if key not in self._first_peaks:
-            found = self.schedule(schedule).rank_peaks(0, ranks, stages, microbatches)
-            self._first_peaks[key] = found
-        return self._first_peaks[key]
 
     def communication(self, placement: tuple[int, ...]) -> CommunicationModel:
         """Communication between the devices that take part."""

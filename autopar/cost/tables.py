@@ -41,14 +41,9 @@ class Tables:
     @cached_property
     def tied(self) -> tuple[tuple[str, float, tuple[int, ...]], ...]:
         """``(name, elements on a rank, blocks)`` of the parameters that several blocks read."""
-        readers: dict[str, list[int]] = defaultdict(list)
-        for block in self.profile.blocks:
-            for name in block.parameters:
-                readers[name].append(block.index)
         return tuple(
-            (name, self.work.elements_of(name), tuple(blocks))
-            for name, blocks in readers.items()
-            if len(blocks) > 1
+            (name, self.work.elements_of(name), blocks)
+            for name, blocks in self.work.strategies.shared_parameters
         )
 
     @cached_property

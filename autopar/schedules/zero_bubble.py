@@ -48,6 +48,12 @@ class ZeroBubble(_ZeroBubble):
 
     name: ClassVar[str] = "zero_bubble"
 
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """Rank ``r`` runs ``p - r`` ahead, and its weight gradients are ``r`` late: p in all."""
+        return ((min(microbatches, ranks),),)
+
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """One stage per rank, equal rounds."""
         if stages != ranks:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from autopar.cost import constants as k
 from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
-from autopar.search.chunks import chunked_cuts
+from autopar.search.chunked import ChunkedBounds, prefix_sums, runs
 from autopar.search.space import PointGroup
 from autopar.search.variants import RECOMPUTE, VariantTable
 
@@ -90,8 +90,8 @@ class Batch:
             if not len(columns):
                 continue
             if chunks > 1:
-                seconds[:, columns] = self._chunked(schedule, chunks, columns)
-                misfits[:, columns] = self._chunked_misfit(schedule, chunks, columns)
+                seconds[:, columns] = self.chunked.seconds(schedule, chunks, columns)
+                misfits[:, columns] = self.chunked.misfit(schedule, chunks, columns)
                 continue
             room = self._room_for_kept(schedule, columns)
             seconds[:, columns] = self._single(schedule, columns)
@@ -120,7 +120,7 @@ class Batch:
     def totals(self) -> Totals:
         """All sharing levels and recompute levels."""
         sizes = self.quick.model.sizes
-        parameters = np.array([row.parameters for row in self.rows])
+        parameters = np.diff(self.parameter_sums, axis=-1)
         gather = parameters * self._rate("gather") * sizes.weight
         scatter = parameters * self._rate("scatter") * sizes.gradient
         share = ((self.m - 1) / self.m)[:, None]
@@ -255,7 +255,7 @@ class Batch:
             # Its paths end with the last action of each rank, whose own tail follows.
             mean = self._columns(self._filled)[:, columns]
             paths.append(mean + self._tails[:, columns] + 2 * tie / self.pp)
-        return np.maximum.reduce(paths)
+        return np.asarray(np.maximum.reduce(paths))
 
     @cached_property
     def _filled(self) -> Array:
@@ -268,6 +268,8 @@ class Batch:
 
     def tie(self, ends: tuple[int, int]) -> Array:
         """Least seconds of the sum over copies of tied parameters ``[group]``."""
+        if not self.quick.rows.ends_tied:
+            return np.zeros(len(self.groups))
         return np.array([self.quick.rows.tied_s(group, ends) for group in self.groups])
 
     def _by_schedule(self, schedule: str) -> Array:
@@ -338,60 +340,44 @@ class Batch:
         )
         return np.asarray(ratio.min(axis=3))
 
-    def _chunked(self, schedule: str, chunks: int, columns: Indices) -> Array:
-        """Least step seconds ``[group, column]`` of several stages per rank.
-
-        Fill before a rank's first forward, all its work, then the way back up or its own tail;
-        see :meth:`autopar.cost.bounds.Bounds.chunked`.
-        """
-        found = self.quick.model.schedule(schedule)
-        stages = self.pp * chunks
-        rank_of = np.array([found.rank_of(s, self.pp) for s in range(stages)])
-        firsts = np.array([int(np.argmax(rank_of == r)) for r in range(self.pp)])
-        sharing, level = self.sharing[columns], self.time_level[columns]
-        tails = self.per_element[:, columns, None]
-        ends = (int(rank_of[0]), int(rank_of[-1]))
-        tie = self.tie(ends)[:, None, None]
-        own_tie = tie * np.isin(np.arange(self.pp), ends)
-        last_tie = own_tie if found.splits_backward or not self.quick.chained else tie
-        best = np.full((len(self.groups), len(columns)), np.inf)
-        for cuts in self.cuts(stages):
-            work = runs(self.totals.work, cuts)
-            own = (self.m[:, None, None, None] * by_rank(work, rank_of, self.pp))[
-                :, sharing, level
-            ]
-            down = back = np.zeros(1)
-            if self.quick.chained:
-                down = _before(runs(self.totals.forward, cuts), firsts)[:, sharing, level]
-                back = down
-                if not found.splits_backward:
-                    back = _before(work, firsts)[:, sharing, level]
-            tail = by_rank(runs(self.parameters, cuts), rank_of, self.pp)[:, None, :] * tails
-            hops = self.hops_s[:, None, firsts]
-            back_hops = hops if found.splits_backward else 2 * hops
-            first, second = down + hops + own + tail + own_tie, back + back_hops + own + last_tie
-            value = np.maximum(first, second).max(axis=-1)
-            best = np.minimum(best, value)
-        # A link carries the messages of all chunks of every microbatch.
-        return np.asarray(np.maximum(best, chunks * (self.m * self.message_s)[:, None]))
-
     @cached_property
     def per_element(self) -> Array:
         """Least synchronisation and optimizer seconds per dense element ``[group, variant]``."""
-        return self._sync_per_element + self._optimizer_per_element
+        return np.asarray(self._sync_per_element + self._optimizer_per_element)
 
     @cached_property
-    def parameters(self) -> Array:
-        """Dense elements on a rank ``[group, block]``."""
-        return np.array([row.parameters for row in self.rows])
+    def parameter_sums(self) -> Array:
+        """Dense elements on a rank before each boundary ``[group, boundary]``."""
+        return prefix_sums(np.array([row.parameters for row in self.rows]))
+
+    @cached_property
+    def weight_sums(self) -> Array:
+        """Part of backward that only weight gradients need, before each boundary."""
+        return prefix_sums(np.array([row.seconds.weight for row in self.rows]))
+
+    @cached_property
+    def chunked(self) -> ChunkedBounds:
+        """Bounds of several stages per rank."""
+        return ChunkedBounds(self)
+
+    @cached_property
+    def _sums(self) -> tuple[Array, Array]:
+        return prefix_sums(self.totals.forward), prefix_sums(self.totals.work)
+
+    def forward_of(self, cuts: tuple[int, ...], rank_of: Indices) -> Array:
+        """Forward of each stage where it runs ``[group, sharing, level, stage]``."""
+        return runs(self._sums[0], cuts)
+
+    def work_of(self, cuts: tuple[int, ...], rank_of: Indices) -> Array:
+        """Forward, backward and recompute of each stage where it runs."""
+        return runs(self._sums[1], cuts)
 
     def cuts(self, stages: int) -> tuple[tuple[int, ...], ...]:
         """Stage boundaries of several stages per rank; none where blocks are too few."""
-        blocks = self.parameters.shape[1]
-        return chunked_cuts(self.quick.model.profile, stages) if stages <= blocks else _NOTHING
+        return self.quick.cuts(stages)
 
     @cached_property
-    def _room(self) -> Array:
+    def room(self) -> Array:
         """Bytes of a rank for parameters and activations ``[group, 1]``."""
         margin = 1 + k.MEMORY_MARGIN.value
         return np.array(
@@ -402,7 +388,7 @@ class Batch:
         )[:, None]
 
     @cached_property
-    def _bytes_per_element(self) -> Array:
+    def bytes_per_element(self) -> Array:
         """Weight, gradient and state bytes of an element on a rank ``[group, variant]``."""
         sizes = self.quick.model.sizes
         shards = self._shards[:, None]
@@ -423,16 +409,17 @@ class Batch:
             live = self._flights(schedule, int(m))
             known[m] = (float((1.0 / live).sum()), float(live.max()))
         sums = np.array([known[m] for m in self.m.tolist()])
-        parameters = self._elements[:, None] * self._bytes_per_element[:, columns]
-        return np.asarray(self._room * sums[:, :1] - parameters / sums[:, 1:])
+        parameters = self._elements[:, None] * self.bytes_per_element[:, columns]
+        return np.asarray(self.room * sums[:, :1] - parameters / sums[:, 1:])
 
     def _flights(self, schedule: str, microbatches: int) -> Array:
         """Microbatches in flight on each rank, one stage per rank."""
         found = self.quick.model.schedule(schedule)
         if found.check(self.pp, self.pp, microbatches) is not None:
             return np.ones(self.pp)
-        live = self.quick.model.in_flight(schedule, self.pp, self.pp, microbatches)
-        return np.array([max(peaks)[0] for peaks in live], dtype=float)
+        live = self.quick.model.in_flight
+        peaks = [live(schedule, self.pp, self.pp, microbatches, rank) for rank in range(self.pp)]
+        return np.array([max(counts)[0] for counts in peaks], dtype=float)
 
     def _mixed_again(self, room: Array, columns: Indices) -> Array:
         """Least recompute seconds per microbatch ``[group, column]`` that memory forces."""
@@ -445,37 +432,6 @@ class Batch:
                 result[i] = np.where(mixed, np.interp(excess[i], saved, seconds), 0.0)
         return result
 
-    def _chunked_misfit(self, schedule: str, chunks: int, columns: Indices) -> Mask:
-        """``[group, column]``: the first rank, which has most in flight, cannot hold its part."""
-        found = self.quick.model.schedule(schedule)
-        stages = self.pp * chunks
-        mine = list(found.stages_of(0, self.pp, stages))
-        level = self.kept_level[columns]
-        kept = np.array([row.kept for row in self.rows])
-        untied = np.array([row.untied_parameters for row in self.rows])
-        misfit = np.ones((len(self.groups), len(columns)), dtype=bool)
-        for cuts in self.cuts(stages):
-            stage_bytes = runs(kept, cuts)[..., mine]
-            held = np.empty(stage_bytes.shape[:2])
-            for m in set(self.m.tolist()):
-                which = self.m == m
-                peaks = self._first_peaks(schedule, stages, int(m))
-                held[which] = (stage_bytes[which] @ peaks.T).max(axis=-1)
-            elements = runs(untied, cuts)[..., mine].sum(axis=-1)[:, None]
-            needed = held[:, level] + elements * self._bytes_per_element[:, columns]
-            misfit &= needed > self._room
-        return misfit
-
-    def _first_peaks(self, schedule: str, stages: int, microbatches: int) -> Array:
-        found = self.quick.model.schedule(schedule)
-        if found.check(self.pp, stages, microbatches) is not None:
-            return np.ones((1, stages // self.pp))
-        peaks = self.quick.model.first_peaks(schedule, self.pp, stages, microbatches)
-        return np.array(peaks, dtype=float)
-
-
-_NOTHING: tuple[tuple[int, ...], ...] = ()
-
 
 def fullest_rank(work: Array, ranks: int) -> Array:
     """Least work of the fullest rank, along the last axis.
@@ -486,20 +442,3 @@ def fullest_rank(work: Array, ranks: int) -> Array:
     picked = falling[..., ::ranks]
     counts = np.arange(1, picked.shape[-1] + 1)
     return np.asarray(np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks))
-
-
-def by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
-    """Sums over the stages of each rank, along the last axis."""
-    member = np.zeros((len(rank_of), ranks))
-    member[np.arange(len(rank_of)), rank_of] = 1.0
-    return np.asarray(values @ member)
-
-
-def _before(values: Array, firsts: Indices) -> Array:
-    """Sums over the stages before some stages."""
-    return np.asarray((np.cumsum(values, axis=-1) - values)[..., firsts])
-
-
-def runs(values: Array, cuts: tuple[int, ...]) -> Array:
-    """Sums over the runs between boundaries, along the last axis."""
-    return np.asarray(np.add.reduceat(values, list(cuts[:-1]), axis=-1))

@@ -47,7 +47,7 @@ class StageMixer:
 
     def copies(self, rank: int) -> float:
         """Microbatches in flight on a pipeline coordinate."""
-        return float(max(counts[0] for counts in self.layout.live[rank]))
+        return float(max(counts[0] for counts in self.layout.live(rank)))
 
     @cached_property
     def _bytes(self) -> tuple[memory.RunBytes, ...]:
@@ -84,20 +84,19 @@ class StageMixer:
         kind = self.layout.group_kind(rank)
         if kind not in self._known:
             columns = zip(
-                zip(*self._seconds(rank), strict=True),
-                zip(*(b.block_kept for b in self._bytes), strict=True),
-                zip(*(b.block_transient for b in self._bytes), strict=True),
+                zip(*(x.tolist() for x in self._seconds(rank)), strict=True),
+                zip(*(b.block_kept.tolist() for b in self._bytes), strict=True),
+                zip(*(b.block_transient.tolist() for b in self._bytes), strict=True),
                 strict=True,
             )
-            self._known[kind] = RunBounds(
-                [
-                    tuple(
-                        Option(seconds=float(s), kept_bytes=float(b), peak_bytes=float(p))
+            alike: dict[object, tuple[Option, ...]] = {}
+            for block in (every := list(columns)):
+                if block not in alike:
+                    alike[block] = tuple(
+                        Option(seconds=s, kept_bytes=b, peak_bytes=p)
                         for s, b, p in zip(*block, strict=True)
                     )
-                    for block in columns
-                ]
-            )
+            self._known[kind] = RunBounds([alike[block] for block in every])
         return self._known[kind]
 
     @cached_property

@@ -9,7 +9,9 @@ import numpy as np
 from autopar.core.errors import InputError
 from autopar.cost import CostModel
 from autopar.cost import constants as k
+from autopar.cost.layout import Cuts
 from autopar.search.batch import Array, Batch, Mask, fullest_rank
+from autopar.search.chunks import chunked_cuts
 from autopar.search.options import SearchOptions
 from autopar.search.rows import Row, Rows, World
 from autopar.search.space import PointGroup
@@ -33,7 +35,17 @@ class QuickBounds:
         kinds = model.kinds(everything, everything)
         self.contention = min(model.compute.constants(d).gather_exposed for d, _ in kinds)
         self.chained = all(a.at(1) > 0 and b.at(1) > 0 for a, b in chain)
+        self.first_peaks: dict[tuple[str, int, int, int], Array] = {}
+        """Microbatches in flight per stage of the first rank, at its peaks."""
+        self._cuts: dict[int, tuple[Cuts, ...]] = {}
         self._scalars: dict[tuple[int, int], tuple[float, float, float]] = {}
+
+    def cuts(self, stages: int) -> tuple[Cuts, ...]:
+        """Boundaries of several stages per rank; none where blocks are too few."""
+        if stages not in self._cuts:
+            enough = stages <= len(self.model.profile.blocks)
+            self._cuts[stages] = chunked_cuts(self.model.profile, stages) if enough else ()
+        return self._cuts[stages]
 
     def groups(self, groups: Sequence[PointGroup]) -> tuple[Array, list[str | None]]:
         """Least objective of any variant of each group, and why none can work if so."""

@@ -18,7 +18,7 @@ from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
 from autopar.search.options import SearchOptions
 from autopar.search.space import PointGroup
-from autopar.strategies import Split
+from autopar.strategies import WHOLE, Split
 
 Array = npt.NDArray[np.float64]
 LARGE = 1e13
@@ -270,6 +270,12 @@ class Rows:
             size_bytes, (group.pp - 1) * (group.world // group.pp), 0
         )
 
+    @cached_property
+    def ends_tied(self) -> bool:
+        """True when parameters are tied between the first and the last block and no others."""
+        tied, last = self.model.tables(WHOLE).tied, len(self.model.profile.blocks) - 1
+        return bool(tied) and all(blocks == (0, last) for _, _, blocks in tied)
+
     def tied_s(self, group: PointGroup, ends: tuple[int, int]) -> float:
         """Least seconds of summing gradients of what the first and the last block share.
 
@@ -277,11 +283,9 @@ class Rows:
             group: The group.
             ends: Pipeline ranks of the first and of the last stage.
         """
-        tied = self.model.tables(group.split).tied
-        count = len(self.model.profile.blocks)
-        if ends[0] == ends[1] or any(blocks != (0, count - 1) for _, _, blocks in tied):
+        if not self.ends_tied or ends[0] == ends[1]:
             return 0.0
-        elements = sum(size for _, size, _ in tied)
+        elements = sum(size for _, size, _ in self.model.tables(group.split).tied)
         world, stage = self.world(group.world), group.world // group.pp
         devices = tuple(world.placement[rank * stage] for rank in sorted(ends))
         key = ("tied", group.world, devices, stage, elements)

@@ -14,15 +14,16 @@ import numpy as np
 
 from autopar.cost.many import ends_of_many
 from autopar.cost.simulate import Program
-from autopar.search.batch import Array, Batch, Indices, by_rank, runs
+from autopar.search.batch import Array, Batch, Indices
+from autopar.search.chunked import by_rank, runs
 from autopar.search.space import PointGroup
 
 if TYPE_CHECKING:
     from autopar.search.quick import QuickBounds
 
-MOST_ACTIONS = 3_000
-"""Actions of a schedule up to which it is simulated; longer ones have small bubbles, which the
-closed bounds know well enough."""
+MOST_ACTIONS = 1_500
+"""Actions of a schedule, per point that shares it, up to which it is simulated; longer ones have
+small bubbles, which the closed bounds know well enough."""
 _ROUNDING = 1 - 1e-12
 """Sums in another order than the price's may differ in the last digits."""
 
@@ -53,7 +54,7 @@ def sharpen(
         for m in set(batch.m.tolist()):
             rows, picked = np.nonzero(wanted[:, columns] & (batch.m == m)[:, None])
             actions = 3 * stages * int(m)
-            if not len(rows) or actions > MOST_ACTIONS:
+            if not len(rows) or actions > MOST_ACTIONS * len(rows):
                 continue
             program = quick.model.program(schedule, batch.pp, stages, int(m))
             cases = _Cases(batch, program, rows, columns[picked])
@@ -80,13 +81,13 @@ class _Cases:
     def least_seconds(self) -> Array:
         """Least step seconds over the stage boundaries of the space ``[case]``."""
         found = [self._step(cuts) for cuts in self.batch.cuts(self.program.stages)]
-        return np.minimum.reduce(found)
+        return np.asarray(np.minimum.reduce(found))
 
     def _step(self, cuts: tuple[int, ...]) -> Array:
         batch, program = self.batch, self.program
         rank_of = np.array(program.rank_of)
         free = ends_of_many(program, self._durations(cuts), self._hops())
-        elements = by_rank(runs(batch.parameters, cuts), rank_of, program.ranks)[self.rows].T
+        elements = by_rank(runs(batch.parameter_sums, cuts), rank_of, program.ranks)[self.rows].T
         tail = elements * batch.per_element[self.rows, self.columns]
         ends = (int(rank_of[0]), int(rank_of[-1]))
         tie = batch.tie(ends)[self.rows]
@@ -98,15 +99,16 @@ class _Cases:
         batch, model = self.batch, self.batch.quick.model
         place = (self.rows, batch.sharing[self.columns], batch.time_level[self.columns])
         overhead = model.cluster.overhead
-        forward = runs(batch.totals.forward[place], cuts)
-        backward = runs(batch.totals.work[place], cuts) - forward
+        rank_of = np.array(self.program.rank_of)
+        forward = batch.forward_of(cuts, rank_of)[place]
+        backward = batch.work_of(cuts, rank_of)[place] - forward
         forward, backward = (
             forward + overhead.forward_action_s,
             backward + overhead.backward_action_s,
         )
         if not self.program.splits:
             return np.concatenate((forward, backward), axis=1).T
-        weight = runs(np.array([row.seconds.weight for row in batch.rows])[self.rows], cuts)
+        weight = runs(batch.weight_sums[self.rows], cuts)
         return np.concatenate((forward, backward - weight, weight), axis=1).T
 
     def _hops(self) -> Array:

@@ -217,8 +217,12 @@ class Walk:
         queues, others = [first], []
         for entry in self._heap:
             _, _, item = entry
-            soon = isinstance(item, _Queue) and item.sharp_to <= entry[0] < limit
-            if soon and item.group.pp == first.group.pp and len(queues) < GROUPS_AT_ONCE:
+            if (
+                isinstance(item, _Queue)
+                and item.sharp_to <= entry[0] < limit
+                and item.group.pp == first.group.pp
+                and len(queues) < GROUPS_AT_ONCE
+            ):
                 queues.append(item)
             else:
                 others.append(entry)

@@ -161,6 +161,15 @@ class Strategies:
         )
 
     @cached_property
+    def shared_parameters(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Parameters that several blocks read, and these blocks."""
+        readers: dict[str, list[int]] = defaultdict(list)
+        for block in self.profile.blocks:
+            for name in block.parameters:
+                readers[name].append(block.index)
+        return tuple((name, tuple(found)) for name, found in readers.items() if len(found) > 1)
+
+    @cached_property
     def collectives(self) -> dict[tuple[str, bool], dict[int, list[Collective]]]:
         """``(axis, sequence parallel)`` -> op -> collectives."""
         found: dict[tuple[str, bool], dict[int, list[Collective]]] = {}

@@ -1,0 +1,172 @@
+"""Bounds of points with several stages per rank: the space has a few boundaries for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.schedules import AbstractSchedule
+
+if TYPE_CHECKING:
+    from autopar.search.batch import Batch
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What the steps of some boundaries consist of.
+
+    Attributes:
+        own: All work of each rank, and the forwards and messages before its first
+            ``[group, sharing, level, rank]``.
+        around: All work of each rank, and the way to it and back up.
+        elements: Dense elements on each rank ``[group, rank]``.
+    """
+
+    own: Array
+    around: Array
+    elements: Array
+
+
+class ChunkedBounds:
+    """Bounds over the partitions of the space.
+
+    Args:
+        batch: Groups of one pipeline depth.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._known: dict[object, list[_Parts]] = {}
+        self._held: dict[object, tuple[Array, Array]] = {}
+
+    def seconds(self, schedule: str, chunks: int, columns: Indices) -> Array:
+        """Least step seconds ``[group, column]``.
+
+        Fill before a rank's first forward, all its work, then the way back up or its own tail;
+        see :meth:`autopar.cost.bounds.Bounds.chunked`.
+        """
+        batch = self.batch
+        found = batch.quick.model.schedule(schedule)
+        rank_of = ranks_of(found, batch.pp, batch.pp * chunks)
+        sharing, level = batch.sharing[columns], batch.time_level[columns]
+        tails = batch.per_element[:, columns, None]
+        ends = (int(rank_of[0]), int(rank_of[-1]))
+        tie = batch.tie(ends)[:, None, None]
+        own_tie = tie * np.isin(np.arange(batch.pp), ends)
+        best = np.full((len(batch.groups), len(columns)), np.inf)
+        for part in self._parts(found, chunks):
+            # A way back up ends on the rank of stage 0, which then sums tied parameters.
+            back = found.splits_backward or not batch.quick.chained
+            around = part.around + (own_tie if back else tie)[:, None]
+            own = (part.own + own_tie[:, None])[:, sharing, level]
+            first = (own + part.elements[:, None, :] * tails).max(axis=-1)
+            second = around.max(axis=-1)[:, sharing, level]
+            best = np.minimum(best, np.maximum(first, second))
+        # A link carries the messages of all chunks of every microbatch.
+        return np.asarray(np.maximum(best, chunks * (batch.m * batch.message_s)[:, None]))
+
+    def _parts(self, schedule: AbstractSchedule, chunks: int) -> list[_Parts]:
+        """By partition; schedules that place stages alike share them."""
+        batch = self.batch
+        rank_of = ranks_of(schedule, batch.pp, batch.pp * chunks)
+        key = (tuple(rank_of.tolist()), schedule.splits_backward)
+        if key not in self._known:
+            every = batch.cuts(len(rank_of))
+            self._known[key] = [self._part(c, rank_of, schedule.splits_backward) for c in every]
+        return self._known[key]
+
+    def _part(self, cuts: tuple[int, ...], rank_of: Indices, splits: bool) -> _Parts:
+        batch = self.batch
+        firsts = np.array([int(np.argmax(rank_of == r)) for r in range(batch.pp)])
+        work = batch.work_of(cuts, rank_of)
+        own = batch.m[:, None, None, None] * by_rank(work, rank_of, batch.pp)
+        elements = by_rank(runs(batch.parameter_sums, cuts), rank_of, batch.pp)
+        if not batch.quick.chained:
+            return _Parts(own=own, around=own, elements=elements)
+        hops = batch.hops_s[:, None, None, firsts]
+        down = before(batch.forward_of(cuts, rank_of), firsts) + hops
+        back = down if splits else before(work, firsts) + 2 * hops
+        return _Parts(own=down + own, around=back + own, elements=elements)
+
+    def misfit(self, schedule: str, chunks: int, columns: Indices) -> Mask:
+        """``[group, column]``: the first rank, which has most in flight, cannot hold its part."""
+        batch = self.batch
+        found = batch.quick.model.schedule(schedule)
+        stages = batch.pp * chunks
+        mine = list(found.stages_of(0, batch.pp, stages))
+        level = batch.kept_level[columns]
+        misfit = np.ones((len(batch.groups), len(columns)), dtype=bool)
+        for cuts in batch.cuts(stages):
+            stage_bytes, elements = self._bytes(cuts, mine)
+            held = np.empty(stage_bytes.shape[:2])
+            for m in set(batch.m.tolist()):
+                which = batch.m == m
+                peaks = self._peaks(found, stages, int(m))
+                held[which] = (stage_bytes[which] @ peaks.T).max(axis=-1)
+            needed = held[:, level] + elements * batch.bytes_per_element[:, columns]
+            misfit &= needed > batch.room[:, :1]
+        return misfit
+
+    def _bytes(self, cuts: tuple[int, ...], mine: Sequence[int]) -> tuple[Array, Array]:
+        """Of the first rank: kept bytes ``[group, level, stage]``, elements ``[group, 1]``."""
+        key = (cuts, tuple(mine))
+        if key not in self._held:
+            untied = runs(self._untied_sums, cuts)[..., mine].sum(axis=-1)[:, None]
+            self._held[key] = (runs(self._kept_sums, cuts)[..., mine], untied)
+        return self._held[key]
+
+    @cached_property
+    def _kept_sums(self) -> Array:
+        return prefix_sums(np.array([row.kept for row in self.batch.rows]))
+
+    @cached_property
+    def _untied_sums(self) -> Array:
+        return prefix_sums(np.array([row.untied_parameters for row in self.batch.rows]))
+
+    def _peaks(self, schedule: AbstractSchedule, stages: int, microbatches: int) -> Array:
+        pp, known = self.batch.pp, self.batch.quick.first_peaks
+        key = (schedule.name, pp, stages, microbatches)
+        if key not in known:
+            if schedule.check(pp, stages, microbatches) is not None:
+                known[key] = np.ones((1, stages // pp))
+            else:
+                known[key] = np.array(self.batch.quick.model.in_flight(*key, 0), dtype=float)
+        return known[key]
+
+
+def ranks_of(schedule: AbstractSchedule, ranks: int, stages: int) -> Indices:
+    """Pipeline rank of every stage."""
+    return np.array([schedule.rank_of(s, ranks) for s in range(stages)])
+
+
+def by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
+    """Sums over the stages of each rank, along the last axis."""
+    member = np.zeros((len(rank_of), ranks))
+    member[np.arange(len(rank_of)), rank_of] = 1.0
+    return np.asarray(values @ member)
+
+
+def before(values: Array, firsts: Indices) -> Array:
+    """Sums over the stages before some stages, along the last axis."""
+    return np.asarray((np.cumsum(values, axis=-1) - values)[..., firsts])
+
+
+def prefix_sums(values: Array) -> Array:
+    """Sums over the blocks before each boundary, along the last axis."""
+    nothing = np.zeros((*values.shape[:-1], 1))
+    return np.concatenate((nothing, np.cumsum(values, axis=-1)), axis=-1)
+
+
+def runs(sums: Array, cuts: tuple[int, ...]) -> Array:
+    """Sums over the runs between boundaries, from prefix sums, along the last axis."""
+    ends = sums[..., list(cuts)]
+    return np.asarray(ends[..., 1:] - ends[..., :-1])
