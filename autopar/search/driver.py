@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
@@ -68,6 +71,25 @@ def find(
     profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
 ) -> SearchResult:
     """:func:`search`; without ``relaxations`` an infeasible search only says what is lacking."""
+    with uncollected():
+        return _find(profile, cluster, options, relaxations=relaxations)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Leave cyclic garbage for later: passes over the tables of a search find next to none."""
+    active = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if active:
+            gc.enable()
+
+
+def _find(
+    profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
+) -> SearchResult:
     if not cluster.uniform:
         # Searches order by order with this module, which therefore cannot import it above.
         from autopar.search.placed import find_placed

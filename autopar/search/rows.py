@@ -227,13 +227,20 @@ class Rows:
             untied_parameters=np.maximum(untied, 0.0),
             experts=work.experts,
             total_parameters=self.elements(split),
-            message_bytes=min(
-                (min(a.at(samples), b.at(samples)) for a, b in model.tables(split).chain[1:-1]),
-                default=0.0,
-            )
-            * model.tables(split).edge_scale,
+            message_bytes=self._least_edge(samples) * model.tables(split).edge_scale,
             kept=(kept[0], kept[1], kept[2]),
         )
+
+    def _least_edge(self, samples: int) -> float:
+        """Fewest profiled bytes that pass a boundary between blocks, either way."""
+        fixed, per_sample = self._edges
+        return float((fixed + per_sample * samples).min()) if fixed.size else 0.0
+
+    @cached_property
+    def _edges(self) -> tuple[Array, Array]:
+        chain = self.model.tables(WHOLE).chain[1:-1]
+        amounts = [amount for pair in chain for amount in pair]
+        return np.array([a.fixed for a in amounts]), np.array([a.per_sample for a in amounts])
 
     def hops(self, group: PointGroup, size_bytes: float) -> tuple[Array, float]:
         """Least seconds of messages along the pipeline.

@@ -67,6 +67,8 @@ class Strategies:
     def __init__(self, profile: GraphProfile) -> None:
         self.profile = profile
         self.products = Products(profile)
+        self.undivided: dict[int, BlockWork] = {}
+        """Blocks that were looked at, whole, by index."""
         self._works: dict[Split, tuple[BlockWork, ...]] = {}
 
     @cached_property
@@ -228,6 +230,13 @@ class _Division:
         )
 
     def _whole(self) -> BlockWork:
+        """The undivided block, the same for every split."""
+        known = self.s.undivided
+        if self.block.index not in known:
+            known[self.block.index] = self._undivided()
+        return known[self.block.index]
+
+    def _undivided(self) -> BlockWork:
         block = self.block
         ones = [1.0] * len(self.ops)
         streams = [op for op in self.ops if op.forward_flop == Amount()]
