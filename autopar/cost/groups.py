@@ -57,6 +57,20 @@ class GroupShapes:
             first and cluster.uniform and (len(counts) == 1 or all(c == per_node for c in counts))
         )
         """Devices 0, 1, 2 ... of equal, equally busy nodes: shapes follow by arithmetic."""
+        self.axes: dict[tuple[int, int, int, int], tuple[Group, ...]] = {}
+        """Shapes of the groups of an axis, by first rank and ranks of a stage, stride, count."""
+        self._runs = _whole_runs(cluster, len(busy)) if first else []
+
+    def node_size(self, start: int, stop: int) -> int | None:
+        """Devices per node where ranks ``[start, stop)`` are whole nodes of one machine.
+
+        Then groups that start at equal places of a node have equal shapes.
+        """
+        for first, last, size in self._runs:
+            if first <= start and stop <= last:
+                whole = (start - first) % size == 0 and (stop - first) % size == 0
+                return size if whole else None
+        return None
 
     def of(self, devices: tuple[int, ...]) -> Group:
         """The shape of any group."""
@@ -107,3 +121,15 @@ class GroupShapes:
             inter_bytes_per_s=share,
             inter_latency_s=max(machine.inter.latency_s for machine in machines.values()),
         )
+
+
+def _whole_runs(cluster: Cluster, busy: int) -> list[tuple[int, int, int]]:
+    """``(first, stop, devices per node)`` of equal nodes of which all devices take part."""
+    runs, first = [], 0
+    for group in cluster.groups:
+        size = group.machine.devices_per_node
+        stop = min(first + group.devices, first + max(0, busy - first) // size * size)
+        if stop > first:
+            runs.append((first, stop, size))
+        first += group.devices
+    return runs

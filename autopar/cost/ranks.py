@@ -54,17 +54,30 @@ class RankGroups:
         """Shapes of the groups of ``count`` ranks, ``stride`` apart, in a stage."""
         shapes, first = self.communication.shapes, coordinate * self.stage_ranks
         node, block = shapes.per_node_devices, stride * count
-        key = (first % node if self.regular else coordinate, stride, count)
-        if key not in self._cache:
-            aligned = first % node == 0 and (block % node == 0 or node % block == 0)
-            starts = (
-                [0]
-                if self.regular and aligned
-                else [b + i for b in range(0, self.stage_ranks, block) for i in range(stride)]
-            )
-            found = (self._shape(first + start, stride, count) for start in starts)
-            self._cache[key] = tuple(dict.fromkeys(found))
-        return self._cache[key]
+        if self.regular:
+            local = (first % node, stride, count)
+            if local not in self._cache:
+                self._cache[local] = self._shapes(first, stride, count, aligned=first % node == 0)
+            return self._cache[local]
+        key = (first, self.stage_ranks, stride, count)
+        if key not in shapes.axes:
+            size = shapes.node_size(first, first + self.stage_ranks)
+            equal = size is not None and (block % size == 0 or size % block == 0)
+            shapes.axes[key] = self._shapes(first, stride, count, aligned=equal)
+        return shapes.axes[key]
+
+    def _shapes(self, first: int, stride: int, count: int, *, aligned: bool) -> Shapes:
+        """The different shapes; one stands for all where blocks of ranks fill whole nodes."""
+        node, block = self.communication.shapes.per_node_devices, stride * count
+        if self.regular:
+            aligned = aligned and (block % node == 0 or node % block == 0)
+        starts = (
+            [0]
+            if aligned
+            else [b + i for b in range(0, self.stage_ranks, block) for i in range(stride)]
+        )
+        found = (self._shape(first + start, stride, count) for start in starts)
+        return tuple(dict.fromkeys(found))
 
     def _shape(self, first: int, stride: int, count: int) -> Group:
         shapes = self.communication.shapes

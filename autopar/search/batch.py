@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,8 +11,9 @@ import numpy.typing as npt
 
 from autopar.cost import constants as k
 from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
-from autopar.search.chunked import ChunkedBounds, prefix_sums, runs
+from autopar.search.chunked import ChunkedBounds, prefix_sums
 from autopar.search.space import PointGroup
+from autopar.search.totals import SHARING, Collectives, RankTotals, Totals, totals_of
 from autopar.search.variants import RECOMPUTE, VariantTable
 
 if TYPE_CHECKING:
@@ -26,21 +26,6 @@ FULL = RECOMPUTE.index("full")
 MIXED = RECOMPUTE.index("mixed")
 TO_FIRST = ("gpipe", "1f1b")
 """Schedules whose bound follows paths that end with the last backward of the first rank."""
-SHARING = (0, 2, 3)
-"""ZeRO levels that change what happens inside a microbatch; level 1 is like 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """Seconds per block ``[group, sharing, level, block]``.
-
-    Attributes:
-        forward: Forward.
-        work: Forward, backward and recompute.
-    """
-
-    forward: Array
-    work: Array
 
 
 class Batch:
@@ -105,11 +90,11 @@ class Batch:
             hidden = (m - 1) * work + forward + self._tails
             seconds = np.maximum(m * work + self._optimizer, hidden)
         else:
-            both = 2 * self.tie((0, self.pp - 1))[:, None] / self.pp
+            mean, weight = map(self._columns, self.ranks.balanced)
             single = np.array([v.chunks == 1 for v in self.table.variants])
-            seconds = np.maximum(
-                seconds, m * work / self.pp + self._tails + np.where(single, both, 0.0)
-            )
+            both = 2 * np.where(single, self.tie((0, self.pp - 1))[:, None], 0.0)
+            rest = m * again + self._tails * self.pp + both
+            seconds = np.maximum(seconds, m * mean + weight * rest)
         return self.objectives(seconds), misfits
 
     def _columns(self, table: Array) -> Array:
@@ -117,37 +102,25 @@ class Batch:
         return np.asarray(table[:, self.sharing, self.time_level])
 
     @cached_property
-    def totals(self) -> Totals:
-        """All sharing levels and recompute levels."""
-        sizes = self.quick.model.sizes
+    def ranks(self) -> RankTotals:
+        """Seconds on every kind of pipeline rank."""
+        sizes, rows = self.quick.model.sizes, self.quick.rows
         parameters = np.diff(self.parameter_sums, axis=-1)
-        gather = parameters * self._rate("gather") * sizes.weight
-        scatter = parameters * self._rate("scatter") * sizes.gradient
-        share = ((self.m - 1) / self.m)[:, None]
-        adding = np.array([row.accumulate for row in self.rows]) * share
-        forward, backward = self._stack("forward"), self._stack("backward")
-        full, selective = self._stack("full"), self._stack("selective")
-        shape = (len(self.groups), len(SHARING), 3, forward.shape[1])
-        forwards, works = np.empty(shape), np.empty(shape)
-        for index, zero in enumerate(SHARING):
-            f = self._beside(forward, gather) if zero == 3 else forward
-            beside = scatter + (gather if zero == 3 else 0.0)
-            b = self._beside(backward, beside) if zero else backward
-            both = f + b + adding
-            again = self._beside(full, gather) if zero == 3 else full
-            forwards[:, index] = f[:, None]
-            works[:, index, 0] = both
-            works[:, index, 1] = both + selective
-            works[:, index, 2] = both + again
-        return Totals(forward=forwards, work=works)
+        beside = Collectives(
+            gather=parameters * self._rate("gather") * sizes.weight,
+            scatter=parameters * self._rate("scatter") * sizes.gradient,
+            contention=self.quick.contention,
+        )
+        found = [rows.by_rank(group) for group in self.groups]
+        most = max(len(kinds) for kinds, _ in found)
+        every = [[kinds[min(k, len(kinds) - 1)] for kinds, _ in found] for k in range(most)]
+        totals = [totals_of(each, self.m, beside) for each in every]
+        return RankTotals(totals, np.array([of_rank for _, of_rank in found]))
 
-    def _beside(self, compute: Array, collective: Array) -> Array:
-        """A collective beside compute, as :func:`autopar.cost.blocks.block_seconds` prices it."""
-        longer, shorter = np.maximum(compute, collective), np.minimum(compute, collective)
-        return np.asarray(longer + self.quick.contention * shorter)
-
-    def _stack(self, name: str) -> Array:
-        return np.array([getattr(row.seconds, name) for row in self.rows])
+    @property
+    def totals(self) -> Totals:
+        """Seconds where each block is fastest."""
+        return self.ranks.least
 
     def _rate(self, name: str) -> Array:
         return np.array([rate[name] for rate in self.rates])[:, None]
@@ -160,7 +133,9 @@ class Batch:
     @cached_property
     def _fullest(self) -> Array:
         """Least work of the fullest rank ``[group, sharing, level]``."""
-        return fullest_rank(self.totals.work, self.pp)
+        if len(self.ranks.kinds) == 1:
+            return fullest_rank(self.totals.work, self.pp)
+        return np.asarray(np.maximum(self.ranks.balanced[0], self.totals.work.max(axis=3)))
 
     @cached_property
     def _kept(self) -> Array:
@@ -282,7 +257,7 @@ class Batch:
             microbatches=self.m[:, None, None],
             forward_s=forward,
             backward_s=self._work - forward,
-            largest_s=self.totals.work.max(axis=3),
+            largest_s=self._fullest,
         )
 
     @cached_property
@@ -295,20 +270,13 @@ class Batch:
         """
         work, p = self.totals.work, self.pp
         m = self.m[:, None, None, None]
-        part = self._part[..., None]
+        part = self.ranks.forward_part[..., None]
         weights = (m - 1) - part * (np.minimum(m, p - np.arange(p)) - 1)
         safe = np.where(weights > 0, weights, 1.0)
         rounds = np.where((weights > 0).all(axis=3), 1.0 / (1.0 / safe).sum(axis=3), 0.0)
         some = self._fullest * np.maximum(weights.min(axis=3), 0.0)
         way = 2 * self.hops_s[:, -1, None, None]
         return np.asarray(work.sum(axis=3) + way + np.maximum(self._work * rounds, some))
-
-    @cached_property
-    def _part(self) -> Array:
-        """Largest part of a block's work that is forward ``[group, sharing, level]``."""
-        work, forward = self.totals.work, self.totals.forward
-        ratio = np.divide(forward, work, out=np.zeros_like(work), where=work > 0)
-        return np.asarray(ratio.max(axis=3))
 
     def _tailed(self, columns: Indices) -> Array:
         """One stage per rank, its own tail counted ``[group, column]``.
@@ -321,7 +289,7 @@ class Batch:
         ratio = self._elements_per_second[:, sharing, level]
         tail = self.per_element[:, columns]
         rounds = self.m[:, None] + ratio * tail
-        part = self._part[:, sharing, level]
+        part = self.ranks.forward_part[:, sharing, level]
         filled = 1 - (1 - np.minimum(part / rounds, 1.0)) ** self.pp
         forward = self.totals.forward.sum(axis=3)[:, sharing, level]
         some = rounds * self._fullest[:, sharing, level]
@@ -330,7 +298,7 @@ class Batch:
     @cached_property
     def _elements_per_second(self) -> Array:
         """Fewest elements of a block per second of its work ``[group, sharing, level]``."""
-        work = self.totals.work
+        work = self.ranks.slowest_work
         elements = np.array([row.untied_parameters for row in self.rows])[:, None, None, :]
         ratio = np.divide(
             np.broadcast_to(elements, work.shape),
@@ -351,26 +319,9 @@ class Batch:
         return prefix_sums(np.array([row.parameters for row in self.rows]))
 
     @cached_property
-    def weight_sums(self) -> Array:
-        """Part of backward that only weight gradients need, before each boundary."""
-        return prefix_sums(np.array([row.seconds.weight for row in self.rows]))
-
-    @cached_property
     def chunked(self) -> ChunkedBounds:
         """Bounds of several stages per rank."""
         return ChunkedBounds(self)
-
-    @cached_property
-    def _sums(self) -> tuple[Array, Array]:
-        return prefix_sums(self.totals.forward), prefix_sums(self.totals.work)
-
-    def forward_of(self, cuts: tuple[int, ...], rank_of: Indices) -> Array:
-        """Forward of each stage where it runs ``[group, sharing, level, stage]``."""
-        return runs(self._sums[0], cuts)
-
-    def work_of(self, cuts: tuple[int, ...], rank_of: Indices) -> Array:
-        """Forward, backward and recompute of each stage where it runs."""
-        return runs(self._sums[1], cuts)
 
     def cuts(self, stages: int) -> tuple[tuple[int, ...], ...]:
         """Stage boundaries of several stages per rank; none where blocks are too few."""
@@ -378,14 +329,14 @@ class Batch:
 
     @cached_property
     def room(self) -> Array:
-        """Bytes of a rank for parameters and activations ``[group, 1]``."""
+        """Bytes of each rank for parameters and activations ``[group, rank]``."""
         margin = 1 + k.MEMORY_MARGIN.value
         return np.array(
             [
-                w.memory_limit / margin - self.quick.shared_bytes(g, w)
+                w.limits(self.pp) / margin - self.quick.shared_bytes(g, w)
                 for g, w in zip(self.groups, self.worlds, strict=True)
             ]
-        )[:, None]
+        )
 
     @cached_property
     def bytes_per_element(self) -> Array:
@@ -404,13 +355,11 @@ class Batch:
         On every rank ``kept_r flights_r + parameters_r <= room``; divided by the microbatches in
         flight and summed over the ranks.
         """
-        known: dict[float, tuple[float, float]] = {}
-        for m in set(self.m.tolist()):
-            live = self._flights(schedule, int(m))
-            known[m] = (float((1.0 / live).sum()), float(live.max()))
-        sums = np.array([known[m] for m in self.m.tolist()])
+        known = {m: self._flights(schedule, int(m)) for m in set(self.m.tolist())}
+        live = np.array([known[m] for m in self.m.tolist()])
         parameters = self._elements[:, None] * self.bytes_per_element[:, columns]
-        return np.asarray(self.room * sums[:, :1] - parameters / sums[:, 1:])
+        room = (self.room / live).sum(axis=1)[:, None]
+        return np.asarray(room - parameters / live.max(axis=1)[:, None])
 
     def _flights(self, schedule: str, microbatches: int) -> Array:
         """Microbatches in flight on each rank, one stage per rank."""

@@ -87,13 +87,13 @@ class ChunkedBounds:
     def _part(self, cuts: tuple[int, ...], rank_of: Indices, splits: bool) -> _Parts:
         batch = self.batch
         firsts = np.array([int(np.argmax(rank_of == r)) for r in range(batch.pp)])
-        work = batch.work_of(cuts, rank_of)
+        work = batch.ranks.runs("work_sums", cuts, rank_of)
         own = batch.m[:, None, None, None] * by_rank(work, rank_of, batch.pp)
         elements = by_rank(runs(batch.parameter_sums, cuts), rank_of, batch.pp)
         if not batch.quick.chained:
             return _Parts(own=own, around=own, elements=elements)
         hops = batch.hops_s[:, None, None, firsts]
-        down = before(batch.forward_of(cuts, rank_of), firsts) + hops
+        down = before(batch.ranks.runs("forward_sums", cuts, rank_of), firsts) + hops
         back = down if splits else before(work, firsts) + 2 * hops
         return _Parts(own=down + own, around=back + own, elements=elements)
 

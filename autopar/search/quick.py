@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from autopar.core.errors import InputError
 from autopar.cost import CostModel
@@ -38,7 +39,7 @@ class QuickBounds:
         self.first_peaks: dict[tuple[str, int, int, int], Array] = {}
         """Microbatches in flight per stage of the first rank, at its peaks."""
         self._cuts: dict[int, tuple[Cuts, ...]] = {}
-        self._scalars: dict[tuple[int, int], tuple[float, float, float]] = {}
+        self._scalars: dict[object, tuple[float, float, float]] = {}
 
     def cuts(self, stages: int) -> tuple[Cuts, ...]:
         """Boundaries of several stages per rank; none where blocks are too few."""
@@ -62,10 +63,10 @@ class QuickBounds:
             if held > world.memory_limit:
                 reasons.append("memory")
                 continue
-            row = self.rows.row(group)
-            key = (id(row), group.pp)
+            rows, of_rank = self.rows.by_rank(group)
+            key = (group.pp, *map(id, rows), of_rank.tobytes() if len(rows) > 1 else b"")
             if key not in self._scalars:
-                self._scalars[key] = _scalars(row, group.pp)
+                self._scalars[key] = _scalars(rows, of_rank, group.pp)
             total, fullest, least_kept = self._scalars[key]
             held += least_kept / group.pp
             reasons.append("memory" if held > world.memory_limit else None)
@@ -123,11 +124,19 @@ class QuickBounds:
         return [found[i] for i in range(len(groups))]
 
 
-def _scalars(row: Row, ranks: int) -> tuple[float, float, float]:
-    """Work of all blocks, of the fullest rank, and least bytes kept."""
-    work = row.seconds.forward + row.seconds.backward
-    kept = min(float(level.sum()) for level in row.kept)
-    return float(work.sum()), float(fullest_rank(work, ranks)), kept
+def _scalars(
+    rows: Sequence[Row], of_rank: npt.NDArray[np.intp], ranks: int
+) -> tuple[float, float, float]:
+    """Least work of all blocks, of the fullest rank, and least bytes kept."""
+    works = [row.seconds.forward + row.seconds.backward for row in rows]
+    kept = min(float(level.sum()) for level in rows[0].kept)
+    least = np.minimum.reduce(works)
+    if len(rows) == 1:
+        return float(least.sum()), float(fullest_rank(least, ranks)), kept
+    speeds = np.array([1 / max(float(work.sum()), 1e-300) for work in works])
+    weighed = [work * speed for work, speed in zip(works, speeds, strict=True)]
+    mean = float(np.minimum.reduce(weighed).sum() / speeds[of_rank].sum())
+    return float(least.sum()), max(mean, float(least.max())), kept
 
 
 def _need(rate: float | None, name: str) -> float:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from autopar.cluster import Device
 from autopar.cost import CostModel, memory
 from autopar.cost.blocks import BlockSeconds, Surroundings
 from autopar.cost.groups import Group
 from autopar.cost.layout import BUCKET_BYTES
-from autopar.cost.ranks import RankGroups
+from autopar.cost.ranks import RankGroups, Shapes
 from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
 from autopar.search.options import SearchOptions
@@ -21,6 +22,8 @@ from autopar.search.space import PointGroup
 from autopar.strategies import WHOLE, Split
 
 Array = npt.NDArray[np.float64]
+Kinds = tuple[tuple[Device, int], ...]
+"""Devices, and how many are busy on their host."""
 LARGE = 1e13
 """Bytes at which the latency of a collective no longer counts."""
 RATES = ("scatter", "gather", "bucket_all_reduce", "bucket_scatter", "bucket_replicas")
@@ -79,6 +82,9 @@ class World:
         )
         most = max(device.memory_bytes for device, _ in self.kinds)
         self.memory_limit = min(most, options.max_memory_bytes or most)
+        self.regular = self.communication.shapes.regular
+        self._place = {(device.name, busy): i for i, (device, busy) in enumerate(self.kinds)}
+        self._model = model
         self.framework_bytes = min(
             model.profile.measurement.resident_bytes
             if model.profile.measurement and model.compute.measured_on(device)
@@ -102,6 +108,27 @@ class World:
             if d.power_watt is not None and d.idle_watt is not None
         ]
         self.extra_watt = max(0.0, min(extras)) if len(extras) == len(devices) else None
+
+    @cached_property
+    def _kind_of(self) -> npt.NDArray[np.intp]:
+        """Number of the kind of every device."""
+        device, busy = self._model.cluster.device, self.communication.ranks_on_host
+        return np.array([self._place[device(d).name, busy(d)] for d in self.placement])
+
+    def kinds_of(self, start: int, stop: int) -> tuple[tuple[Device, int], ...]:
+        """Different kinds among the ranks ``[start, stop)``."""
+        if len(self.kinds) == 1:
+            return self.kinds
+        return tuple(self.kinds[i] for i in np.unique(self._kind_of[start:stop]))
+
+    def limits(self, pp: int) -> Array:
+        """Bytes of the smallest device of every pipeline rank, or what the user allows."""
+        stage = len(self.placement) // pp
+        sizes = [
+            min(d.memory_bytes for d, _ in self.kinds_of(q * stage, (q + 1) * stage))
+            for q in range(pp)
+        ]
+        return np.minimum(sizes, self.memory_limit)
 
 
 def _least(values: list[float | None], factor: float) -> float | None:
@@ -129,6 +156,13 @@ class Rows:
         self._ranks: dict[object, RankGroups] = {}
         self._rates: dict[object, float] = {}
         self._hops: dict[object, tuple[Array, float]] = {}
+        self._link_kinds: dict[
+            tuple[int, int], tuple[list[tuple[int, int]], npt.NDArray[np.intp]]
+        ] = {}
+        self._classes: dict[
+            object, tuple[list[tuple[Kinds, Surroundings]], npt.NDArray[np.intp]]
+        ] = {}
+        self._class_rows: dict[object, list[Row]] = {}
 
     def world(self, size: int) -> World:
         """Facts of the first ``size`` devices."""
@@ -138,7 +172,15 @@ class Rows:
 
     def ranks(self, group: PointGroup) -> RankGroups:
         """Groups of the mesh axes; the pipeline does not matter for their first shapes."""
-        key = (group.world, group.dp_replicate, group.dp_shard, group.cp, group.tp, group.ep)
+        key = (
+            group.world,
+            group.dp_replicate,
+            group.dp_shard,
+            group.cp,
+            group.tp,
+            group.ep,
+            1 if self.world(group.world).regular else group.pp,
+        )
         if key not in self._ranks:
             world = self.world(group.world)
             self._ranks[key] = RankGroups(
@@ -155,17 +197,12 @@ class Rows:
             )
         return self._ranks[key]
 
-    @cached_property
-    def regular(self) -> bool:
-        """True when all devices are equal, so that the first groups stand for all."""
-        return self.world(self.model.cluster.device_count).communication.shapes.regular
-
     def prepare(self, groups: Sequence[PointGroup]) -> None:
         """Price the blocks of equal splits for all their microbatch sizes at once."""
-        if not self.regular:
-            return
         sizes: dict[tuple[int, int], dict[int, PointGroup]] = {}
         for group in groups:
+            if not self.world(group.world).regular:
+                continue
             busy = self.world(group.world).kinds[0][1]
             sizes.setdefault((id(group.split), busy), {}).setdefault(group.microbatch_size, group)
         for found in sizes.values():
@@ -176,49 +213,78 @@ class Rows:
                 self.model.prepare(first.split, tuple(found), device, busy, around)
 
     def row(self, group: PointGroup) -> Row:
-        """The row of a group."""
-        if not self.regular:
-            return self._row(group)
+        """The least of every part over the kinds of pipeline ranks."""
+        world = self.world(group.world)
+        if not world.regular:
+            rows, _ = self.by_rank(group)
+            if len(rows) == 1:
+                return rows[0]
+            key = tuple(map(id, rows))
+            if key not in self._known:
+                self._known[key] = _least_row(rows)
+            return self._known[key]
         # Equal nodes: what matters of the world is how many devices of a node are busy.
-        busy = self.world(group.world).kinds[0][1]
-        known = (id(group.split), group.microbatch_size, busy)
+        known = (id(group.split), group.microbatch_size, world.kinds[0][1])
         if known not in self._known:
-            self._known[known] = self._row(group)
+            self._known[known] = self._row(group, world.kinds, self._around(group))
         return self._known[known]
 
-    def _row(self, group: PointGroup) -> Row:
-        world = self.world(group.world)
-        around = self._around(group)
-        kinds = tuple((device.name, busy) for device, busy in world.kinds)
-        key = (group.split, group.microbatch_size, kinds, around)
+    def by_rank(self, group: PointGroup) -> tuple[list[Row], npt.NDArray[np.intp]]:
+        """Different rows of the pipeline ranks, and which one each rank has."""
+        if self.world(group.world).regular:
+            return [self.row(group)], np.zeros(group.pp, dtype=np.intp)
+        classes, of_rank = self._classes_of(group)
+        key = (id(classes), group.microbatch_size)
+        if key not in self._class_rows:
+            self._class_rows[key] = [self._row(group, *each) for each in classes]
+        return self._class_rows[key], of_rank
+
+    def _classes_of(
+        self, group: PointGroup
+    ) -> tuple[list[tuple[Kinds, Surroundings]], npt.NDArray[np.intp]]:
+        """Kinds of devices and groups around them that occur, and which ones each rank has."""
+        key = (group.world, group.pp, id(group.split))
+        if key not in self._classes:
+            world, stage = self.world(group.world), group.world // group.pp
+            ranks = self.ranks(group)
+            numbers: dict[object, int] = {}
+            classes, found = [], []
+            for q in range(group.pp):
+                kinds = world.kinds_of(q * stage, (q + 1) * stage)
+                around = Surroundings(tp=ranks.tp(q), cp=ranks.cp(q), ep=ranks.ep(q))
+                alike = (_names(kinds), around)
+                if alike not in numbers:
+                    numbers[alike] = len(numbers)
+                    classes.append((kinds, around))
+                found.append(numbers[alike])
+            self._classes[key] = (classes, np.array(found))
+        return self._classes[key]
+
+    def _row(self, group: PointGroup, kinds: Kinds, around: Surroundings) -> Row:
+        key = (group.split, group.microbatch_size, _names(kinds), around)
         if key not in self._rows:
-            self._rows[key] = self._make(group, world, around)
+            self._rows[key] = self._make(group, kinds, around)
         return self._rows[key]
 
     def _around(self, group: PointGroup) -> Surroundings:
-        if not self.regular:
-            return Surroundings(tp=(), cp=(), ep=())
         ranks = self.ranks(group)
         return Surroundings(tp=ranks.tp(0), cp=ranks.cp(0), ep=ranks.ep(0))
 
-    def _make(self, group: PointGroup, world: World, around: Surroundings) -> Row:
+    def _make(self, group: PointGroup, kinds: Kinds, around: Surroundings) -> Row:
         model, split, samples = self.model, group.split, group.microbatch_size
         options = [
-            model.block_seconds(split, samples, device, busy, around)
-            for device, busy in world.kinds
+            (
+                model.block_seconds(split, samples, device, busy, around),
+                model.accumulate(split, 2, device, busy) * 2,
+            )
+            for device, busy in kinds
         ]
-        seconds = options[0] if len(options) == 1 else _fastest(options)
+        seconds, adding = _slowest(options)
         work = model.work(split)
         untied = work.parameters.copy()
         for _, elements, blocks in model.tables(split).tied:
             untied[list(blocks)] -= elements
         scale = model.compute.activation_scale
-        device, busy = world.kinds[0]
-        adding = (
-            model.accumulate(split, 2, device, busy) * 2
-            if len(options) == 1
-            else np.zeros(len(work.parameters))
-        )
         kept = tuple(work.at_level(x, samples) * scale for x in (NONE, SELECTIVE, FULL))
         return Row(
             seconds=seconds,
@@ -253,22 +319,35 @@ class Rows:
             By pipeline rank, all messages from rank 0 down to it; and the slowest message.
         """
         nothing = np.zeros(group.pp)
-        if not self.regular or group.pp == 1:
+        if group.pp == 1 or size_bytes <= 0:
             return nothing, 0.0
-        world, stage = self.world(group.world), group.world // group.pp
         key = (group.world, group.pp, size_bytes)
         if key not in self._hops:
-            node = world.communication.shapes.per_node_devices
-            nodes = np.arange(group.pp) * stage // node
-            across = nodes[1:] != nodes[:-1]
-            seconds = np.zeros(group.pp - 1)
-            for kind in set(across.tolist()):
-                rank = int(np.argmax(across == kind))
-                seconds[across == kind] = world.communication.message_seconds(
-                    size_bytes, rank * stage, (rank + 1) * stage
-                )
-            self._hops[key] = np.cumsum(np.concatenate((nothing[:1], seconds))), seconds.max()
+            ends, kinds = self._links(group.world, group.pp)
+            message_seconds = self.world(group.world).communication.message_seconds
+            each = np.array([message_seconds(size_bytes, *pair) for pair in ends])[kinds]
+            self._hops[key] = np.concatenate((nothing[:1], np.cumsum(each))), float(each.max())
         return self._hops[key]
+
+    def _links(self, size: int, pp: int) -> tuple[list[tuple[int, int]], npt.NDArray[np.intp]]:
+        """A pair of devices for each kind of link down the pipeline, and the kind of each link."""
+        if (size, pp) not in self._link_kinds:
+            world, stage, cluster = self.world(size), size // pp, self.model.cluster
+            numbers: dict[object, int] = {}
+            pairs, kinds = [], []
+            for rank in range(pp - 1):
+                ends = (world.placement[rank * stage], world.placement[(rank + 1) * stage])
+                kind = (
+                    cluster.node(ends[0]) == cluster.node(ends[1]),
+                    *(cluster.machine(d).name for d in ends),
+                    *(world.communication.ranks_on_host(d) for d in ends),
+                )
+                if kind not in numbers:
+                    numbers[kind] = len(numbers)
+                    pairs.append(ends)
+                kinds.append(numbers[kind])
+            self._link_kinds[size, pp] = (pairs, np.array(kinds))
+        return self._link_kinds[size, pp]
 
     def around_s(self, group: PointGroup, size_bytes: float) -> float:
         """Least seconds of a message from the last pipeline rank to the first."""
@@ -325,22 +404,31 @@ class Rows:
 
         ``scatter`` and ``gather`` leave latency out; those of gradient buckets have it in.
         """
-        if not self.regular:
-            return dict.fromkeys(RATES, 0.0)
-        key = (group.world, group.dp_replicate, group.dp_shard, group.cp, group.tp)
+        regular = self.world(group.world).regular
+        degrees = (group.dp_replicate, group.dp_shard, group.cp, group.tp)
+        key = (group.world, *degrees, 1 if regular else group.pp)
         if key not in self._group_rates:
             ranks, bucket = self.ranks(group), float(BUCKET_BYTES)
-            data, shard = ranks.data(0)[0], ranks.shard(0)[0]
             shards = group.dp_shard * group.cp if group.dp_shard > 1 else 1
+            every = [0] if regular else range(group.pp)
+            data = {ranks.data(q) for q in every}
+            shard = {ranks.shard(q) for q in every}
+            replicate = {ranks.replicate(q) for q in every}
             found = (
-                self._rate("reduce_scatter", shard),
-                self._rate("all_gather", shard),
-                self._bucket_rate("all_reduce", data, bucket),
-                self._bucket_rate("reduce_scatter", shard, bucket),
-                self._bucket_rate("all_reduce", ranks.replicate(0)[0], bucket / shards),
+                self._fastest("reduce_scatter", shard),
+                self._fastest("all_gather", shard),
+                self._fastest("all_reduce", data, bucket),
+                self._fastest("reduce_scatter", shard, bucket),
+                self._fastest("all_reduce", replicate, bucket / shards),
             )
             self._group_rates[key] = dict(zip(RATES, found, strict=True))
         return self._group_rates[key]
+
+    def _fastest(self, kind: str, ranks: set[Shapes], size_bytes: float | None = None) -> float:
+        """Least rate over pipeline ranks, each as slow as one of its groups."""
+        if size_bytes is None:
+            return min(max(self._rate(kind, s) for s in shapes) for shapes in ranks)
+        return min(max(self._bucket_rate(kind, s, size_bytes) for s in shapes) for shapes in ranks)
 
     def _rate(self, kind: str, shape: Group) -> float:
         key = (kind, shape)
@@ -390,11 +478,41 @@ def _cheapest(seconds: BlockSeconds, kept: Sequence[Array]) -> tuple[Array, Arra
     )
 
 
+def _names(kinds: Kinds) -> tuple[tuple[str, int], ...]:
+    return tuple((device.name, busy) for device, busy in kinds)
+
+
+def _slowest(options: Sequence[tuple[BlockSeconds, Array]]) -> tuple[BlockSeconds, Array]:
+    """The seconds of the kind of device that is slowest everywhere, which a stage then takes.
+
+    Where none is, the least of every part.
+    """
+    names = ("forward", "backward", "selective", "full")
+    for seconds, adding in options:
+        slower = all(
+            (getattr(seconds, name) >= getattr(other, name)).all()
+            for other, _ in options
+            for name in names
+        )
+        if slower and all((adding >= others).all() for _, others in options):
+            return seconds, adding
+    return _fastest([seconds for seconds, _ in options]), np.min([a for _, a in options], axis=0)
+
+
 def _fastest(options: Sequence[BlockSeconds]) -> BlockSeconds:
-    """Least seconds of every part over the kinds of devices."""
+    """Least seconds of every part."""
     return BlockSeconds(
         **{
             name: np.min([getattr(option, name) for option in options], axis=0)
             for name in BlockSeconds.__slots__
         }
+    )
+
+
+def _least_row(rows: Sequence[Row]) -> Row:
+    """Least seconds of every part; what is held does not depend on devices."""
+    return replace(
+        rows[0],
+        seconds=_fastest([row.seconds for row in rows]),
+        accumulate=np.min([row.accumulate for row in rows], axis=0),
     )

@@ -40,7 +40,7 @@ def sharpen(
         limit: Bounds from here on stay as they are.
     """
     before = np.array(bounds)
-    exact = quick.chained and quick.rows.regular and quick.options.objective != "memory"
+    exact = quick.chained and quick.options.objective != "memory"
     if not exact or groups[0].pp == 1:
         return list(before)
     batch = Batch(quick, groups)
@@ -100,15 +100,15 @@ class _Cases:
         place = (self.rows, batch.sharing[self.columns], batch.time_level[self.columns])
         overhead = model.cluster.overhead
         rank_of = np.array(self.program.rank_of)
-        forward = batch.forward_of(cuts, rank_of)[place]
-        backward = batch.work_of(cuts, rank_of)[place] - forward
+        forward = batch.ranks.runs("forward_sums", cuts, rank_of)[place]
+        backward = batch.ranks.runs("work_sums", cuts, rank_of)[place] - forward
         forward, backward = (
             forward + overhead.forward_action_s,
             backward + overhead.backward_action_s,
         )
         if not self.program.splits:
             return np.concatenate((forward, backward), axis=1).T
-        weight = runs(batch.weight_sums[self.rows], cuts)
+        weight = batch.ranks.runs("weight_sums", cuts, rank_of)[self.rows]
         return np.concatenate((forward, backward - weight, weight), axis=1).T
 
     def _hops(self) -> Array:
