@@ -33,7 +33,10 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
         if degree > 1 and axis not in AXES:
             yield f"{axis}={degree}", again
     if plan.offload:
-        yield "optimizer state in host memory", again
+        yield (
+            "optimizer state in host memory, whose copies to and from a device nothing checks yet",
+            f"{again}, or set offload to false in the plan",
+        )
     if plan.batch_shares and plan.mesh.ep > 1:
         yield f"batch_shares with ep={plan.mesh.ep}", "remove batch_shares, or use ep 1"
     yield from _precision_refusals(plan)

@@ -53,8 +53,9 @@ class BlockWork:
     collectives: tuple[Collective, ...]
 
 
-_Kind = tuple[str, Amount, tuple[tuple[bool, bool, int], ...]]
-"""Signature, backward bytes, and per op: works on a part, ends parts, collectives."""
+_Kind = tuple[str, Amount, tuple[tuple[bool, bool, bool, int], ...]]
+"""Signature, backward bytes, and per op: works on a part, ends parts, is computed whole by context
+ranks, collectives."""
 
 
 class Strategies:
@@ -147,15 +148,14 @@ class Strategies:
         columns and rows take turns.
         """
         tensor = self.tensor
-        sent: Counter[int] = Counter(
-            item.op for item in tensor.collectives(sequence_parallel=False)
-        )
+        items = [*tensor.collectives(sequence_parallel=False), *self.context.collectives()]
+        sent: Counter[int] = Counter(item.op for item in items)
         return tuple(
             (
                 block.signature,
                 block.backward_bytes,
                 tuple(
-                    (op in tensor.divided, op in tensor.rows, sent[op])
+                    (op in tensor.divided, op in tensor.rows, op in self.context.whole, sent[op])
                     for op in range(block.first_op, block.stop_op)
                 ),
             )
@@ -268,11 +268,18 @@ class _Division:
         sequence = self.split.tp if self.split.sequence_parallel else 1
         return 1.0 / (self.split.cp * sequence)
 
+    def _cp(self, op: Op) -> int:
+        """Context parallel ranks that share the positions of an op."""
+        if self.split.cp == 1 or op.index in self.s.context.whole:
+            return 1
+        return self.split.cp
+
     def _share(self, op: Op) -> float:
         """Part of an op's output that a rank holds."""
         if self.split.tp > 1 and op.index in self.s.tensor.divided:
-            return 1.0 / (self.split.tp * self.split.cp)
-        return self._whole_share()
+            return 1.0 / (self.split.tp * self._cp(op))
+        sequence = self.split.tp if self.split.sequence_parallel else 1
+        return 1.0 / (self._cp(op) * sequence)
 
     def _flop_share(self) -> float:
         total = self.block.forward_flop.at(self.s.profile.batch)
@@ -282,7 +289,7 @@ class _Division:
         for op in self.ops:
             share = self._share(op)
             if self.split.tp > 1 and op.index in self.s.tensor.rows:
-                share = 1.0 / (self.split.tp * self.split.cp)
+                share = 1.0 / (self.split.tp * self._cp(op))
             mine += op.forward_flop.at(self.s.profile.batch) * share
         return mine / total
 
@@ -303,7 +310,7 @@ class _Division:
     def _matmul(self, op: Op, matmul: Matmul) -> Matmul:
         split, tensor = self.split, self.s.tensor
         m, n, k, batch = matmul.m, matmul.n, matmul.k, matmul.batch
-        rows = 1.0 / split.cp
+        rows = 1.0 / self._cp(op)
         if split.tp > 1 and op.index in tensor.rows:
             k /= split.tp
         elif split.tp > 1 and op.index in tensor.divided:
@@ -348,13 +355,20 @@ class _Division:
 
     def _gathered(self) -> Amount:
         """Keys and values of other context ranks."""
-        others = 1.0 - 1.0 / self.split.cp
-        calls = [(op, self.s.products.attention(op)) for op in self.ops] if others else []
+        cp = self.split.cp
+        if cp == 1:
+            return Amount()
+        found = self.s.context.gathered
         return _sum(
-            (call.key_bytes, others * self._share(op) * self.split.cp)
-            for op, call in calls
-            if call is not None
+            (found[op.index].forward, (1.0 - 1.0 / cp) * self._heads_share(op))
+            for op in self.ops
+            if op.index in found and found[op.index].kept
         )
+
+    def _heads_share(self, op: Op) -> float:
+        """Part of the keys and values of all heads that a rank has."""
+        divided = self.split.tp > 1 and op.index in self.s.tensor.divided
+        return 1.0 / self.split.tp if divided else 1.0
 
     def _largest(self, parts: list[float], collectives: tuple[Collective, ...]) -> Amount:
         """Largest op output, or tensor that tensor parallel ranks gather or sum."""
@@ -384,7 +398,7 @@ class _Division:
     def _collective_share(self, op: Op, axis: str) -> float:
         """Part of the whole tensor that the group of the collective holds together."""
         if axis == "cp":
-            return 1.0 / self.split.tp if op.index in self.s.tensor.divided else 1.0
+            return self._heads_share(op)
         sequence = self.split.tp if axis == "ep" and self.split.sequence_parallel else 1
         return 1.0 / (self.split.cp * sequence)
 

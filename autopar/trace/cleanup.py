@@ -97,7 +97,7 @@ def functionalise(module: GraphModule) -> list[tuple[Node, Node]]:
         Spans ``(first node of the storage, last use)`` that stay in place and must not be cut.
     """
     spans = []
-    roots = _storage_roots(module)
+    roots = storage_roots(module)
     order = {node: i for i, node in enumerate(module.graph.nodes)}
     for node in list(module.graph.nodes):
         if not mutates(node) or not isinstance(node.args[0], Node):
@@ -123,7 +123,7 @@ def functionalise(module: GraphModule) -> list[tuple[Node, Node]]:
         for user in list(target_value.users):
             if order[user] > order[node]:
                 user.replace_input_with(target_value, node)
-        roots = _storage_roots(module)
+        roots = storage_roots(module)
     return spans
 
 
@@ -137,7 +137,7 @@ def _out_of_place(node: Node) -> Any | None:
     return getattr(packet, target._overloadname, None) if packet is not None else None
 
 
-def _storage_roots(module: GraphModule) -> dict[Node, Node]:
+def storage_roots(module: GraphModule) -> dict[Node, Node]:
     """Node -> the node that created the storage its value lives in (views and in-place calls)."""
     roots: dict[Node, Node] = {}
     for node in module.graph.nodes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from autopar.core.errors import InputError
 from autopar.executor.division.along import Along
-from autopar.executor.division.collectives import Collectives
-from autopar.executor.division.context import divide_sequences
-from autopar.executor.division.editor import whole
-from autopar.executor.mesh_groups import Group
-from autopar.executor.traffic import Traffic
 from autopar.plans import Mesh
 from autopar.tasks import Task
 from autopar.tasks.resolve import resolve
 from autopar.tasks.zoo.small import small_target
-from autopar.trace import build_model, trace
 
 MESHES: dict[str, dict[str, Any]] = {
     "cp2": {"mesh": Mesh(cp=2), "microbatches": 2},
@@ -152,47 +144,6 @@ def test_recompute_and_dropout(tmp_path: Path) -> None:
         assert record.verify.passed, record.verify
     assert second.losses == pytest.approx(first.losses, rel=1e-5)
     assert second.breakdown.recompute_s > 0
-
-
-MIXERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "cumsum": lambda x: x.cumsum(1),
-    "slice": lambda x: x[:, 1:].mean(1, keepdim=True),
-    "roll": lambda x: x.roll(1, 1),
-    "conv1d": lambda x: F.conv1d(x.transpose(1, 2), torch.ones(8, 8, 1)).transpose(1, 2),
-    "matmul": lambda x: (x @ x.transpose(1, 2)).softmax(-1) @ x,
-    "max": lambda x: x.amax(1, keepdim=True),
-}
-
-
-class Mixed(nn.Module):
-    def __init__(self, mix: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        super().__init__()
-        self.layer = nn.Linear(8, 8)
-        self.mix = mix
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.layer(x)
-        x = F.scaled_dot_product_attention(x, x, x)
-        return x + self.mix(x)
-
-
-@pytest.mark.parametrize("name", MIXERS)
-def test_ops_that_mix_positions_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task(
-        name=name,
-        model=lambda: Mixed(MIXERS[name]),
-        batch=lambda n, g: (
-            torch.randn(n, 16, 8, generator=g),
-            torch.randn(n, 16, 8, generator=g),
-        ),
-        loss=F.mse_loss,
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
-    )
-    traced = trace(task, 2, model=build_model(task))
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    calls = Collectives(Group((0, 1), None), Traffic())
-    with pytest.raises(InputError, match=f"{name}.* mixes positions of the sequence.*cp=2"):
-        divide_sequences(whole(traced), calls)
 
 
 def test_views_move_the_sequence() -> None:

@@ -20,6 +20,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt cp4": ("gpt", {"mesh": Mesh(cp=4)}),
     "llama dp2 cp2": ("llama", {"mesh": Mesh(dp_replicate=2, cp=2)}),
     "transformer cp2": ("transformer", {"mesh": Mesh(cp=2)}),
+    "moe cp2": ("moe", {"mesh": Mesh(cp=2), "microbatches": 2}),
     "gpt cp2 tp2": ("gpt", {"mesh": Mesh(cp=2, tp=2), "microbatches": 3}),
     "llama cp2 tp2 sp": ("llama", {"mesh": Mesh(cp=2, tp=2), "sequence_parallel": True}),
     "moe dp2 ep2": ("moe", {"mesh": Mesh(dp_replicate=2, ep=2), "microbatches": 3}),

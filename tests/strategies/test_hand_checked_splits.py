@@ -135,9 +135,8 @@ def test_gathered_keys_are_kept_for_backward(gpt):
         assert extra == pytest.approx(keys_and_values / 2 if attends else 0.0)
 
 
-MIXED = {
-    "moe": "op 'cumsum' (cumsum) mixes positions of the sequence, which context parallel ranks "
-    "divide",
+UNDIVIDED = {
+    "moe": None,
     "vit": "cp=2 needs sequences of a multiple of 4, one has 17",
     "wavenet": "the model has no attention over a sequence to divide",
     "gpt": None,
@@ -147,9 +146,27 @@ MIXED = {
 }
 
 
-@pytest.mark.parametrize("name", MIXED)
-def test_models_whose_ops_mix_positions_keep_their_sequences(name, profiles):
-    assert Strategies(profiles(small_target(name))).why_not(Split(cp=2)) == MIXED[name]
+@pytest.mark.parametrize("name", UNDIVIDED)
+def test_models_without_sequences_to_divide(name, profiles):
+    assert Strategies(profiles(small_target(name))).why_not(Split(cp=2)) == UNDIVIDED[name]
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama", "bert", "transformer"])
+def test_nothing_else_than_attention_mixes_positions(name, profiles):
+    strategies = Strategies(profiles(small_target(name)))
+    assert not strategies.context.whole
+    assert all(found.kept for found in strategies.context.gathered.values())
+
+
+def test_routing_gathers_tokens_and_results_of_experts(profiles):
+    """The table of places is whole on each rank; the rows of the experts are divided."""
+    strategies = Strategies(profiles(small_target("moe")))
+    ops, found = strategies.profile.ops, strategies.context.gathered
+    names = [short(ops[i].target) for i in found if not found[i].kept]
+    assert names == ["scatter", "pad", "view"] * 2
+    products = {op.index for op in ops if short(op.target) == "bmm" and op.parameters}
+    assert len(products) == 4
+    assert not products & strategies.context.whole
 
 
 def test_context_ranks_send_their_heads_only(gpt):

@@ -10,11 +10,18 @@ A rank's loss counts as one term of a mean over the group, as the losses of repl
 gradients of all parameters are averaged over the data ranks, the group included. Values that
 come out of all positions (a loss, a mean, one selected token) are such *terms* too: linear ops
 leave them so, anything else first gets their mean. A mean over tokens that are not all counted is
-weighted by the number on each rank. An op that mixes positions in another way is refused.
+weighted by the number on each rank.
+
+An op that mixes positions in another way gets all of them: its operands are gathered, every rank
+computes it whole, and its result is cut again where it has the sequence as they had it. What
+makes this right for any op is that every call here has its true adjoint in backward, so that a
+rank's gradients are those of the sum of all ranks' losses. It is slow, so a warning names them.
+Products of a whole value with a stack of experts are shared out by rows.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -26,9 +33,11 @@ from autopar.executor.division import context_rules as rules
 from autopar.executor.division.along import Along
 from autopar.executor.division.collectives import Collectives
 from autopar.executor.division.context_attention import attend, is_attention, lengths
+from autopar.executor.division.context_operands import MixesError
 from autopar.executor.division.editor import Divided, Editor, value_of
-from autopar.executor.division.ops import name_of, shape_of, with_arguments
+from autopar.executor.division.ops import name_of, shape_of, with_arguments, written
 from autopar.executor.division.zigzag import Zigzag
+from autopar.trace.cleanup import storage_roots
 
 Term = Literal["term"]
 State = Along | Term | None
@@ -36,21 +45,32 @@ State = Along | Term | None
 
 _ENTRANCES = {"embedding": 1, "linear": 0}
 """Ops that read token ids or features -> position of that argument."""
+_STACKED = ("bmm", "matmul")
 _SEQUENCE_RANK = 3
 
 
-def divide_sequences(divided: Divided, calls: Collectives) -> Divided:
+def divide_sequences(divided: Divided, calls: Collectives, warnings: list[str]) -> Divided:
     """The graph of one of the ranks that share sequences out.
 
     Args:
         divided: The graph so far.
         calls: Collectives of the context parallel group.
+        warnings: Takes what every rank computes whole.
 
     Raises:
-        InputError: There is no attention to divide, a length cannot be divided, or an op mixes
-            positions; names it.
+        InputError: There is no attention to divide, a length cannot be divided, or an op writes
+            into a value of which another rank has a part; names it.
     """
-    return ContextPass(divided, calls).run()
+    divider = ContextPass(divided, calls)
+    result = divider.run()
+    if divider.mixing:
+        counts = Counter(name_of(node) for node in divider.mixing)
+        names = ", ".join(f"{name} ({count}x)" for name, count in sorted(counts.items()))
+        warnings.append(
+            "cp: ops that mix positions of the sequence are computed whole on every rank, after "
+            f"gathering what they read: {names}"
+        )
+    return result
 
 
 class ContextPass:
@@ -64,42 +84,52 @@ class ContextPass:
         zigzag: Calls that move positions.
         editor: The graph under construction.
         masks: Causal masks made so far: (first query, one past the last, keys) -> node.
+        attended: Some attention works on a part of the sequence.
+        mixing: Ops that every rank computes whole because they mix positions.
     """
 
     def __init__(self, divided: Divided, calls: Collectives) -> None:
         self.zigzag = Zigzag(calls)
         self.editor = Editor(divided, "cp", self.zigzag.count)
         self.masks: dict[tuple[int, int, int], Node] = {}
+        self.attended = False
+        self.mixing: list[Node] = []
         self._states: dict[Node, State] = {}
         self._read: dict[tuple[Node, State], Node] = {}
-        self._lengths = lengths(self.editor.traced.nodes)
+        self._lengths = lengths(self.editor.traced)
+        self._roots = storage_roots(self.editor.traced.module)
+        self._copied: set[Node] = set()
 
     def run(self) -> Divided:
         """Rewrite."""
         self._check_lengths()
         traced = self.editor.traced
-        attended = False
         for index, node in enumerate(traced.nodes):
             self.editor.begin(index)
-            states = [s for s in map(self.state, node.all_input_nodes) if s is not None]
-            if "term" in states and not rules.keeps_terms(node, self.state):
-                states = [s for s in states if s != "term"]
-            if is_attention(node) and states:
-                self._states[node] = attend(self, node)
-                attended = True
-            elif "term" in states:
-                self._emit_terms(node)
-            elif states:
-                self._states[node] = rules.divide(self, node)
-            else:
-                self._whole(index, node)
-        if not attended:
+            self._divide(index, node)
+        if not self.attended:
             raise InputError(
                 f"no sequence of task '{traced.task.name}' reaches its attention divided over "
                 f"cp={self.zigzag.count}",
                 hint="put samples on dimension 0 and tokens on dimension 1, or use cp=1",
             )
         return self.editor.finish()
+
+    def _divide(self, index: int, node: Node) -> None:
+        self._check_writing(node)
+        states = [s for s in map(self.state, node.all_input_nodes) if s is not None]
+        if "term" in states and not rules.keeps_terms(node, self.state):
+            states = [s for s in states if s != "term"]
+        if "term" in states:
+            self._emit_terms(node)
+        elif states:
+            try:
+                rule = attend if is_attention(node) else rules.divide
+                self._states[node] = rule(self, node)
+            except MixesError:
+                self._gathered(index, node)
+        else:
+            self._whole(index, node)
 
     def _check_lengths(self) -> None:
         task, count = self.editor.traced.task.name, self.zigzag.count
@@ -119,14 +149,6 @@ class ContextPass:
     def state(self, node: Node) -> State:
         """How a value of the whole graph is on this rank."""
         return self._states.get(node)
-
-    def refuse(self, node: Node) -> InputError:
-        """The error for an op that mixes positions."""
-        return InputError(
-            f"op '{node.name}' ({node.target}) mixes positions of the sequence, which "
-            f"cp={self.zigzag.count} divides",
-            hint="use cp=1",
-        )
 
     def read(self, source: Node, wanted: State) -> Node:
         """A value as an op wants it: as it is, cut, or made whole.
@@ -155,10 +177,9 @@ class ContextPass:
                 self.zigzag.mean, (local,), value=self.editor.fake(value.shape, value.dtype)
             )
         assert isinstance(here, Along), f"{source} is {here}, wanted {wanted}"
-        assert here.outer == here.inner == 1, f"{source} has the sequence as a factor"
         return self.editor.emit(
             self.zigzag.whole,
-            (local, here.dim),
+            (local, here.dim, here.outer),
             value=self.editor.fake(value.shape, value.dtype),
         )
 
@@ -201,22 +222,80 @@ class ContextPass:
 
     def _whole(self, index: int, node: Node) -> None:
         """An op whose operands are whole; the sequence may begin at it."""
-        entrance = self._entrance(node)
+        entrance = self._entrance(node) or self._stacked(node)
         if entrance is not None:
             source, along = entrance
             self.emit(node, {source: along})
             self._states[node] = along
             return
         self.emit(node, {})
+        self._begin(index, node)
+
+    def _begin(self, index: int, node: Node) -> None:
+        """Cut a whole result that has a sequence as dimension 1."""
         shape = shape_of(node)
         begins = len(shape) == _SEQUENCE_RANK and shape[1] in self._lengths
         tensor = isinstance(value_of(node), torch.Tensor)
         if begins and tensor and index in self.editor.traced.needs_gradient:
-            along = Along(dim=1, length=shape[1])
-            local = self.editor.local(node)
-            cut = self.editor.emit(self.zigzag.part, (local, 1, 1, shape[1]))
-            self.editor.define(node, cut)
-            self._states[node] = along
+            self._cut(node, Along(dim=1, length=shape[1]))
+
+    def _cut(self, node: Node, along: Along) -> None:
+        """From here on a rank has its part of what it computed whole."""
+        place = (along.dim, along.outer, along.length)
+        local = self.editor.local(node)
+        self.editor.define(node, self.editor.emit(self.zigzag.part, (local, *place)))
+        self._note_copy(node)
+        self._states[node] = along
+
+    def _gathered(self, index: int, node: Node) -> None:
+        """An op that mixes positions: on whole operands, its result cut as they were."""
+        here = {s: a for s in node.all_input_nodes if isinstance(a := self.state(s), Along)}
+        if any(source in here for source in written(node)):
+            raise self._writes(node)
+        if any(along.length in self._lengths for along in here.values()):
+            self.mixing.append(node)
+        self.emit(node, dict.fromkeys(node.all_input_nodes))
+        self._note_copy(node)
+        shape = shape_of(node)
+        for source, along in here.items():
+            alike = len(shape) == len(shape_of(source)) and shape[along.dim] == along.size
+            if alike and isinstance(value_of(node), torch.Tensor):
+                self._cut(node, along)
+                return
+        self._begin(index, node)
+
+    def _note_copy(self, node: Node) -> None:
+        """A view of another value that has storage of its own here."""
+        if self._roots[node] is not node:
+            self._copied.add(self._roots[node])
+
+    def _check_writing(self, node: Node) -> None:
+        """Refuse an op in place that would miss a copy which the model's view is here.
+
+        Raises:
+            InputError: Names the op.
+        """
+        if any(self._roots[operand] in self._copied for operand in written(node)):
+            raise self._writes(node)
+
+    def _writes(self, node: Node) -> InputError:
+        return InputError(
+            f"op '{node.name}' ({node.target}) writes into a value, it or a view of which mixes "
+            f"positions of the sequence, which cp={self.zigzag.count} divides",
+            hint="use cp=1, or make a new tensor instead",
+        )
+
+    def _stacked(self, node: Node) -> tuple[Node, Along] | None:
+        """Rows ``[E, C, k]`` that a stack ``[E, k, n]`` of weights multiplies, divided."""
+        if name_of(node) not in _STACKED:
+            return None
+        tokens, stack = node.args[-2:]
+        assert isinstance(tokens, Node) and isinstance(stack, Node)
+        shape = shape_of(tokens)
+        held = stack.op == "get_attr" and len(shape_of(stack)) == _SEQUENCE_RANK
+        if not held or len(shape) != _SEQUENCE_RANK or shape[1] % (2 * self.zigzag.count):
+            return None
+        return tokens, Along(dim=1, length=shape[1])
 
     def _entrance(self, node: Node) -> tuple[Node, Along] | None:
         """Ids, positions or features that an op reads whole, and where their sequence is."""

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.fx import Node
 
 from autopar.executor.division.along import Along
+from autopar.executor.division.context_operands import MixesError
 from autopar.executor.division.editor import value_of
-from autopar.executor.division.ops import argument, name_of, shape_of, with_arguments
+from autopar.executor.division.ops import (
+    VIEWS,
+    argument,
+    dims_of,
+    is_elementwise,
+    name_of,
+    shape_of,
+    with_arguments,
+)
+from autopar.trace import TracedTask
 
 if TYPE_CHECKING:
     from autopar.executor.division.context import ContextPass, State
 
 _ATTENTION = "scaled_dot_product_attention"
+_PRODUCTS = ("matmul", "bmm", "baddbmm", "einsum")
+_SOFTMAX = ("softmax", "_softmax")
 _LEAST_RANK = 3
 
 
@@ -25,20 +36,47 @@ def is_attention(node: Node) -> bool:
     return name_of(node) == _ATTENTION and len(shape_of(node)) >= _LEAST_RANK
 
 
-def lengths(nodes: Iterable[Node]) -> frozenset[int]:
-    """Lengths of the queries and keys of all attention calls."""
+def lengths(traced: TracedTask) -> frozenset[int]:
+    """Lengths of the queries and keys of all attention, fused or written by hand."""
     found = set()
-    for node in filter(is_attention, nodes):
-        for name in ("query", "key"):
-            found.add(shape_of(argument(node, name))[-2])
+    for node in traced.nodes:
+        if is_attention(node):
+            for name in ("query", "key"):
+                found.add(shape_of(argument(node, name))[-2])
+        elif is_scores(node):
+            found.update(shape_of(node)[-2:])
     return frozenset(found)
+
+
+def is_scores(node: Node) -> bool:
+    """True for a product of two values whose rows go through a softmax."""
+    if name_of(node) not in _PRODUCTS or len(shape_of(node)) < _LEAST_RANK:
+        return False
+    operands = node.args[1] if name_of(node) == "einsum" else node.args[-2:]
+    assert isinstance(operands, list | tuple)
+    if any(not isinstance(n, Node) or n.op == "get_attr" for n in operands):
+        return False
+    seen, waiting = set(), list(node.users)
+    while waiting:
+        user = waiting.pop()
+        if user in seen:
+            continue
+        seen.add(user)
+        if name_of(user) in _SOFTMAX:
+            rank = len(shape_of(user))
+            return dims_of(user, "dim", rank) == (rank - 1,)
+        if shape_of(user)[-2:] == shape_of(node)[-2:] and (
+            is_elementwise(user) or name_of(user) in VIEWS
+        ):
+            waiting += user.users
+    return False
 
 
 def attend(context: ContextPass, node: Node) -> State:
     """Emit an attention call; returns where its result has the sequence.
 
     Raises:
-        InputError: The sequence is elsewhere than on the second last dimension.
+        MixesError: The sequence is elsewhere than on the second last dimension.
     """
     query, key, value = (argument(node, name) for name in ("query", "key", "value"))
     rank = len(shape_of(query))
@@ -46,18 +84,27 @@ def attend(context: ContextPass, node: Node) -> State:
         here = context.state(source)
         factor = isinstance(here, Along) and (here.outer > 1 or here.inner > 1)
         if here == "term" or factor or (isinstance(here, Along) and here.dim != rank - 2):
-            raise context.refuse(node)
+            raise MixesError
+    along, mask = context.state(query), argument(node, "attn_mask")
+    rows = _own_rows(context, mask, along) if isinstance(along, Along) else mask
+    if along is None and mask is not None and context.state(mask) is not None:
+        raise MixesError
+    context.attended = True
     keys, values = _keys_and_values(context, key, value, rank - 2)
-    along = context.state(query)
     local_query: Node = context.editor.local(query)
-    mask = argument(node, "attn_mask")
     if not isinstance(along, Along):
-        _emit(context, node, query=local_query, key=keys, value=values, attn_mask=mask)
+        _emit(
+            context,
+            node,
+            query=local_query,
+            key=keys,
+            value=values,
+            attn_mask=context.editor.local(mask),
+        )
         return None
     if argument(node, "is_causal"):
         _causal(context, node, along, (local_query, keys, values))
     else:
-        rows = _own_rows(context, node, mask, along)
         _emit(context, node, query=local_query, key=keys, value=values, attn_mask=rows)
     return along
 
@@ -77,13 +124,13 @@ def _keys_and_values(context: ContextPass, key: Node, value: Node, dim: int) -> 
     return first, second
 
 
-def _own_rows(context: ContextPass, node: Node, mask: Node | None, along: Along) -> Node | None:
+def _own_rows(context: ContextPass, mask: Node | None, along: Along) -> Node | None:
     """The rows of a mask that belong to this rank's queries."""
     if mask is None:
         return None
     here, rows = context.state(mask), len(shape_of(mask)) - 2
     if here is not None and here != along.at(rows):
-        raise context.refuse(node)
+        raise MixesError
     if rows < 0 or shape_of(mask)[rows] == 1:
         return context.read(mask, here)
     return context.read(mask, along.at(rows))

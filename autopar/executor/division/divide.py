@@ -33,7 +33,8 @@ def divide(traced: TracedTask, context: Context) -> Divided:
     """
     divided, groups = whole(traced), context.groups
     if context.plan.mesh.cp > 1:
-        divided = divide_sequences(divided, Collectives(groups.cp, context.traffic))
+        calls = Collectives(groups.cp, context.traffic)
+        divided = divide_sequences(divided, calls, context.warnings)
     if context.plan.mesh.tp > 1:
         divided = divide_columns(
             divided,

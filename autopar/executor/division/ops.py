@@ -77,6 +77,32 @@ def with_arguments(node: Node, **values: Any) -> tuple[tuple[Any, ...], dict[str
     return tuple(args), kwargs
 
 
+def written(node: Node) -> list[Node]:
+    """Operands that an op changes in place."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    changed = (
+        argument(node, item.name)
+        for item in node.target._schema.arguments
+        if item.alias_info is not None and item.alias_info.is_write
+    )
+    return [operand for operand in changed if isinstance(operand, Node)]
+
+
+def einsum_names(node: Node) -> tuple[list[str], list[Node]]:
+    """Dimensions of each operand and, last, of the result of an ``einsum``; and the operands.
+
+    Both are empty when the equation leaves some unnamed or names one twice in an operand.
+    """
+    equation, operands = node.args[:2]
+    assert isinstance(equation, str) and isinstance(operands, list | tuple)
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    names = [*inputs.split(","), result]
+    if not arrow or "." in equation or any(len(set(row)) < len(row) for row in names):
+        return [], []
+    return names, [operand for operand in operands if isinstance(operand, Node)]
+
+
 def shape_of(node: Node) -> tuple[int, ...]:
     """Shape of a node's tensor; of the first one of a tuple; ``()`` for a number."""
     value = value_of(node)

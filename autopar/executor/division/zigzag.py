@@ -22,6 +22,13 @@ class Zigzag:
     Attributes:
         count: Ranks.
         calls: As given.
+        part: ``(tensor, dim, outer, length)``: this rank's positions of a whole tensor.
+        whole: ``(tensor, dim, outer)``: all positions, in order.
+        keys_and_values: ``(key, value, dim)``: both whole, in one message if they are alike.
+        mean: ``(tensor)`` over the ranks.
+        mean_of_counted: ``(total, target, weight, ignore_index)``: a sum of losses as a term of
+            their mean.
+        running_sum: ``(tensor, dim)``: ``cumsum`` over all positions, at this rank's.
     """
 
     def __init__(self, calls: Collectives) -> None:
@@ -40,10 +47,21 @@ class Zigzag:
             pair = torch.cat([whole.narrow(dim + 1, chunk, 1) for chunk in chunks], dim + 1)
             return pair.flatten(dim, dim + 2)
 
-        def sequence_whole(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        def sequence_whole(tensor: torch.Tensor, dim: int, outer: int = 1) -> torch.Tensor:
+            if outer > 1:
+                apart = tensor.unflatten(dim, (outer, tensor.shape[dim] // outer))
+                return sequence_whole(apart, dim + 1).flatten(dim, dim + 1)
             gathered = calls.gather(tensor, dim)
             pieces = torch.split(gathered, gathered.shape[dim] // (2 * count), dim)
             return torch.cat([pieces[place] for place in order], dim)
+
+        def sequence_running_sum(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+            sums = [chunk.cumsum(dim) for chunk in tensor.chunk(2, dim)]
+            ends = [own.narrow(dim, own.shape[dim] - 1, 1) for own in sums]
+            totals = sequence_whole(torch.cat(ends, dim), dim)
+            before = totals.cumsum(dim) - totals
+            pairs = zip(sums, chunks, strict=True)
+            return torch.cat([own + before.narrow(dim, place, 1) for own, place in pairs], dim)
 
         def keys_and_values(
             key: torch.Tensor, value: torch.Tensor, dim: int
@@ -73,6 +91,7 @@ class Zigzag:
             keys_and_values,
         )
         self.mean, self.mean_of_counted = mean_of_ranks, mean_of_counted
+        self.running_sum = sequence_running_sum
 
     def chunks(self, length: int) -> tuple[tuple[int, int], ...]:
         """``(start, stop)`` of this rank's two chunks of a sequence."""

@@ -14,7 +14,7 @@ from autopar.executor.division.site import Site, Step
 
 
 def _moves(site: Site) -> Step:
-    """``sequence_part`` and ``sequence_whole``: the sequence is another dimension."""
+    """The sequence is another dimension."""
     return Step(out=_beside(site, first(site)))
 
 
@@ -43,6 +43,7 @@ def _mean(site: Site) -> Step:
 ZIGZAG_RULES: dict[str, Rule] = {
     "sequence_part": _moves,
     "sequence_whole": _moves,
+    "sequence_running_sum": _moves,
     "keys_and_values": _keys_and_values,
     "mean_of_ranks": _mean,
 }
