@@ -134,7 +134,7 @@ class RawCollectives:
         count = self._group.size
         if count == 1:
             return tensor.clone()
-        given = torch.stack(self._pieces(tensor, dim))
+        given = self._stacked(tensor, dim)
         if not self._sends(tensor):
             return given[0]
         self._traffic.reduce_scatter(_size_bytes(given), count)
@@ -151,7 +151,7 @@ class RawCollectives:
         count = self._group.size
         if count == 1:
             return tensor.clone()
-        given = torch.stack(self._pieces(tensor, split_dim))
+        given = self._stacked(tensor, split_dim)
         got = torch.empty_like(given)
         if self._sends(tensor):
             dist.all_to_all_single(got, given, group=self._group.handle)
@@ -160,6 +160,10 @@ class RawCollectives:
 
     def _sends(self, tensor: torch.Tensor) -> bool:
         return self._group.size > 1 and not isinstance(tensor, FakeTensor)
+
+    def _stacked(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """One row for each rank; ``stack`` keeps the strides of channels-last tensors."""
+        return torch.stack(self._pieces(tensor, dim)).contiguous()
 
     def _pieces(self, tensor: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
         count = self._group.size
