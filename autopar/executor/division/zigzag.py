@@ -49,7 +49,7 @@ class Zigzag:
 
         def sequence_whole(tensor: torch.Tensor, dim: int, outer: int = 1) -> torch.Tensor:
             if outer > 1:
-                apart = tensor.unflatten(dim, (outer, tensor.shape[dim] // outer))
+                apart = torch.unflatten(tensor, dim, (outer, tensor.shape[dim] // outer))
                 return sequence_whole(apart, dim + 1).flatten(dim, dim + 1)
             gathered = calls.gather(tensor, dim)
             pieces = torch.split(gathered, gathered.shape[dim] // (2 * count), dim)
