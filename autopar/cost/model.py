@@ -95,13 +95,18 @@ class CostModel:
         profile: What is trained.
         cluster: Where.
         precision: Compute dtype, or ``auto``, see :func:`autopar.cost.states.auto_precision`.
+        strategies: Divide the profile, where another model has them already.
 
     Raises:
         InputError: Unknown precision.
     """
 
     def __init__(
-        self, profile: GraphProfile, cluster: Cluster, precision: str = "float32"
+        self,
+        profile: GraphProfile,
+        cluster: Cluster,
+        precision: str = "float32",
+        strategies: Strategies | None = None,
     ) -> None:
         self.profile = profile
         self.cluster = cluster
@@ -109,7 +114,7 @@ class CostModel:
         self.precision = precision
         ratio = profile.optimizer.state_bytes_per_parameter_byte
         self.sizes = ParameterBytes.of(precision, ratio)
-        self.strategies = Strategies(profile)
+        self.strategies = strategies or Strategies(profile)
         self.compute = ComputeModel(profile, cluster, precision)
         self._works: dict[Split, StageWork] = {}
         self._tables: dict[Split, Tables] = {}
@@ -121,6 +126,14 @@ class CostModel:
         self._communication: dict[object, CommunicationModel] = {}
         self._kinds: dict[object, tuple[tuple[Device, int], ...]] = {}
         self._firsts: dict[int, tuple[int, ...]] = {}
+
+    def on(self, cluster: Cluster) -> CostModel:
+        """The model of another cluster, with what does not depend on it shared."""
+        other = CostModel(self.profile, cluster, self.precision, self.strategies)
+        other._works, other._tables = self._works, self._tables
+        other._schedules, other._programs = self._schedules, self._programs
+        other._peaks = self._peaks
+        return other
 
     def work(self, split: Split) -> StageWork:
         """The blocks as divided."""

@@ -141,6 +141,16 @@ def run_study(
     walk: Walk, relaxations: bool
 ) -> tuple[optuna.Study, list[tuple[int, float, float, str]]]:
     """Feed the walk to an Optuna study, one trial per priced point."""
+    study, history = price_all(walk)
+    if study is None:
+        raise diagnose(walk.model, walk.options, walk.space, relaxations=relaxations)
+    return study, history
+
+
+def price_all(
+    walk: Walk,
+) -> tuple[optuna.Study | None, list[tuple[int, float, float, str]]]:
+    """The study and history of a walk, no study when it priced nothing."""
     from autopar.search.study import StudyLog
 
     log: StudyLog | None = None
@@ -154,9 +164,7 @@ def run_study(
         best = min(best, item.value)
         name = build_plan(item.point, item.cuts, walk.model, walk.options, item.levels).name
         history.append((log.record(item, name), item.value, best, name))
-    if log is None or not history:
-        raise diagnose(walk.model, walk.options, walk.space, relaxations=relaxations)
-    return log.study, history
+    return (log.study if log is not None and history else None), history
 
 
 def study_name(walk: Walk) -> str:

@@ -199,18 +199,24 @@ class Rows:
 
     def prepare(self, groups: Sequence[PointGroup]) -> None:
         """Price the blocks of equal splits for all their microbatch sizes at once."""
-        sizes: dict[tuple[int, int], dict[int, PointGroup]] = {}
+        model = self.model
+        known: dict[object, list[tuple[Kinds, Surroundings]]] = {}
+        wanted: dict[object, tuple[Split, Device, int, Surroundings, dict[int, None]]] = {}
         for group in groups:
-            if not self.world(group.world).regular:
+            world = self.world(group.world)
+            if world.why_not is not None:
                 continue
-            busy = self.world(group.world).kinds[0][1]
-            sizes.setdefault((id(group.split), busy), {}).setdefault(group.microbatch_size, group)
-        for found in sizes.values():
-            first = next(iter(found.values()))
-            device, busy = self.world(first.world).kinds[0]
-            if self.model.compute.why_not(device) is None:
-                around = self._around(first)
-                self.model.prepare(first.split, tuple(found), device, busy, around)
+            place = (group.world, 0 if world.regular else group.pp, id(group.split))
+            if place not in known:
+                regular = [(world.kinds, self._around(group))] if world.regular else None
+                known[place] = regular or self._classes_of(group)[0]
+            for kinds, around in known[place]:
+                for device, busy in kinds:
+                    key = (id(group.split), device.name, busy, around)
+                    entry = wanted.setdefault(key, (group.split, device, busy, around, {}))
+                    entry[-1][group.microbatch_size] = None
+        for split, device, busy, around, sizes in wanted.values():
+            model.prepare(split, tuple(sizes), device, busy, around)
 
     def row(self, group: PointGroup) -> Row:
         """The least of every part over the kinds of pipeline ranks."""

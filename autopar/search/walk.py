@@ -127,6 +127,7 @@ class Walk:
         simulations: Partitions simulated.
         beaten: Points whose boundaries were searched and found no better than the best.
         shared: What other workers on the same stored study price, ``None`` without a storage.
+        known: Objectives of plans found elsewhere, which this walk has to beat.
     """
 
     model: CostModel
@@ -138,6 +139,7 @@ class Walk:
     simulations: int = 0
     beaten: list[tuple[float, int, Candidate]] = field(default_factory=list)
     shared: SharedPoints | None = None
+    known: tuple[float, ...] = ()
     _inherited: deque[Priced] = field(default_factory=deque)
     _settled: set[Point] = field(default_factory=set)
     _proved: dict[Point, float] = field(default_factory=dict)
@@ -254,7 +256,12 @@ class Walk:
     @property
     def best(self) -> float:
         """Smallest objective so far."""
-        return min((item.value for item in self.priced), default=math.inf)
+        return min((*self.known, *(item.value for item in self.priced)), default=math.inf)
+
+    @property
+    def least(self) -> float:
+        """Smallest bound of a group before anything is priced."""
+        return float(self._bounds[self._groups[0]]) if self._groups else math.inf
 
     def next(self) -> Priced | None:
         """Price the next point worth it; ``None`` when the best is proved and the top is full."""
@@ -334,7 +341,7 @@ class Walk:
             heapq.heappush(self._heap, entry)
         self.beaten = []
         while self._spent < RUNNER_UP_ACTIONS:
-            values = sorted(item.value for item in self.priced)
+            values = sorted((*self.known, *(item.value for item in self.priced)))
             full = len(values) >= self.options.top
             if self.options.top == 1 or not values:
                 return None
@@ -397,14 +404,18 @@ class Walk:
             candidate.bound = max(bound, refined)
             heapq.heappush(self._heap, (candidate.bound, index, candidate))
 
+    @property
+    def unexplored(self) -> float:
+        """No plan that was not priced has a smaller objective."""
+        bounds = [bound for bound, _, _ in (*self._heap[:1], *self.beaten)]
+        bounds += [float(self._bounds[i]) for i in self._groups[self._opened :][:1]]
+        return min((*bounds, self.open_bound), default=math.inf)
+
     def certificate(self) -> Certificate:
         """What was looked at and what can still be better than the best."""
         best = self.best
         closed = self._groups[self._opened :]
-        bounds = [bound for bound, _, _ in (*self._heap[:1], *self.beaten)]
-        bounds += [float(self._bounds[i]) for i in closed[:1]]
-        left = min(bounds, default=math.inf)
-        unexplored = min(left, self.open_bound)
+        unexplored = self.unexplored
         gap = max(0.0, (best - unexplored) / best) if math.isfinite(best) and best > 0 else 0.0
         return Certificate(
             space=self.space.size,
