@@ -1,10 +1,11 @@
 """What dividing a traced graph over ranks does to each block: work, bytes, communication."""
 
 from autopar.core.registry import Entry, Registry
-from autopar.strategies.block import BlockWork, Strategies
+from autopar.strategies.block import Strategies
 from autopar.strategies.matmul import Attention, Matmul, Products
 from autopar.strategies.split import WHOLE, Split, Strategy
 from autopar.strategies.tensor import Collective
+from autopar.strategies.work import BlockWork
 
 STRATEGIES: Registry[type[Strategy]] = Registry(
     "strategy",
