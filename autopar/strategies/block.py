@@ -15,7 +15,6 @@ from autopar.strategies.split import Split
 from autopar.strategies.tensor import Collective, TensorSplit
 from autopar.strategies.work import BlockWork
 
-
 _Kind = tuple[str, Amount, tuple[tuple[bool, bool, bool, int], ...]]
 """Signature, backward bytes, and per op: works on a part, ends parts, is computed whole by context
 ranks, collectives."""
