@@ -14,8 +14,9 @@ from autopar.cost.layout import Cuts
 from autopar.search.batch import Array, Batch, Mask, fullest_rank
 from autopar.search.chunks import chunked_cuts
 from autopar.search.options import SearchOptions
-from autopar.search.rows import Row, Rows, World
+from autopar.search.rows import Row, Rows
 from autopar.search.space import PointGroup
+from autopar.search.worlds import World
 from autopar.strategies import WHOLE
 
 

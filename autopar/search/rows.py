@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cluster import Device
-from autopar.cost import CostModel, memory
+from autopar.cost import CostModel
 from autopar.cost.blocks import BlockSeconds, Surroundings
 from autopar.cost.groups import Group
 from autopar.cost.layout import BUCKET_BYTES
@@ -19,11 +19,10 @@ from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
 from autopar.search.options import SearchOptions
 from autopar.search.space import PointGroup
+from autopar.search.worlds import Kinds, World
 from autopar.strategies import WHOLE, Split
 
 Array = npt.NDArray[np.float64]
-Kinds = tuple[tuple[Device, int], ...]
-"""Devices, and how many are busy on their host."""
 LARGE = 1e13
 """Bytes at which the latency of a collective no longer counts."""
 RATES = ("scatter", "gather", "bucket_all_reduce", "bucket_scatter", "bucket_replicas")
@@ -61,79 +60,6 @@ class Row:
         In between the line is a lower bound (fractional knapsack).
         """
         return _cheapest(self.seconds, self.kept)
-
-
-class World:
-    """Facts of the first ``size`` devices.
-
-    Args:
-        model: Shared caches.
-        options: What is asked.
-        size: Devices.
-    """
-
-    def __init__(self, model: CostModel, options: SearchOptions, size: int) -> None:
-        placement = model.first_devices(size)
-        self.placement = placement
-        self.communication = model.communication(placement)
-        self.kinds = model.kinds(placement, placement)
-        self.why_not = next(
-            (reason for device, _ in self.kinds if (reason := model.compute.why_not(device))), None
-        )
-        most = max(device.memory_bytes for device, _ in self.kinds)
-        self.memory_limit = min(most, options.max_memory_bytes or most)
-        self.regular = self.communication.shapes.regular
-        self._place = {(device.name, busy): i for i, (device, busy) in enumerate(self.kinds)}
-        self._model = model
-        self.framework_bytes = min(
-            model.profile.measurement.resident_bytes
-            if model.profile.measurement and model.compute.measured_on(device)
-            else memory.assumed_framework(device).value
-            for device, _ in self.kinds
-        )
-        devices = [device for device, _ in self.kinds]
-        self.optimizer_s = [
-            min(
-                model.compute.optimizer_seconds_per_element(device, busy, offload)
-                for device, busy in self.kinds
-            )
-            for offload in (False, True)
-        ]
-        # The cheapest and least thirsty kind for every device: a bound, exact when all are equal.
-        self.usd_per_s = _least([d.usd_per_hour for d in devices], size / 3600)
-        self.idle_watt = _least([d.idle_watt for d in devices], size)
-        extras = [
-            d.power_watt - d.idle_watt
-            for d in devices
-            if d.power_watt is not None and d.idle_watt is not None
-        ]
-        self.extra_watt = max(0.0, min(extras)) if len(extras) == len(devices) else None
-
-    @cached_property
-    def _kind_of(self) -> npt.NDArray[np.intp]:
-        """Number of the kind of every device."""
-        device, busy = self._model.cluster.device, self.communication.ranks_on_host
-        return np.array([self._place[device(d).name, busy(d)] for d in self.placement])
-
-    def kinds_of(self, start: int, stop: int) -> tuple[tuple[Device, int], ...]:
-        """Different kinds among the ranks ``[start, stop)``."""
-        if len(self.kinds) == 1:
-            return self.kinds
-        return tuple(self.kinds[i] for i in np.unique(self._kind_of[start:stop]))
-
-    def limits(self, pp: int) -> Array:
-        """Bytes of the smallest device of every pipeline rank, or what the user allows."""
-        stage = len(self.placement) // pp
-        sizes = [
-            min(d.memory_bytes for d, _ in self.kinds_of(q * stage, (q + 1) * stage))
-            for q in range(pp)
-        ]
-        return np.minimum(sizes, self.memory_limit)
-
-
-def _least(values: list[float | None], factor: float) -> float | None:
-    known = [value for value in values if value is not None]
-    return min(known) * factor if len(known) == len(values) else None
 
 
 class Rows:
