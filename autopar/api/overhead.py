@@ -6,6 +6,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from autopar.api.shard_overhead import measure_shard_overhead
 from autopar.cluster import Cluster
 from autopar.cluster.overhead import HostOverhead
 from autopar.core.stats import quantile
@@ -27,6 +28,8 @@ def with_overhead(cluster: Cluster) -> Cluster:
     """
     if cluster.device_count < 2:
         return cluster
+    from autopar.profiler.resident import measure_resident
+
     record = _run()
     device = cluster.device(0)
     forward_s = _typical(record, "forward") + _typical(record, "wait", 0.1)
@@ -38,6 +41,8 @@ def with_overhead(cluster: Cluster) -> Cluster:
             forward_action_s=max(forward_s - kernels * device.launch_s, 0.0),
             backward_action_s=max(backward_s - 2 * kernels * device.launch_s, 0.0),
             step_s=record.breakdown.other_s,
+            rank_bytes=max(max(record.peak_memory_bytes) - measure_resident(TARGET), 0.0),
+            shards=measure_shard_overhead(cluster.device_count, device.launch_s),
         ),
     )
 

@@ -169,7 +169,7 @@ class Cluster:
                 measured=data["measured"],
                 busy_slowdown={int(k): float(v) for k, v in data["busy_slowdown"].items()},
                 overlap_slowdown=data["overlap_slowdown"],
-                overhead=HostOverhead(**data["overhead"]),
+                overhead=HostOverhead.from_dict(data["overhead"]),
                 groups=tuple(_group(row) for row in data["groups"]),
                 curves=tuple(_curve(row) for row in data["curves"]),
                 provenance=data["provenance"],

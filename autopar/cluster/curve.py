@@ -6,7 +6,14 @@ import bisect
 import math
 from dataclasses import dataclass
 
-COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "send_recv")
+COLLECTIVES = (
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "all_to_all",
+    "broadcast",
+    "send_recv",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,21 +3,73 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardCost:
+    """Seconds of something done to a unit of weights.
+
+    Attributes:
+        unit_s: For a unit.
+        weight_s: More of them for every weight (tensor) in it.
+    """
+
+    unit_s: float = 0.0
+    weight_s: float = 0.0
+
+    def seconds(self, units: float, weights: float) -> float:
+        """For some units with so many weights in all."""
+        return self.unit_s * units + self.weight_s * weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardOverhead:
+    """What sharded weights cost beside bytes and arithmetic, with messages of almost no bytes.
+
+    Attributes:
+        visit: Forward or backward of a unit whose weights are there.
+        gather: Gathering its weights.
+        scatter: Sharing out its gradients.
+        step_s_per_weight: Optimizer step on a weight's shard.
+    """
+
+    visit: ShardCost = ShardCost()
+    gather: ShardCost = ShardCost()
+    scatter: ShardCost = ShardCost()
+    step_s_per_weight: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ShardOverhead:
+        """Inverse of ``asdict``."""
+        costs = {name: ShardCost(**data[name]) for name in ("visit", "gather", "scatter")}
+        return cls(**costs, step_s_per_weight=data["step_s_per_weight"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOverhead:
-    """Fixed costs of the stage runner, measured by running a pipeline of almost no work.
+    """Fixed costs of the executor, measured by running plans of almost no work.
 
     Attributes:
         forward_action_s: A stage's forward for one microbatch: receive, autograd, hand over.
         backward_action_s: The same for its backward.
         step_s: A step outside its actions and its optimizer: bookkeeping.
+        shards: What sharded weights cost; ``None`` when not measured.
+        rank_bytes: Resident memory of a training rank beside that of a process that has only
+            traced the model: executor, process groups, allocator.
     """
 
     forward_action_s: float
     backward_action_s: float
     step_s: float
+    shards: ShardOverhead | None = None
+    rank_bytes: float = 0.0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> HostOverhead:
+        """Inverse of ``asdict``; files from before sharding was measured lack its part."""
+        shards = data.get("shards")
+        return cls(**{**data, "shards": ShardOverhead.from_dict(shards) if shards else None})
 
 
 NO_OVERHEAD = HostOverhead(forward_action_s=0.0, backward_action_s=0.0, step_s=0.0)

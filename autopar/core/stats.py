@@ -20,6 +20,22 @@ def median(values: Sequence[float]) -> float:
     return quantile(values, 0.5)
 
 
+def mean(values: Sequence[float]) -> float:
+    """Mean of a non-empty sequence."""
+    return sum(values) / len(values)
+
+
+def trimmed_mean(values: Sequence[float], share: float = 0.1) -> float:
+    """Mean without the lowest and highest share of a non-empty sequence.
+
+    Args:
+        values: The sequence.
+        share: Part that is left out at each end.
+    """
+    low, high = quantile(values, share), quantile(values, 1 - share)
+    return mean([value for value in values if low <= value <= high])
+
+
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Kendall's tau-b of two equally long sequences; ``None`` when either is constant.
 

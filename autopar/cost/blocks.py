@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from autopar.cluster import Device
+from autopar.cluster.overhead import ShardOverhead
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
+from autopar.cost.groups import Group
 from autopar.cost.ranks import Shapes
 from autopar.cost.states import ParameterBytes
 from autopar.cost.work import StageWork, Vector
@@ -53,6 +55,10 @@ class Surroundings:
         ep: Expert parallel groups.
         gather: Groups that gather parameters before each use (ZeRO-3), empty when none does.
         scatter: Groups that share out gradients in each backward (ZeRO-2 and 3).
+        eager: Ranks run the user's own module, not the traced ops.
+        world: Ranks of the plan; equal groups run their collectives at the same time.
+        zero: What is shared out.
+        shards: What sharding costs beside bytes, ``None`` when not measured.
     """
 
     tp: Shapes
@@ -60,6 +66,20 @@ class Surroundings:
     ep: Shapes
     gather: Shapes = ()
     scatter: Shapes = ()
+    eager: bool = False
+    world: int = 1
+    zero: int = 0
+    shards: ShardOverhead | None = None
+
+    def many(
+        self, communication: CommunicationModel, kind: str, sizes_bytes: Vector, group: Group
+    ) -> Vector:
+        """Collectives of a group while its equals run theirs; never less than alone."""
+        alone = communication.many(kind, sizes_bytes, group)
+        together = self.world // max(group.ranks, 1)
+        if together < 2:
+            return alone
+        return np.maximum(alone, communication.many(kind, sizes_bytes, group, together))
 
 
 def block_seconds(
@@ -91,18 +111,21 @@ def block_seconds(
     Raises:
         InputError: The profile has no time for the device.
     """
-    phases = compute.phases(work, samples, device, busy)
+    phases = compute.phases(work, samples, device, busy, eager=around.eager)
     comm = _Inside(work, samples, compute.activation_scale, communication, around)
     forward, backward = phases.forward(comm.forward), phases.backward(comm.backward)
     share = compute.constants(device).gather_exposed
     gather = _over_shapes(
-        communication, "all_gather", work.parameters * sizes.weight, around.gather
+        communication, "all_gather", work.parameters * sizes.weight, around, around.gather
     )
     scatter = _over_shapes(
-        communication, "reduce_scatter", work.parameters * sizes.gradient, around.scatter
+        communication, "reduce_scatter", work.parameters * sizes.gradient, around, around.scatter
     )
-    forward = _beside(forward, gather, share)
-    backward = _beside(backward, gather + scatter, share)
+    if around.zero and around.shards is not None:
+        forward, backward = _with_units(work, forward, backward, gather, scatter, around)
+    else:
+        forward = _beside(forward, gather, share)
+        backward = _beside(backward, gather + scatter, share)
     again = forward
     nothing = np.zeros_like(forward)
     computing_f, computing_b = phases.forward(nothing), phases.backward(nothing)
@@ -117,6 +140,32 @@ def block_seconds(
         backward_collective=backward - computing_b,
         full_collective=again - computing_f,
     )
+
+
+def _with_units(
+    work: StageWork,
+    forward: Vector,
+    backward: Vector,
+    gather: Vector,
+    scatter: Vector,
+    around: Surroundings,
+) -> tuple[Vector, Vector]:
+    """Phases of sharded blocks where the host's costs per unit were measured.
+
+    These were measured with tiny messages, so of a collective what more bytes add comes on top.
+    Every block is a unit. Overlap is in them: on a host whose ranks share cores there is little.
+    """
+    shards = around.shards
+    assert shards is not None  # the caller looked
+    weights = np.array([float(len(b.parameters)) for b in work.profile.blocks])
+    units = (weights > 0).astype(float)
+    visit, fetch, share = (
+        cost.unit_s * units + cost.weight_s * weights
+        for cost in (shards.visit, shards.gather, shards.scatter)
+    )
+    again = (fetch + gather) if around.zero == 3 else np.zeros_like(forward)
+    last = (share + scatter) if around.zero >= 2 else np.zeros_like(forward)
+    return forward + visit + again, backward + visit + again + last
 
 
 def _beside(compute: Vector, collective: Vector, share: float) -> Vector:
@@ -146,7 +195,7 @@ class _Inside:
             seconds = {"forward": nothing, "backward": nothing}
             for item in block.collectives:
                 size = np.reshape(item.size_bytes.at(samples) * scale, nothing.shape)
-                found = [communication.many(item.kind, size, g) for g in shapes[item.axis]]
+                found = [around.many(communication, item.kind, size, g) for g in shapes[item.axis]]
                 if found:
                     seconds[item.phase] = seconds[item.phase] + np.maximum.reduce(found)
             for phase, values in unique.items():
@@ -157,14 +206,22 @@ class _Inside:
 
 
 def _over_shapes(
-    communication: CommunicationModel, kind: str, sizes: Vector, shapes: Shapes
+    communication: CommunicationModel,
+    kind: str,
+    sizes: Vector,
+    around: Surroundings,
+    shapes: Shapes,
 ) -> Vector:
-    """Slowest shape's seconds per block; zeros without a group."""
+    """Slowest shape's seconds per block; zeros without a group.
+
+    Where costs per unit were measured, only what the bytes add to a message of almost none.
+    """
     if not shapes:
         return np.zeros_like(sizes)
     values, inverse = np.unique(sizes, return_inverse=True)
-    seconds = [
-        max(communication.seconds(kind, float(value), group) for group in shapes)
-        for value in values
-    ]
-    return np.array(seconds)[inverse]
+    least = np.ones(1)
+    seconds = np.max([around.many(communication, kind, values, g) for g in shapes], axis=0)
+    if around.shards is not None:
+        fixed = max(float(around.many(communication, kind, least, g)[0]) for g in shapes)
+        seconds = np.maximum(seconds - fixed, 0.0)
+    return np.asarray(seconds)[inverse]

@@ -60,11 +60,18 @@ class CommunicationModel:
         )
 
     def many(
-        self, collective: str, sizes_bytes: npt.NDArray[np.float64], group: Group
+        self,
+        collective: str,
+        sizes_bytes: npt.NDArray[np.float64],
+        group: Group,
+        concurrency: int = 1,
     ) -> npt.NDArray[np.float64]:
         """:meth:`seconds` of several sizes."""
         if self.cluster.curves:
-            found = [self.seconds(collective, float(s), group) for s in np.ravel(sizes_bytes)]
+            found = [
+                self.seconds(collective, float(s), group, concurrency)
+                for s in np.ravel(sizes_bytes)
+            ]
             return np.reshape(found, sizes_bytes.shape)
         if group.ranks < 2:
             return np.zeros_like(sizes_bytes)

@@ -97,11 +97,23 @@ class ComputeModel:
         return interpolate(table, busy) / interpolate(table, measurement.busy_ranks)
 
     def phases(
-        self, work: StageWork, samples: float | Vector, device: Device, busy: int
+        self,
+        work: StageWork,
+        samples: float | Vector,
+        device: Device,
+        busy: int,
+        *,
+        eager: bool = False,
     ) -> Phases:
         """Seconds of every block for one microbatch, collectives left out.
 
-        ``samples`` may be a column of sizes where nothing was measured on the device.
+        Args:
+            work: The blocks as divided.
+            samples: Microbatch size; may be a column of sizes where nothing was measured on the
+                device.
+            device: Kind of device.
+            busy: Busy devices on its host.
+            eager: Ranks run the user's own module instead of the traced ops.
 
         Raises:
             InputError: The profile has no curve for a block, or the device no peak.
@@ -111,7 +123,7 @@ class ComputeModel:
             raise InputError(reason, hint="choose another device")
         if self.measured_on(device):
             assert isinstance(samples, (int, float))  # curves are read one size at a time
-            return self._measured(work, samples, device, busy)
+            return self._measured(work, samples, device, busy, eager)
         return self._roofline(device).phases(work, samples)
 
     def block_seconds(self, samples: float, device: Device, busy: int) -> tuple[Vector, Vector]:
@@ -130,27 +142,36 @@ class ComputeModel:
             )
         return self._rooflines[device.name]
 
-    def _measured(self, work: StageWork, samples: float, device: Device, busy: int) -> Phases:
-        """Measured curves; a divided block takes the part of its time that its FLOPs are."""
+    def _measured(
+        self, work: StageWork, samples: float, device: Device, busy: int, eager: bool
+    ) -> Phases:
+        """Measured curves.
+
+        A divided block takes as long as with the part of the samples that its FLOPs are: what an
+        op costs whatever its size is not divided.
+        """
         measurement = self.profile.measurement
         assert measurement is not None  # measured_on says so
-        factor = self.slowdown(device, busy) * measurement.composition_at(samples)
-        pairs: dict[str, tuple[float, float]] = {}
-        missing = False
-        for block in self.profile.blocks:
-            curve = measurement.curves.get(block.signature)
-            missing = missing or curve is None
-            if curve is not None and block.signature not in pairs:
-                pairs[block.signature] = curve.at(samples)
+        slowdown = self.slowdown(device, busy)
+        own = measurement.eager_at(samples) if eager else (1.0, 1.0)
+        missing = any(b.signature not in measurement.curves for b in self.profile.blocks)
+        known: dict[tuple[str, float], tuple[float, float]] = {}
         rest = self._untimed(work, samples, device) if missing else None
         forward, backward = [], []
         for index, block in enumerate(self.profile.blocks):
-            if block.signature in pairs:
-                share = work.works[index].forward_flop_share
-                forward.append(pairs[block.signature][0] * share * factor)
-                backward.append(pairs[block.signature][1] * share * factor)
+            curve = measurement.curves.get(block.signature)
+            if curve is not None:
+                key = (block.signature, work.works[index].forward_flop_share)
+                if key not in known:
+                    part = samples * key[1]
+                    factor = slowdown * measurement.composition_at(part)
+                    seconds = curve.at(part)
+                    known[key] = (seconds[0] * factor * own[0], seconds[1] * factor * own[1])
+                forward.append(known[key][0])
+                backward.append(known[key][1])
             else:
                 assert rest is not None  # made when a curve is missing
+                factor = slowdown * measurement.composition_at(samples)
                 forward.append(float(rest.forward_device[index]) * factor)
                 backward.append(float(rest.backward_device[index]) * factor)
         nothing = np.zeros(len(forward))

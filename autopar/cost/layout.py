@@ -147,6 +147,10 @@ class Layout:
             ep=self.ranks.ep(rank),
             gather=shard if self.zero >= 3 else (),
             scatter=shard,
+            eager=self.mesh.fits(("dp_replicate",)) and not any(self.levels),
+            world=self.mesh.world_size if self.model.cluster.curves else 1,
+            zero=self.zero,
+            shards=self.model.cluster.overhead.shards if self.zero else None,
         )
 
     @cached_property
@@ -365,10 +369,29 @@ class Layout:
     @cached_property
     def overhead_s(self) -> float:
         """Per step outside stages: the executor's own cost, the all-reduce of clipping."""
-        own_s = self.model.cluster.overhead.step_s
+        own_s = self.model.cluster.overhead.step_s + self._shards_s
         if not self.clip or self.mesh.world_size == 1:
             return own_s
         return own_s + self.communication.group_seconds("all_reduce", 4.0, self.placement)
+
+    @property
+    def _shards_s(self) -> float:
+        """Per step, what sharded weights cost on a rank outside its microbatches.
+
+        ZeRO-1 and 2 gather once, ZeRO-1 shares out gradients once; the optimizer visits every
+        weight's shard. Ranks of a pipeline hold equal parts, near enough.
+        """
+        shards = self.model.cluster.overhead.shards
+        if not self.zero or shards is None:
+            return 0.0
+        counts = [len(b.parameters) for b in self.model.profile.blocks]
+        weights, units = sum(counts) / self.mesh.pp, sum(map(bool, counts)) / self.mesh.pp
+        seconds = shards.step_s_per_weight * weights
+        if self.zero <= 2:
+            seconds += shards.gather.seconds(units, weights)
+        if self.zero == 1:
+            seconds += shards.scatter.seconds(units, weights)
+        return seconds
 
     def step_seconds(self, cuts: Cuts) -> float:
         """Simulated time of one optimizer step."""

@@ -241,7 +241,7 @@ def framework_bytes(layout: Layout, rank: int) -> float:
     device = layout.model.cluster.device(layout.groups[rank][0])
     measurement = layout.model.profile.measurement
     if measurement is not None and layout.model.compute.measured_on(device):
-        return measurement.resident_bytes
+        return measurement.resident_bytes + layout.model.cluster.overhead.rank_bytes
     return assumed_framework(device).value
 
 

@@ -207,6 +207,7 @@ def _measurement_to_dict(measurement: Measurement | None) -> dict[str, Any] | No
         "threads": measurement.threads,
         "curves": {k: [list(p) for p in c.points] for k, c in measurement.curves.items()},
         "composition": [list(p) for p in measurement.composition],
+        "eager": [list(p) for p in measurement.eager],
         "optimizer_s": measurement.optimizer_s,
         "optimizer_s_per_byte": measurement.optimizer_s_per_byte,
         "zero_grad_s": measurement.zero_grad_s,
@@ -226,7 +227,8 @@ def _measurement_from_dict(row: dict[str, Any] | None) -> Measurement | None:
         for key, points in row["curves"].items()
     }
     composition = tuple((p[0], p[1]) for p in row["composition"])
-    return Measurement(**{**row, "curves": curves, "composition": composition})
+    eager = tuple((p[0], p[1], p[2]) for p in row.get("eager", ()))
+    return Measurement(**{**row, "curves": curves, "composition": composition, "eager": eager})
 
 
 def _noise_from_dict(row: dict[str, Any] | None) -> GradientNoise | None:

@@ -46,7 +46,7 @@ class Measurement:
         threads: Threads per process.
         curves: Block signature -> curve.
         composition: Whole-model seconds over the sum of its blocks' seconds (forward + backward),
-            by microbatch size: what isolated blocks miss.
+            by microbatch size: what isolated blocks miss, the rest of a training step included.
         optimizer_s: Seconds of one optimizer step over all parameters.
         optimizer_s_per_byte: The same per parameter byte.
         zero_grad_s: Seconds to clear gradients.
@@ -58,6 +58,9 @@ class Measurement:
         resident_bytes: Resident memory of a rank before the model exists (interpreter, torch,
             process group).
         spread: Relative half-width that covers 90 % of the repeats.
+        eager: ``(samples, forward, backward)``: seconds of the user's own module over those of
+            the traced ops, which ranks run in all plans but plain data parallel ones; never
+            below 1.
     """
 
     device: str
@@ -73,9 +76,16 @@ class Measurement:
     accumulate_s_per_byte: float = 0.0
     checkpoint_s: float = 0.0
     checkpoint_s_per_op: float = 0.0
+    eager: tuple[Point, ...] = ()
 
     def composition_at(self, samples: float) -> float:
         """Composition factor for a microbatch size (nearest measured; 1.0 when none was)."""
         if not self.composition:
             return 1.0
         return min(self.composition, key=lambda p: abs(p[0] - samples))[1]
+
+    def eager_at(self, samples: float) -> tuple[float, float]:
+        """Factors of forward and backward for a microbatch size (nearest measured, else 1)."""
+        if not self.eager:
+            return 1.0, 1.0
+        return min(self.eager, key=lambda p: abs(p[0] - samples))[1:]

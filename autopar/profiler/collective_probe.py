@@ -12,16 +12,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from autopar.core.stats import median, quantile
+from autopar.core.stats import median
 from autopar.profiler.layouts import Layout, curve_keys
 
 _WARM_UP = 2
 _MIN_REPEATS = 3
-_MAX_REPEATS = 40
+_MAX_REPEATS = 200
+_ROUNDS = 4
+_LEAST_S = 1e-6
 _MIN_SIZES = 3
 _WANTED_BYTES = 4 * 1024**2
 _FLOAT_BYTES = 4
-_TRIM = 0.1
 _WEIGHTLESS_BYTES = 256 * 1024
 
 Tick = Callable[[str, float], None]
@@ -72,10 +73,12 @@ def measure_curves(
 ) -> list[MeasuredCurve]:
     """Curves of all collectives in all layouts, the same list on every rank.
 
-    Each repeat is a barrier, a few milliseconds of computation, then the collective: ranks arrive
-    together but, as in a training step, have just used up their time slices. On a host with few
-    cores that delays the wake-up of the communication threads; small collectives between idle
-    ranks look several times faster than any step ever sees them.
+    A collective costs what it adds to a loop of a little computation and the collective, over the
+    same loop without it: ranks drift apart and wait for each other, communication threads take
+    turns with computing ones, now and then a wake-up waits for the scheduler's next tick (4 ms on
+    Linux). A step adds up many collectives and so pays their mean. Between ranks that meet at a
+    barrier first, small collectives look several times faster than any step ever sees them.
+    Messages between two ranks are sent ahead and hide: their median is kept, alone.
 
     Args:
         members: What :func:`join` returned.
@@ -148,7 +151,7 @@ def _points(
         share_of_left = _weight(size) / sum(_weight(other) for other in sizes[index:])
         wanted = int(max(left, 0.0) * share_of_left / guess)
         repeats = min(max(wanted, _MIN_REPEATS), _MAX_REPEATS)
-        points.append((float(size), _typical_seconds(call, before, member, repeats)))
+        points.append((float(size), _typical_seconds(collective, call, before, member, repeats)))
     return points
 
 
@@ -163,33 +166,54 @@ def _warm_up(call: Callable[[], None] | None, before: Callable[[], None], group:
     if call is not None:
         for _ in range(_WARM_UP):
             started = time.perf_counter()
+            _once(_nothing, before, group)
             _once(call, before, group)
             seconds = time.perf_counter() - started
     return float(max(share(seconds)))
 
 
 def _typical_seconds(
-    call: Callable[[], None] | None, before: Callable[[], None], member: Member, repeats: int
+    collective: str,
+    call: Callable[[], None] | None,
+    before: Callable[[], None],
+    member: Member,
+    repeats: int,
 ) -> float:
-    """Trimmed mean over the repeats, mean over the groups that ran together."""
+    """Seconds of a collective or message, mean over the groups that ran together."""
     mine: float | None = None
-    if call is not None:
+    if call is not None and collective == "send_recv":
         spans = [_once(call, before, member.group) for _ in range(repeats)]
-        mine = trimmed_mean(_durations(spans, member))
+        mine = median(_durations(spans, member))
+    elif call is not None:
+        mine = _added_seconds(call, before, member, repeats)
     found = [float(value) for value in share(mine) if value is not None]
     return sum(found) / len(found)
 
 
-def trimmed_mean(values: Sequence[float]) -> float:
-    """Mean without the lowest and highest tenth.
+def _added_seconds(
+    call: Callable[[], None], before: Callable[[], None], member: Member, repeats: int
+) -> float:
+    """What a call adds to a loop of computation: median over rounds of the mean of each."""
+    each = max(1, math.ceil(repeats / _ROUNDS))
+    rows = [
+        (_loop(_nothing, before, member.group, each), _loop(call, before, member.group, each))
+        for _ in range(_ROUNDS)
+    ]
+    own = torch.tensor(rows, dtype=torch.float64)
+    gathered = [torch.empty_like(own) for _ in range(member.layout.size)]
+    dist.all_gather(gathered, own, group=member.group)
+    slowest = torch.stack(gathered).amax(0)  # round, (without, with)
+    added = [float(beside - alone) / each for alone, beside in slowest]
+    return max(median(added), _LEAST_S)
 
-    Small collectives on a busy host are bimodal (now and then a thread waits for the next
-    scheduler tick, 4 ms on Linux). A step adds up many of them and so pays the mean; the median
-    would hide the slow mode, the plain mean would follow single disturbances.
-    """
-    low, high = quantile(values, _TRIM), quantile(values, 1 - _TRIM)
-    kept = [value for value in values if low <= value <= high]
-    return sum(kept) / len(kept)
+
+def _loop(call: Callable[[], None], before: Callable[[], None], group: Any, repeats: int) -> float:
+    dist.barrier(group=group)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        before()
+        call()
+    return time.perf_counter() - started
 
 
 def _durations(spans: list[tuple[float, float]], member: Member) -> list[float]:
@@ -228,17 +252,28 @@ def _prepare(
     part = max(1, size_bytes // _FLOAT_BYTES // len(ranks))
     full = torch.empty(part * len(ranks)).fill_(0.0)
     shard = torch.empty(part).fill_(0.0)
-    if collective == "all_reduce":
-        return lambda: _discard(dist.all_reduce(full, group=group))
-    if collective == "reduce_scatter":
-        return lambda: _discard(_REDUCE_SCATTER(shard, full, group=group))
-    if collective == "all_gather":
-        return lambda: _discard(_ALL_GATHER(full, shard, group=group))
-    if collective == "broadcast":
-        return lambda: _discard(dist.broadcast(full, ranks[0], group=group))
-    if dist.get_rank() == ranks[0]:
-        return lambda: _discard(dist.send(full, ranks[1], group=group))
-    return lambda: _discard(dist.recv(full, ranks[0], group=group))
+    received = torch.empty_like(full) if collective in ("all_to_all", "reduce_scatter") else full
+    first = dist.get_rank() == ranks[0]
+    calls: dict[str, Callable[[], object]] = {
+        "all_reduce": lambda: dist.all_reduce(full, group=group),
+        "reduce_scatter": lambda: _REDUCE_SCATTER(shard, full, group=group),
+        "all_gather": lambda: _ALL_GATHER(full, shard, group=group),
+        "all_to_all": lambda: dist.all_to_all_single(received, full, group=group),
+        "broadcast": lambda: dist.broadcast(full, ranks[0], group=group),
+        "send_recv": (lambda: dist.send(full, ranks[1], group=group))
+        if first
+        else (lambda: dist.recv(full, ranks[0], group=group)),
+    }
+    if collective == "reduce_scatter" and dist.get_backend(group) == "gloo":
+        return lambda: _exchange_and_add(received, full, len(ranks), group)  # as the executor
+    call = calls[collective]
+    return lambda: _discard(call())
+
+
+def _exchange_and_add(received: torch.Tensor, given: torch.Tensor, ranks: int, group: Any) -> None:
+    """Reduce-scatter on gloo, whose own sends twice the bytes."""
+    dist.all_to_all_single(received, given, group=group)
+    torch.sum(received.view(ranks, -1), 0)
 
 
 def _nothing() -> None:

@@ -80,10 +80,9 @@ def measure_cluster(
 
     Measured: peak rates of one rank alone; the slow-down of a fixed mix with 1 to ``ranks`` busy
     ranks; curves of every collective for every group size, alone and with as many groups at once
-    as fit; the slow-down of compute beside a collective. A collective is timed from the arrival
-    of its last rank to the exit of its last rank, right after a few milliseconds of computation on
-    all of them, as in a training step; a trimmed mean is kept, and times that fall as messages
-    grow are levelled (:func:`autopar.cluster.fit.non_decreasing`). Energy is not measured.
+    as fit; the slow-down of compute beside a collective. A collective's time is what it adds to a
+    loop of computation on all ranks, as in a training step; times that fall as messages grow are
+    levelled (:func:`autopar.cluster.fit.non_decreasing`). Energy is not measured.
 
     Args:
         ranks: Ranks on this host, each with ``cores // ranks`` threads.
@@ -276,7 +275,7 @@ def _cluster(
                 "threads_per_rank": job["threads"],
                 "torch": result["torch"],
                 "busy_detail": result["busy_detail"],
-                "statistic": "10 % trimmed mean, last arrival to last exit, after computation",
+                "statistic": "what a collective adds to a loop of computation; messages: median",
             },
         },
     )

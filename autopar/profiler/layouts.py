@@ -62,5 +62,5 @@ def layouts(nnodes: int, ranks: int) -> list[Layout]:
 
 def curve_keys(layout: Layout) -> tuple[str, ...]:
     """Collectives to measure in a layout; point-to-point needs exactly two ranks."""
-    together = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+    together = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "broadcast")
     return (*together, "send_recv") if layout.size == 2 else together

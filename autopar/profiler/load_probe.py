@@ -17,7 +17,7 @@ _MIX_MATRIX = 384
 _MIX_BYTES = 32 * 1024**2
 _MIX_SMALL_OPS = 2000
 _PART_SECONDS = 12e-3
-_BEFORE_SECONDS = 5e-3
+_BEFORE_SECONDS = 4e-4
 _OVERLAP_BYTES = 4 * 1024**2
 _LOW = 0.25
 
@@ -112,8 +112,8 @@ def overlap_slowdown(*, rounds: int) -> float:
 
 
 def step_like_compute() -> Callable[[], None]:
-    """A few milliseconds of matrix products, the same amount on every rank."""
-    left, right = torch.ones(_MIX_MATRIX, _MIX_MATRIX), torch.ones(_MIX_MATRIX, _MIX_MATRIX)
+    """What lies between two collectives of a step: a few operators, alike on every rank."""
+    left, right = torch.ones(128, 64), torch.ones(64, 64)
     return _repeat(partial(torch.mm, left, right), seconds=_BEFORE_SECONDS)
 
 

@@ -17,7 +17,7 @@ from autopar.graph import Block, BlockCurve, Measurement
 from autopar.profiler import host
 from autopar.profiler.dataflow import CountedGraph, Progress, count
 from autopar.profiler.launch import BusyRanks
-from autopar.profiler.optimizer import pickle_optimizer
+from autopar.profiler.optimizer import optimizer_state, pickle_optimizer
 from autopar.profiler.payload import make_payload, real_leaves
 from autopar.profiler.points import Point, PointStore, point_name
 from autopar.profiler.policy import MeasurePolicy, microbatch_sizes
@@ -102,6 +102,8 @@ class _Campaign:
 
     def __post_init__(self) -> None:
         self.unique = list({b.signature: b for b in reversed(self.blocks)}.values())[::-1]
+        self.pickled = pickle_optimizer(self.traced.task)
+        self.state_ratio = optimizer_state(self.traced.task).state_bytes_per_parameter_byte
         self.sizes = microbatch_sizes(self.smallest, self.traced.batch)
         self.available = _available_bytes() * self.policy.memory_share / self.load.ranks
 
@@ -140,7 +142,9 @@ class _Campaign:
         rows: list[tuple[str, Block | None, int]] = []
         for samples in (*ends, *middle):
             rows += [("block", b, samples) for b in fitting if self._fits(b, samples)]
-            rows += [("whole", None, samples)] if self._whole_fits(samples) else []
+            if self._whole_fits(samples):
+                kinds = ("whole", "eager") if self.traced.task.target else ("whole",)
+                rows += [(kind, None, samples) for kind in kinds]
         if fitting:
             rows.append(("optimizer", None, 1))
         return [row for row in rows if _row_name(row) not in self.store.results]
@@ -168,7 +172,8 @@ class _Campaign:
             return True
         saved = sum(b.saved_bytes.at(samples) for b in self.blocks)
         transient = max(b.peak_transient_bytes.at(samples) for b in self.blocks)
-        need = 2 * _parameter_bytes(self.traced) + saved + 3 * transient
+        state = self.state_ratio
+        need = (2 + state) * _parameter_bytes(self.traced) + saved + 3 * transient
         return need * self.policy.memory_factor < self.available
 
     def _points(self, wanted: list[tuple[str, Block | None, int]]) -> list[Point]:
@@ -230,12 +235,13 @@ class _Campaign:
             samples=samples,
             label=block.name if block else "the whole model",
             flop=flop,
-            payload=make_payload(traced, graph, first, stop, leaves),
+            payload=None if kind == "eager" else make_payload(traced, graph, first, stop, leaves),
+            optimizer=b"" if block else self.pickled or b"",
             optional=samples not in (self.sizes[0], self.sizes[-1]),
         )
 
     def _optimizer_point(self) -> Point | None:
-        data = pickle_optimizer(self.traced.task)
+        data = self.pickled
         if data is None:
             self.warnings.append(
                 "the optimizer's class cannot be pickled; its step is not measured "
@@ -297,15 +303,20 @@ class _Campaign:
         per_byte = step.get("step_s", 0.0) / step["bytes"] if step else 0.0
         total = _parameter_bytes(self.traced)
         scale = total / step["bytes"] if step else 0.0
+        clear_s = step.get("zero_grad_s", 0.0) * scale
+        within_s = self._optimizer_s()
+        if within_s is not None and total:
+            per_byte = max(within_s - clear_s, 0.0) / total
         return Measurement(
             device=self.load.name,
             busy_ranks=self.load.ranks,
             threads=self.load.threads,
             curves=curves,
             composition=self._composition(curves),
+            eager=self._eager(),
             optimizer_s=per_byte * total,
             optimizer_s_per_byte=per_byte,
-            zero_grad_s=step.get("zero_grad_s", 0.0) * scale,
+            zero_grad_s=clear_s,
             accumulate_s_per_byte=step.get("accumulate_s", 0.0) / step["bytes"] if step else 0.0,
             checkpoint_s=step.get("checkpoint_s", 0.0),
             checkpoint_s_per_op=step.get("checkpoint_s_per_op", 0.0),
@@ -332,6 +343,25 @@ class _Campaign:
             parts = sum(sum(curves[b.signature].at(samples)) for b in self.blocks)
             result.append((float(samples), (row["forward_s"] + row["backward_s"]) / parts))
         return tuple(result)
+
+    def _eager(self) -> tuple[tuple[float, float, float], ...]:
+        result = []
+        for samples in self.sizes:
+            own = self.store.value("eager", "eager", samples)
+            traced = self.store.value("whole", "whole", samples)
+            if own is not None and traced is not None:
+                forward, backward = (
+                    max(own[key] / max(traced[key], 1e-9), 1.0)
+                    for key in ("forward_s", "backward_s")
+                )
+                result.append((float(samples), forward, backward))
+        return tuple(result)
+
+    def _optimizer_s(self) -> float | None:
+        """Seconds of an optimizer step inside a training step, ``None`` when not known."""
+        rows = [self.store.value("whole", "whole", samples) for samples in self.sizes]
+        found = [row["optimizer_s"] for row in rows if row and row.get("optimizer_s")]
+        return median(found) if found and self.pickled else None
 
     def _spread(self) -> float:
         spreads = [row["spread"] for row in self.store.results.values() if "spread" in row]

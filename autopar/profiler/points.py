@@ -21,13 +21,13 @@ class Point:
     """Something to time.
 
     Attributes:
-        kind: ``block``, ``whole`` or ``optimizer``.
-        key: Block signature; ``whole`` or ``optimizer`` for the others.
+        kind: ``block``, ``whole``, ``eager`` (the user's own module) or ``optimizer``.
+        key: Block signature; the kind for the others.
         samples: Microbatch size.
         label: For people.
         flop: FLOPs of a forward and backward pass.
-        payload: The ops; ``None`` for the optimizer.
-        optimizer: Pickled optimizer.
+        payload: The ops; ``None`` for the optimizer and the user's own module.
+        optimizer: Pickled optimizer; empty where none steps.
         shapes: Shapes and types of the parameters the optimizer steps.
         optional: May be left out when time runs short.
     """

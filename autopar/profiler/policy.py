@@ -15,6 +15,9 @@ class MeasurePolicy:
         most_repeats: Timed passes per point, at most.
         central: Quantile of the timed passes that counts as their time; below the median, as
             other programs only ever add time.
+        window_s: Where ranks have more threads than the host cores: seconds of passes that are
+            averaged before the quantile is taken
+            (:meth:`autopar.profiler.timing.Samples.typical`).
         noisy_spread: A warning is given when the median spread of the points is larger.
         point_s: Seconds of timed passes aimed at per point.
         long_point_s: Seconds a point with long passes may take; fewer passes are timed then, but
@@ -37,6 +40,7 @@ class MeasurePolicy:
     fewest_repeats: int = 5
     most_repeats: int = 300
     central: float = 0.25
+    window_s: float = 0.06
     noisy_spread: float = 0.5
     point_s: float = 0.4
     long_point_s: float = 4.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,12 +31,52 @@ class Samples:
     forward_s: tuple[float, ...]
     backward_s: tuple[float, ...]
 
+    def typical(self, q: float, window_s: float) -> tuple[float, float]:
+        """Quantile over windows of the mean pass in each: forward and backward seconds.
+
+        Args:
+            q: The quantile.
+            window_s: Least seconds of passes in a window; 0 takes each pass by itself. A host with
+                fewer cores than ranks lets a short pass run to its end undisturbed and another
+                wait for a turn of several milliseconds: only a mean over many turns says what
+                passes cost.
+        """
+        forward, backward = [], []
+        for rows in windows(list(zip(self.forward_s, self.backward_s, strict=True)), window_s):
+            forward.append(sum(f for f, _ in rows) / len(rows))
+            backward.append(sum(b for _, b in rows) / len(rows))
+        return quantile(forward, q), quantile(backward, q)
+
     @property
     def spread(self) -> float:
         """Half the distance between the 5 % and 95 % quantiles of a pass, over its median."""
         passes = [f + b for f, b in zip(self.forward_s, self.backward_s, strict=True)]
         middle = median(passes)
         return (quantile(passes, 0.95) - quantile(passes, 0.05)) / 2 / middle if middle else 0.0
+
+
+def windows(
+    passes: Sequence[tuple[float, float]], window_s: float
+) -> list[Sequence[tuple[float, float]]]:
+    """Runs of passes that last a time at least; what is left over joins the last.
+
+    Args:
+        passes: Seconds of the two parts of each.
+        window_s: That time.
+    """
+    found: list[Sequence[tuple[float, float]]] = []
+    first, spent = 0, 0.0
+    for index, pair in enumerate(passes):
+        spent += sum(pair)
+        if spent >= window_s:
+            found.append(passes[first : index + 1])
+            first, spent = index + 1, 0.0
+    if first < len(passes):
+        if found:
+            found[-1] = passes[first - len(found[-1]) :]
+        else:
+            found.append(passes)
+    return found
 
 
 def time_runner(
@@ -63,9 +103,9 @@ def time_runner(
             break
     if once > policy.longest_pass_s:
         return None
-    repeats = _repeats(once, policy)
+    repeats = repeats_of(once, policy)
     align()
-    with _no_collection():
+    with no_collection():
         pairs = [_pass(runner, clock) for _ in range(repeats)]
     return Samples(forward_s=tuple(f for f, _ in pairs), backward_s=tuple(b for _, b in pairs))
 
@@ -118,7 +158,7 @@ def time_call(call: Callable[[], None], device: str, *, repeats: int) -> float:
     return median(seconds)
 
 
-def _repeats(once: float, policy: MeasurePolicy) -> int:
+def repeats_of(once: float, policy: MeasurePolicy) -> int:
     """Passes that fill the time of a point; a few long ones when a single pass is long."""
     wanted = round(policy.point_s / max(once, 1e-6))
     affordable = max(2, int(policy.long_point_s / max(once, 1e-6)))
@@ -127,6 +167,12 @@ def _repeats(once: float, policy: MeasurePolicy) -> int:
 
 
 Moment = object
+Between = Callable[[Moment, Moment], float]
+
+
+def clock_of(device: str) -> tuple[Callable[[], Moment], Between]:
+    """Marks of a device, and the seconds between two of them."""
+    return _clock(device), _between
 
 
 def _pass(runner: Runner, clock: Callable[[], Moment]) -> tuple[float, float]:
@@ -164,7 +210,7 @@ def _between(start: Moment, end: Moment) -> float:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep Python's garbage collector out of the timings."""
     enabled = gc.isenabled()
     gc.collect()

@@ -12,22 +12,23 @@ import os
 import pickle
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 
-from autopar.core.errors import AutoparError
-from autopar.core.stats import median, quantile
+from autopar.core.stats import mean, median, quantile, trimmed_mean
+from autopar.profiler.host import usable_cores
 from autopar.profiler.optimizer import adopt_optimizer
 from autopar.profiler.payload import Runner
 from autopar.profiler.points import Point
 from autopar.profiler.policy import MeasurePolicy
+from autopar.profiler.resident import resident_after_tracing
+from autopar.profiler.step_timing import Eager, Steps, Trainable, time_steps
 from autopar.profiler.timing import Samples, checkpoint_overhead, time_call, time_runner
 from autopar.tasks import resolve
-from autopar.trace import trace
 from autopar.trace.export import first_line
 
 _POLL_S = 0.02
@@ -46,6 +47,9 @@ class Rank:
             self._device = f"cuda:{rank % torch.cuda.device_count()}"
             torch.cuda.set_device(self._device)
         torch.set_num_threads(setup["threads"])
+        self._target: str | None = setup["target"]
+        crowded = self._device == "cpu" and setup["ranks"] * setup["threads"] > usable_cores()
+        self._window_s = self._policy.window_s if crowded else 0.0
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder / 'rendezvous'}",
@@ -103,31 +107,79 @@ class Rank:
     def _time(self, point: Point) -> dict[str, Any]:
         result: dict[str, Any] = {}
         try:
-            result = (
-                self._time_optimizer(point) if point.kind == "optimizer" else self._time_ops(point)
-            )
+            result = self._by_kind(point)
         except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
             result = {"failed": f"{type(error).__name__}: {first_line(error)}"}
         if self._agree_on_failure("failed" in result) and "failed" not in result:
             result = {"failed": "another rank failed"}
         return result
 
-    def _time_ops(self, point: Point) -> dict[str, Any]:
+    def _by_kind(self, point: Point) -> dict[str, Any]:
+        if point.kind == "optimizer":
+            return self._time_optimizer(point)
+        if point.kind == "eager":
+            assert self._target is not None  # the campaign saw to it
+            model = Eager(resolve(self._target), point.samples, self._device)
+            return self._time_steps(point, model)
+        if point.kind == "whole":
+            return self._time_steps(point, self._runner(point))
+        return self._time_ops(point)
+
+    def _runner(self, point: Point) -> Runner:
         assert point.payload is not None
         policy = self._policy
-        runner = Runner(
+        return Runner(
             point.payload,
             self._device,
             import_scale=policy.import_scale,
             weight_scale=policy.weight_scale,
         )
+
+    def _time_steps(self, point: Point, model: Trainable) -> dict[str, Any]:
+        """Parts of a step: mean over the ranks, then the typical step."""
+        optimizer = None
+        if point.optimizer:
+            optimizer = adopt_optimizer(point.optimizer, model.parameters)
+        self._align()
+        mine = time_steps(
+            model,
+            optimizer,
+            self._device,
+            self._policy,
+            agree=self._agree,
+            align=self._align,
+        )
+        if mine is None:
+            return {"skipped": "slow"}
+        everyone: list[Steps] = self._gather(mine)
+        names = ("forward_s", "backward_s", "optimizer_s")
+        means = {
+            name: [mean(row) for row in zip(*(getattr(s, name) for s in everyone), strict=True)]
+            for name in names
+        }
+        totals = [sum(row) for row in zip(*means.values(), strict=True)]
+        return {
+            **{name: self._typical(values) for name, values in means.items()},
+            "spread": (quantile(totals, 0.95) - quantile(totals, 0.05)) / 2 / median(totals),
+            "repeats": len(totals),
+        }
+
+    def _typical(self, seconds: Sequence[float]) -> float:
+        """Lower quartile; on a crowded host the mean of most."""
+        if self._window_s:
+            return trimmed_mean(seconds)
+        return quantile(seconds, self._policy.central)
+
+    def _time_ops(self, point: Point) -> dict[str, Any]:
+        policy = self._policy
+        runner = self._runner(point)
         self._align()
         mine = time_runner(runner, self._device, policy, agree=self._agree, align=self._align)
         if mine is None:
             return {"skipped": "slow"}
         everyone: list[Samples] = self._gather(mine)
-        forward_s = quantile([s for r in everyone for s in r.forward_s], policy.central)
-        backward_s = quantile([s for r in everyone for s in r.backward_s], policy.central)
+        pairs = [rank.typical(policy.central, self._window_s) for rank in everyone]
+        forward_s, backward_s = mean([f for f, _ in pairs]), mean([b for _, b in pairs])
         per_sample = (forward_s + backward_s) / point.samples
         self._fastest[point.key] = min(per_sample, self._fastest.get(point.key, per_sample))
         return {
@@ -163,11 +215,14 @@ class Rank:
 
         attach()
         repeats = self._policy.fewest_repeats
+        step()
+        guess_s = self._agree(time_call(step, self._device, repeats=repeats))
+        repeats = min(max(repeats, round(0.1 / max(guess_s, 1e-6))), 50)
         self._align()
         step_s = time_call(step, self._device, repeats=repeats)
         add_s = time_call(accumulate, self._device, repeats=repeats)
         clear_s = time_call(attach_and_clear, self._device, repeats=repeats)
-        unit_s, op_s = checkpoint_overhead(self._device, repeats=10 * repeats)
+        unit_s, op_s = checkpoint_overhead(self._device, repeats=10 * self._policy.fewest_repeats)
         rows = self._gather((step_s, add_s, clear_s, unit_s, op_s))
         columns = (median(list(column)) for column in zip(*rows, strict=True))
         step_s, add_s, clear_s, unit_s, op_s = columns
@@ -210,13 +265,8 @@ def _discard(_: torch.Tensor) -> None:
 
 def _resident(target: str | None) -> dict[str, Any]:
     """Memory of this process once it has imported and traced what a training rank does."""
-    row: dict[str, Any] = {}
-    if target is not None:
-        try:
-            trace(resolve(target), 2, device="meta")
-        except AutoparError as error:
-            row["warning"] = f"memory of a rank measured without tracing in it: {error}"
-    return {**row, "resident_bytes": float(psutil.Process().memory_info().rss)}
+    found, warning = resident_after_tracing(target)
+    return {"resident_bytes": found, **({"warning": warning} if warning else {})}
 
 
 def main() -> None:

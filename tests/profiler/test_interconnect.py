@@ -18,7 +18,14 @@ from autopar.profiler import host
 from autopar.profiler.interconnect import Place, measure_cluster
 from autopar.profiler.layouts import curve_keys, layouts, sizes_up_to
 
-COLLECTIVES = {"all_reduce", "reduce_scatter", "all_gather", "broadcast", "send_recv"}
+COLLECTIVES = {
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "all_to_all",
+    "broadcast",
+    "send_recv",
+}
 
 
 def workers() -> list[psutil.Process]:
@@ -45,7 +52,7 @@ def measured() -> tuple[Cluster, float, list[tuple[str, float]]]:
 
 def test_two_ranks_are_measured_quickly(measured):
     cluster, seconds, _ = measured
-    assert seconds < 15
+    assert seconds < 30  # about 8 on an idle host
     assert cluster.measured
     assert cluster.name == "local:2"
     assert (cluster.device_count, cluster.backend) == (2, "gloo")
