@@ -60,11 +60,13 @@ class Checkpoints:
         self._lowering = lowering
         self._options = options
 
-    def after_step(self, step: int) -> None:
-        """Save when it is time; ``step`` optimizer steps are done."""
+    def after_step(self, step: int) -> bool:
+        """Save when it is time; ``step`` optimizer steps are done. Returns whether it did."""
         every = self._options.checkpoint_every
-        if every and step % every == 0:
+        due = bool(every) and step % every == 0
+        if due:
             self.save(step)
+        return due
 
     def save(self, step: int) -> Path:
         """Write ``step-N`` and point ``latest`` at it.

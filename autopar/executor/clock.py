@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -87,16 +87,25 @@ class Span:
     peer: int = -1
 
 
+_Marks = tuple[Phase, Any, Any, int, int, str, int]
+"""Kind, start, end and the other fields of a :class:`Span`."""
+
+
 class Recorder:
     """Collects the spans of one step after another.
 
     Args:
         clock: Where marks come from.
+
+    Attributes:
+        records: False when nothing is kept, so that marks need not be taken.
     """
+
+    records = True
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._marks: list[tuple[Phase, Any, Any, int, int, str, int]] = []
+        self._marks: list[_Marks] = []
         self._origin: Any = None
         self._end: Any = None
 
@@ -141,6 +150,25 @@ class Recorder:
         self._end = self._clock.mark()
         return self._clock.seconds(self._origin, self._end)
 
+    def recording(self) -> Recording:
+        """What was recorded of the step, to be read when there is time."""
+        return Recording(self._clock, self._origin, self._marks)
+
+
+class Recording:
+    """The marks of one step.
+
+    Args:
+        clock: Where they come from.
+        origin: Mark of second 0.
+        marks: As :class:`Recorder` keeps them.
+    """
+
+    def __init__(self, clock: Clock, origin: Any, marks: Sequence[_Marks]) -> None:
+        self._clock = clock
+        self._origin = origin
+        self._marks = marks
+
     def spans(self) -> list[Span]:
         """Spans of the step, ordered by start."""
         origin, seconds = self._origin, self._clock.seconds
@@ -157,3 +185,40 @@ class Recorder:
             for kind, start, end, stage, microbatch, towards, peer in self._marks
         ]
         return sorted(spans, key=lambda s: s.start_s)
+
+
+class Silent(Recorder):
+    """Takes no times: for training that nobody asks for a timeline."""
+
+    records = False
+
+    def __init__(self) -> None:
+        super().__init__(CpuClock())
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    def mark(self) -> Any:
+        """Nothing."""
+
+    def add(
+        self,
+        kind: Phase,
+        start: Any,
+        *,
+        stage: int = -1,
+        microbatch: int = -1,
+        towards: str = "",
+        peer: int = -1,
+    ) -> None:
+        """Nothing."""
+
+    def add_between(
+        self, kind: Phase, start: Any, end: Any, *, stage: int = -1, microbatch: int = -1
+    ) -> None:
+        """Nothing."""
+
+    @contextmanager
+    def span(self, kind: Phase) -> Iterator[None]:
+        """Nothing but the body."""
+        yield

@@ -29,7 +29,9 @@ def quiet_collector() -> Iterator[None]:
             gc.enable()
 
 
-def tidy(step: int) -> None:
-    """Collect young objects after every :data:`INTERVAL`-th step."""
-    if step % INTERVAL == 0:
+def tidy(step: int) -> bool:
+    """Collect young objects after every :data:`INTERVAL`-th step; returns whether it did."""
+    due = step % INTERVAL == 0
+    if due:
         gc.collect(1)
+    return due

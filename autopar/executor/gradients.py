@@ -71,7 +71,8 @@ def reduce_gradients(
     live = [p for p in parameters if p.grad is not None]
     flights: deque[Flight] = deque()
     for bucket in make_buckets(live, bucket_bytes):
-        flat = torch.cat([local(_gradient(p)).reshape(-1) for p in bucket])
+        flats = [local(_gradient(p)).reshape(-1) for p in bucket]
+        flat = torch.cat(flats) if len(flats) > 1 else flats[0]
         if divide:
             flat.div_(group.size)
         work = dist.all_reduce(flat, group=group.handle, async_op=True)

@@ -16,7 +16,6 @@ from datetime import timedelta
 from statistics import harmonic_mean, mean
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch._C._distributed_c10d import Store
 
 from autopar.core.errors import TrainingError
@@ -28,6 +27,7 @@ from autopar.executor.lowering import Context, Lowering
 from autopar.executor.measure import breakdown, timeline
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressWriter
+from autopar.executor.random_state import seed_generators
 from autopar.results import RunRecord, VerifyResult
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def train_alone(
     count = options.warmup + options.steps
     for step in range(start, start + count):
         batches = context.data.microbatches(step, groups.replica, context.device)
-        torch.manual_seed(seed(context, step))
+        seed_generators(seed(context, step), context.device)
         recorder.begin()
         loss = lowering.step(batches)
         own_s = recorder.finish()
@@ -67,7 +67,7 @@ def train_alone(
             found.losses.append(known)
             check_finite(known, step)
         if step - start >= options.warmup:
-            found.kept.append((own_s, own_s, recorder.spans(), context.traffic.take()))
+            found.kept.append((own_s, own_s, recorder.recording(), context.traffic.take()))
         context.traffic.take()
         progress.step(
             step=step - start + 1, of=count, loss=known or float("nan"), step_time_s=own_s
@@ -109,14 +109,14 @@ def gather_alone(
     assert servers is not None
     assert store is not None
     kept = sorted(found.kept, key=lambda row: row[1])
-    _, own_s, spans, _ = kept[(len(kept) - 1) // 2]
+    _, own_s, recording, _ = kept[(len(kept) - 1) // 2]
     servers.drain()
     passed = servers.passed(options.warmup)
     row = {
         "times_s": found.times_s,
         "losses": found.losses,
         "own_s": own_s,
-        "spans": [asdict(span) for span in spans],
+        "spans": [asdict(span) for span in recording.spans()],
         "sent": mean(row[3] for row in kept) + passed.pushed_bytes / options.steps,
         "pulled": {o: size / options.steps for o, size in passed.pulled_bytes.items()},
         "peak_bytes": peak_bytes,

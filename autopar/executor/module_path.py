@@ -156,7 +156,7 @@ class ModuleLowering(Lowering):
         self.unscale(self._with_gradients())
         if self.context.groups.data.size > 1:
             self._synchronise(reducing)
-        return torch.stack(losses).sum()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     @property
     def _reduces_in_backward(self) -> bool:
@@ -182,7 +182,19 @@ class ModuleLowering(Lowering):
     def _microbatch(
         self, inputs: Any, target: Any, k: int, weight: float, reducing: bool
     ) -> torch.Tensor:
-        """Forward and backward; returns the weighted loss.
+        """Forward and backward; returns the weighted loss."""
+        recorder = self.context.recorder
+        start = recorder.mark()
+        with self.context.precision.autocast(self.context.device):
+            loss: torch.Tensor = self._parallel(inputs, target, k)
+        recorder.add("forward", start, stage=0, microbatch=k)
+        loss = wide(loss)
+        factor = weight if self.scale is None else weight * self.scale.value
+        self._backward(loss, factor, k, reducing)
+        return loss.detach() * weight
+
+    def _backward(self, loss: torch.Tensor, factor: float, k: int, reducing: bool) -> None:
+        """Backward of a microbatch whose loss counts ``factor``.
 
         Gradient sync is what backward still waits for at its end.
 
@@ -191,25 +203,23 @@ class ModuleLowering(Lowering):
         the return of ``backward`` is the exposed part of the synchronisation.
         """
         recorder = self.context.recorder
-        start = recorder.mark()
-        with self.context.precision.autocast(self.context.device):
-            loss: torch.Tensor = self._parallel(inputs, target, k)
-        recorder.add("forward", start, stage=0, microbatch=k)
+        gradient = torch.full_like(loss, factor)
+        if not recorder.records:
+            torch.autograd.backward(loss, gradient)
+            return
         computed: list[Any] = []
         engine = torch.autograd.Variable._execution_engine
 
         def first_node(_: torch.Tensor) -> None:
             engine.queue_callback(lambda: computed.append(recorder.mark()))
 
-        scaled = wide(loss) * (weight if self.scale is None else weight * self.scale.value)
-        scaled.register_hook(first_node)  # type: ignore[no-untyped-call]
+        loss.register_hook(first_node)  # type: ignore[no-untyped-call]
         start = recorder.mark()
-        torch.autograd.backward(scaled)
+        torch.autograd.backward(loss, gradient)
         end = recorder.mark()
         recorder.add_between("backward", start, computed[0], stage=0, microbatch=k)
         if reducing and k == self.context.plan.microbatches - 1:
             recorder.add_between("sync", computed[0], end, stage=-1, microbatch=k)
-        return wide(loss.detach()) * weight
 
 
 def _set_apart(whole: Whole) -> None:

@@ -19,12 +19,14 @@ from torch.utils import _pytree as pytree
 from autopar.core.errors import GateError, InputError
 from autopar.executor.checkpoint import Checkpoints
 from autopar.executor.clipping import clip
+from autopar.executor.clock import Silent
 from autopar.executor.given import GivenModel, copied, share_weights
 from autopar.executor.joining import join
 from autopar.executor.lowering import lower
 from autopar.executor.options import RunOptions
 from autopar.executor.own_loop_options import SessionOptions
 from autopar.executor.own_loop_samples import check_samples, cut, samples_of
+from autopar.executor.random_state import seed_generators
 from autopar.executor.server.roles import server_sync
 from autopar.executor.session import make_context, step_seed
 from autopar.executor.verify import verify
@@ -102,6 +104,7 @@ class Session:
                 node_size=options.node_size
                 or int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
                 or None,
+                recorder=Silent(),  # nobody can ask a session for a timeline
             )
             groups = self._context.groups
             self._rank, self._replica = groups.rank, groups.replica
@@ -132,7 +135,7 @@ class Session:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             if seed is not None:
-                torch.manual_seed(seed)
+                seed_generators(seed, self.device)
             yield
 
     # who and where
@@ -259,7 +262,6 @@ class Session:
                 hint="to accumulate gradients give the plan more microbatches",
             )
         microbatches = cut((inputs, target), self.plan, self.replica, self.device)
-        self._context.recorder.begin()
         with self._own_randomness(step_seed(self._context, self._steps)):
             loss = self._lowering.gradients(microbatches)
         self._ready = True

@@ -14,9 +14,9 @@ from torch._C._distributed_c10d import Store
 from autopar.core.provenance import provenance
 from autopar.core.stats import median
 from autopar.executor.checkpoint import Checkpoints
-from autopar.executor.clock import Recorder, Span, clock_for
+from autopar.executor.clock import Recorder, Recording, clock_for
 from autopar.executor.collector import quiet_collector, tidy
-from autopar.executor.data import ReplicaData
+from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.independent import check_finite, gather_alone, train_alone
 from autopar.executor.lowering import Context, Lowering, lower
 from autopar.executor.measure import breakdown, timeline
@@ -24,6 +24,7 @@ from autopar.executor.memory import PeakMemory
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressWriter
+from autopar.executor.random_state import seed_generators
 from autopar.executor.server.roles import ServerLink
 from autopar.executor.traffic import Traffic
 from autopar.executor.verify import verify
@@ -43,13 +44,13 @@ class Measurements:
     Attributes:
         times_s: Time of each step, slowest rank, warm-up included.
         losses: Mean loss of each step.
-        kept: The last measured steps: time on the slowest rank, on this rank, spans, bytes sent.
+        kept: The last measured steps: time on the slowest rank, on this rank, marks, bytes sent.
         sent_bytes: What this rank sent in all measured steps; some modes send in few of them.
     """
 
     times_s: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    kept: deque[tuple[float, float, list[Span], float]] = field(
+    kept: deque[tuple[float, float, Recording, float]] = field(
         default_factory=lambda: deque(maxlen=_KEPT_STEPS)
     )
     sent_bytes: float = 0.0
@@ -132,6 +133,7 @@ def make_context(
     store: Store | None = None,
     link: ServerLink | None = None,
     node_size: int | None = None,
+    recorder: Recorder | None = None,
 ) -> Context:
     """Everything the parts of a run share."""
     return Context(
@@ -146,7 +148,7 @@ def make_context(
             microbatches=plan.microbatches,
             shares=[plan.replica_microbatch(r) for r in range(plan.mesh.replicas)],
         ),
-        recorder=Recorder(clock_for(device)),
+        recorder=recorder or Recorder(clock_for(device)),
         traffic=Traffic(),
         store=store,
         link=link,
@@ -162,36 +164,72 @@ def _train(
     start: int,
     progress: ProgressWriter,
 ) -> Measurements:
-    """The loop. A step is timed from the barrier before it to its end on the slowest rank.
-
-    Making the batch comes before the barrier: a loader would do it while the last step runs.
-    """
-    found = Measurements()
+    """All steps of a run, warm-up included."""
     if lowering.independent:
+        found = Measurements()
         train_alone(context, lowering, options, checkpoints, start, found, progress, step_seed)
         return found
-    groups, recorder = context.groups, context.recorder
-    count = options.warmup + options.steps
-    for step in range(start, start + count):
-        batches = context.data.microbatches(step, groups.replica, context.device)
-        torch.manual_seed(step_seed(context, step))
-        dist.barrier(group=groups.control)
+    steps = range(start, start + options.warmup + options.steps)
+    loop = Loop(context, lowering, steps, warmup=options.warmup)
+    for step in steps:
+        time_s, loss = loop.step(step)
+        progress.step(step=step - start + 1, of=len(steps), loss=loss, step_time_s=time_s)
+        check_finite(loss, step)
+        saved = checkpoints.after_step(step + 1)
+        if tidy(step + 1) or saved:
+            dist.barrier(group=context.groups.control)
+    return loop.found
+
+
+class Loop:
+    """The training loop of one rank, step by step; collective over the world.
+
+    A step is timed from its start to its end on the slowest rank. The ranks meet where they tell
+    each other their times and losses, and start the next step together. Its batch is made before:
+    a loader would do that while the last step runs.
+
+    Args:
+        context: The run.
+        lowering: What is trained.
+        steps: Which steps, in order.
+        warmup: So many of the first are not kept.
+
+    Attributes:
+        found: What was measured.
+    """
+
+    def __init__(
+        self, context: Context, lowering: Lowering, steps: range, *, warmup: int = 0
+    ) -> None:
+        self.found = Measurements()
+        self._context = context
+        self._lowering = lowering
+        self._steps = steps
+        self._kept_from = steps.start + warmup
+        self._batches = self._make(steps.start)
+        dist.barrier(group=context.groups.control)
+
+    def _make(self, step: int) -> list[Microbatch]:
+        context = self._context
+        return context.data.microbatches(step, context.groups.replica, context.device)
+
+    def step(self, step: int) -> tuple[float, float]:
+        """One step; returns its seconds on the slowest rank and the mean loss over replicas."""
+        context, found, recorder = self._context, self.found, self._context.recorder
+        seed_generators(step_seed(context, step), context.device)
         recorder.begin()
-        loss = lowering.step(batches)
+        loss = self._lowering.step(self._batches)
         own_s = recorder.finish()
+        if step + 1 in self._steps:
+            self._batches = self._make(step + 1)
         slowest_s, mean_loss = _share(context, own_s, loss)
         sent = context.traffic.take()
         found.times_s.append(slowest_s)
         found.losses.append(mean_loss)
-        if step - start >= options.warmup:
-            found.kept.append((slowest_s, own_s, recorder.spans(), sent))
+        if step >= self._kept_from:
+            found.kept.append((slowest_s, own_s, recorder.recording(), sent))
             found.sent_bytes += sent
-        done = step - start + 1
-        progress.step(step=done, of=count, loss=mean_loss, step_time_s=slowest_s)
-        check_finite(mean_loss, step)
-        checkpoints.after_step(step + 1)
-        tidy(step + 1)
-    return found
+        return slowest_s, mean_loss
 
 
 def step_seed(context: Context, step: int) -> int:
@@ -242,9 +280,9 @@ def _record(
 ) -> RunRecord:
     """Gather every rank's figures; the step of median time stands for all, bytes are means."""
     order = sorted(range(len(found.kept)), key=lambda i: found.kept[i][0])
-    typical_s, own_s, spans, _ = found.kept[order[(len(order) - 1) // 2]]
+    typical_s, own_s, recording, _ = found.kept[order[(len(order) - 1) // 2]]
     sent = found.sent_bytes / options.steps
-    mine = (own_s, spans, sent, peak_bytes, context.warnings)
+    mine = (own_s, recording.spans(), sent, peak_bytes, context.warnings)
     rows: list[Any] = [None] * context.groups.world_size
     dist.all_gather_object(rows, mine, group=context.groups.control)
     all_spans = [row[1] for row in rows]

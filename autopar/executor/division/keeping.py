@@ -63,8 +63,9 @@ def average_over_data(
         bucket_bytes: Bucket size of the all-reduces.
         traffic: Counts what is sent.
     """
-    experts = [p for name, p in parameters.items() if is_expert(cuts.get(name, ()))]
-    others = [p for name, p in parameters.items() if not is_expert(cuts.get(name, ()))]
+    apart = {name for name, own in cuts.items() if is_expert(own)}
+    experts = [p for name, p in parameters.items() if name in apart]
+    others = [p for name, p in parameters.items() if name not in apart]
     for parameter in experts:
         if parameter.grad is not None:
             parameter.grad.div_(groups.ep.size)

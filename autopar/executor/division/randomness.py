@@ -9,6 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from autopar.executor.random_state import seed_generators
+
 _SEEDS = 2**62
 _STRIDE = 1_000_003
 
@@ -30,9 +32,10 @@ def drawn_apart(target: Callable[..., Any], position: int) -> Callable[..., Any]
         if any(isinstance(t, FakeTensor) for t in tensors):
             return target(*args, **kwargs)
         seed = int(torch.randint(_SEEDS, ()))
-        devices = {t.device for t in tensors if t.device.type == "cuda"}
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed + _STRIDE * position)
+        made_on = torch.device(kwargs.get("device") or "cpu")  # where an op without tensors draws
+        device = next((t.device for t in tensors), made_on)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            seed_generators(seed + _STRIDE * position, device)
             return target(*args, **kwargs)
 
     name = str(getattr(target, "__name__", "random")).partition(".")[0]

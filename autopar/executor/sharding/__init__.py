@@ -11,6 +11,9 @@ zero weights                                      gradients
 3    gathered in every forward and every backward scattered in every backward
 ==== ============================================ ===========================================
 
+Weights of no single unit are kept from forward to backward in a plan without a pipeline, where the
+one follows the other at once.
+
 With replicas of the shards (``dp_replicate`` > 1) the shards of gradients are averaged over them
 once a step. Optimizer state is sharded in all three: the optimizer sees the shards only.
 """

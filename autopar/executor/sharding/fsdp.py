@@ -78,8 +78,15 @@ class Sharder:
             for name in self._order
         }
 
-    def wrap(self, module: torch.nn.Module, own: Sequence[torch.nn.Parameter]) -> FSDPModule:
+    def wrap(
+        self, module: torch.nn.Module, own: Sequence[torch.nn.Parameter], *, keeps: bool = False
+    ) -> FSDPModule:
         """Share out some of a module's weights, and drop the whole ones.
+
+        Args:
+            module: Runs as one unit.
+            own: Its weights.
+            keeps: What forward gathered stays for backward, whatever is shared out.
 
         Raises:
             InputError: They have several dtypes.
@@ -88,7 +95,7 @@ class Sharder:
         wrapped = fully_shard(
             module,
             mesh=self._mesh,
-            reshard_after_forward=self._zero == 3,
+            reshard_after_forward=self._zero == 3 and not keeps,
             mp_policy=self._policy,
             ignored_params=self._everything - set(own),
         )

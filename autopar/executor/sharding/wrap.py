@@ -129,7 +129,9 @@ class Sharding:
             index: [sharder.wrap(unit, own[unit]) for unit in program.units if own.get(unit)]
             for index, program in programs.items()
         }
-        top = sharder.wrap(root, list(root.shared))
+        # without a pipeline its backward comes right after its forward: a second gather of the
+        # same weights would free them for nothing, as fully_shard's own default has it
+        top = sharder.wrap(root, list(root.shared), keeps=groups.plan.mesh.pp == 1)
         _set_prefetch(top, units.values())
         self.parameters = sharder.parameters(root, places)
         zero = groups.plan.zero
