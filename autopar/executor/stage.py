@@ -56,6 +56,17 @@ def move_to(
     module.recompile()
 
 
+def find_children_fast(module: torch.nn.Module) -> None:
+    """Make submodules plain attributes too.
+
+    ``nn.Module`` finds them in a Python fallback. A graph reads each weight by its whole path, so
+    that this fallback ran six times per weight and forward. Parameters stay behind it: FSDP2
+    replaces them. A submodule that is set anew replaces the plain attribute.
+    """
+    for part in module.modules():
+        vars(part).update(part._modules)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Running:
     """How a stage is run.
@@ -126,6 +137,7 @@ class StageProgram:
                 widen_reads(module)
             if how.splits:
                 separate_uses(module)
+            find_children_fast(module)
         self._differentiable = traced.needs_gradient
         self._gradient_imports = [op for op in fragment.imports if op in self._differentiable]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
+from autopar.core.io import read_document, write_document
 from autopar.core.provenance import provenance
 from autopar.core.stats import median
 from autopar.validation.overhead import BY_HAND, SIZES, TIMELINE, Duel, Row, Size, fight
@@ -11,14 +14,15 @@ from autopar.validation.overhead import BY_HAND, SIZES, TIMELINE, Duel, Row, Siz
 Rows = dict[str, list[Row]]
 """Heading of a table -> its rows."""
 
+_SCHEMA, _VERSION = "autopar.overhead", 1
 _TABLES: dict[str, tuple[Duel, ...]] = {"by hand": BY_HAND, "timeline": TIMELINE}
 _PAGE = """# Overhead over hand-written torch
 
 Made by `scripts/overhead` (autopar {autopar}, torch {torch}, {system}, {cpus} CPUs): two ranks on
 gloo, one thread each, float32, AdamW. Both sides live in the same processes, start from the same
 weights, take the same batches and must get the same losses. They take turns in blocks of steps
-(ours, theirs, theirs, ours); each of {pairs} such rounds gives one ratio of median step times.
-The garbage collector is held back for both. The hand-written code is
+(ours, theirs, theirs, ours); each of at least {pairs} such rounds gives one ratio of median step
+times. The garbage collector is held back for both. The hand-written code is
 `autopar/validation/handwritten.py`.
 
 {sizes}
@@ -58,26 +62,49 @@ A session of `autopar.parallelize` takes no times: nobody can ask it for a timel
 """
 
 
-def measure(sizes: Sequence[Size], pairs: int, tell: Callable[[str], object]) -> Rows:
-    """Run every duel at some sizes.
+def measure(sizes: Sequence[Size], pairs: int, file: Path) -> Iterator[str]:
+    """Run the duels of some sizes that a file has no rows of yet, and add them to it.
 
     Args:
         sizes: Of the model.
         pairs: Rounds of each duel.
-        tell: Gets a line about each.
+        file: Keeps the rows, so that a run that was ended goes on where it was.
+
+    Yields:
+        A line about each.
     """
-    rows: Rows = {title: [] for title in _TABLES}
+    rows = load(file)
     for size in sizes:
         for title, duels in _TABLES.items():
             for duel in duels:
+                if any((row.size, row.duel) == (size.name, duel.name) for row in rows[title]):
+                    continue
                 row = fight(duel, size, pairs=pairs)
-                tell(f"{size.name} {duel.name} ({title}): {row.ratio:.3f} ({_spread(row)})")
                 rows[title].append(row)
-    return rows
+                body = {key: [asdict(row) for row in found] for key, found in rows.items()}
+                write_document(file, _SCHEMA, _VERSION, {"rows": body})
+                yield f"{size.name} {duel.name} ({title}): {row.ratio:.3f} | {_spread(row)}"
 
 
-def page(rows: Rows, pairs: int) -> str:
+def load(file: Path) -> Rows:
+    """The rows of a file; none if there is no file."""
+    if not file.exists():
+        return {title: [] for title in _TABLES}
+    body = read_document(file, _SCHEMA, _VERSION)["rows"]
+    return {
+        title: [
+            Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+            for row in body[title]
+        ]
+        for title in _TABLES
+    }
+
+
+def page(rows: Rows) -> str:
     """The page as Markdown."""
+    order = [size.name for size in SIZES]
+    rows = {title: sorted(r, key=lambda row: order.index(row.size)) for title, r in rows.items()}
+    pairs = min(len(row.ratios) for found in rows.values() for row in found)
     here = provenance()
     by_hand = [
         f"| {_start(row)} | {_spread(row)} | {row.loss_difference:.0e} |"
