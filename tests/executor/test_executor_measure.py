@@ -12,11 +12,12 @@ import executor_models as models
 import pytest
 import torch
 
-from autopar.executor.clock import CpuClock, Recorder, Span
+from autopar.executor.clock import CpuClock, Recorder, Silent, Span
 from autopar.executor.gradients import make_buckets
 from autopar.executor.measure import breakdown, timeline
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressView, ProgressWriter
+from autopar.executor.random_state import seed_generators
 from autopar.executor.traffic import Traffic
 from autopar.results import RunRecord
 
@@ -94,6 +95,30 @@ def test_recorder_costs_little() -> None:
         recorder.add("forward", recorder.mark(), stage=0, microbatch=i)
     assert recorder.finish() / 20_000 < 20e-6
     assert len(recorder.recording().spans()) == 20_000
+
+
+def test_a_silent_recorder_keeps_nothing() -> None:
+    recorder = Silent()
+    recorder.begin()
+    recorder.add("forward", recorder.mark(), stage=0)
+    with recorder.span("sync"):
+        recorder.add_between("backward", recorder.mark(), recorder.mark())
+    assert recorder.recording().spans() == []
+
+
+def test_generators_are_seeded_without_asking_other_devices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(7)
+    wanted = torch.rand(4)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("torch keeps a formatted stack trace for a device not in use")
+
+    for module in (torch.cuda, torch.xpu, torch.mtia):
+        monkeypatch.setattr(module, "_lazy_call", refuse)
+    seed_generators(7, torch.device("cpu"))
+    assert torch.equal(torch.rand(4), wanted)
 
 
 def test_a_run_accounts_for_its_time_and_bytes(tmp_path: Path) -> None:

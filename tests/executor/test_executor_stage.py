@@ -12,6 +12,21 @@ from autopar.plans import Stage
 from autopar.trace import TracedTask, extract, trace
 
 
+def test_a_stage_finds_its_submodules_without_the_fallback_of_modules() -> None:
+    traced = trace(models.knotted(), 2)
+    count = len(traced.nodes)
+    stage = Stage(first_op=0, stop_op=count, pp=0)
+    cpu = torch.device("cpu")
+    program = StageProgram(traced, stage, 0, extract(traced, 0, count), cpu, Recorder(CpuClock()))
+    (module,) = program.modules
+    for part in module.modules():
+        for name, child in list(part.named_children()):
+            assert vars(part)[name] is child
+            setattr(part, name, torch.nn.Identity())
+            assert isinstance(getattr(part, name), torch.nn.Identity)
+            setattr(part, name, child)
+
+
 def traced_with_weights_on(device: torch.device) -> TracedTask:
     """A graph traced on the CPU whose parameters, and nothing else, are on another device.
 
