@@ -16,6 +16,7 @@ LIMIT = 1.5
 """Machines that run tests do other things too; `scripts/overhead` has the real bounds."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("duel", BY_HAND, ids=lambda duel: duel.name)
 def test_same_losses_in_about_the_time(duel: Duel) -> None:
     row = fight(duel, SIZE, pairs=3)
@@ -24,6 +25,7 @@ def test_same_losses_in_about_the_time(duel: Duel) -> None:
     assert row.ratio < LIMIT, row
 
 
+@pytest.mark.slow
 def test_a_timeline_costs_little() -> None:
     row = fight(TIMELINE[0], SIZE, pairs=3)
     assert row.loss_difference == 0.0
