@@ -43,8 +43,8 @@ def sharded(task: Task, seed: int, *, tuned: bool = False) -> Step:
         tuned: With what helps on gloo, as autopar does it: reduce-scatter as an exchange and a
             local sum, gathers as futures, and explicit prefetching.
     """
-    model = build_model(task, seed=seed)
-    blocks: list[Any] = list(model.network.transformer.h)  # type: ignore[union-attr]
+    model: Any = build_model(task, seed=seed)
+    blocks: list[Any] = list(model.network.transformer.h)
     modules: list[FSDPModule] = [fully_shard(module) for module in (*blocks, model)]
     if tuned:
         for module in modules:

@@ -287,10 +287,8 @@ def fight(duel: Duel, size: Size, *, pairs: int) -> Row:
 
     found = on_ranks(RANKS, body)
     sides = [list(zip(*(rank[0][side] for rank in found), strict=True)) for side in range(2)]
-    times, work = (
-        [tuple(total(rank[figure] for rank in pair) for pair in side) for side in sides]
-        for figure, total in enumerate((max, sum))
-    )
+    times = [tuple(max(rank[0] for rank in pair) for pair in side) for side in sides]
+    work = [tuple(sum(rank[1] for rank in pair) for pair in side) for side in sides]
     return Row(
         duel=duel.name,
         size=size.name,

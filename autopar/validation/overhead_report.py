@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from autopar.core.io import read_document, write_document
 from autopar.core.provenance import provenance
@@ -91,13 +92,13 @@ def load(file: Path) -> Rows:
     if not file.exists():
         return {title: [] for title in _TABLES}
     body = read_document(file, _SCHEMA, _VERSION)["rows"]
-    return {
-        title: [
-            Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-            for row in body[title]
-        ]
-        for title in _TABLES
-    }
+    return {title: [_row(fields) for fields in body[title]] for title in _TABLES}
+
+
+def _row(fields: dict[str, Any]) -> Row:
+    """JSON has no tuples."""
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return Row(**given)
 
 
 def page(rows: Rows) -> str:

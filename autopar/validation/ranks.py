@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from autopar.core.errors import TrainingError
 
@@ -44,7 +45,7 @@ def _child(rank: int, count: int, function: Callable[[int], T], place: Path) -> 
         return pid
     torch.set_num_threads(1)
     try:
-        store = dist.FileStore(str(place / "store"), count)
+        store = FileStore(str(place / "store"), count)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
         result: tuple[bool, object] = (True, function(rank))
     except BaseException:
