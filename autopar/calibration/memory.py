@@ -118,13 +118,19 @@ LOSS_FACTORS: Mapping[str, float] = {
     "inplace": 1.0,
     "copied": 1.5,
     "eager": 1.75,
+    "float32": 2.0,
     "fused": 0.5,
 }
 """Bytes per logit over those of an in-place loss (8): ``torch.nn.functional.cross_entropy`` in
-float32 holds 16-bit logits 2, log-softmax 4, gradients of its two ops 4 + 4; a loss that copies
-holds one float32 tensor more, 4; a fused kernel holds 16-bit logits and their gradient, 2 + 2."""
+float32 holds 16-bit logits 2, log-softmax 4, gradients of its two ops 4 + 4; of float32 logits
+4 + 4 + 4 + 4; a loss that copies holds one float32 tensor more, 4; a fused kernel holds 16-bit
+logits and their gradient, 2 + 2."""
 REFERENCE_MULTIPROCESSORS = 108.0
 """Multiprocessors of the device that ``framework_bytes`` is stated for (A100)."""
+
+HOST_BYTES = 0.35 * GIB
+"""Interpreter, torch and process group of a CPU rank that was not measured: assumed, the resident
+set after importing torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +148,8 @@ class MemoryConstants:
         update_share: Part of the lesser of activations and optimizer temporaries that adds.
         low_factor: Central estimate -> lower end of the range.
         high_factor: Central estimate -> upper end, which decides feasibility.
+        unseen_low_factor: ``low_factor`` of frameworks that no fit has seen, such as autopar.
+        unseen_high_factor: ``high_factor`` of these.
         margins: Framework generation -> factor on ``allocator_margin``; absent ones are 1.
         fitted_on: What data the values rest on; empty for defaults.
     """
@@ -156,6 +164,8 @@ class MemoryConstants:
     update_share: float
     low_factor: float = 0.8
     high_factor: float = 1.2
+    unseen_low_factor: float = 0.8
+    unseen_high_factor: float = 1.2
     margins: Mapping[str, float] = field(default_factory=dict)
     fitted_on: Mapping[str, Any] = field(default_factory=dict)
 
@@ -173,6 +183,17 @@ class MemoryConstants:
         return cls(**keywords, margins=margins or {})
 
     @classmethod
+    def host(cls) -> MemoryConstants:
+        """For ranks on CPUs: memory comes from malloc, there is no context and no NCCL.
+
+        The process before the model exists is measured with the host; the range is assumed: up to
+        a tenth more than counted.
+        """
+        plain = {spec.name: spec.default for spec in MEMORY_SPECS}
+        held = {"allocator_margin": 1.0, "framework_bytes": HOST_BYTES, "communicator_bytes": 0.0}
+        return cls.of({**plain, **held}).with_range(1.0, 1.1)
+
+    @classmethod
     def shipped(cls) -> MemoryConstants:
         """The fitted values that come with autopar."""
         return _shipped()
@@ -184,6 +205,10 @@ class MemoryConstants:
     def with_range(self, low_factor: float, high_factor: float) -> MemoryConstants:
         """The same values with another range."""
         return replace(self, low_factor=low_factor, high_factor=high_factor)
+
+    def unseen(self) -> MemoryConstants:
+        """For a framework that no fit has seen: the range is that of families held out whole."""
+        return self.with_range(self.unseen_low_factor, self.unseen_high_factor)
 
     def save(self, path: Path) -> None:
         """Write the file atomically."""

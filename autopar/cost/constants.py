@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopar.core.units import GIB
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant:
@@ -66,26 +64,6 @@ MEASURED_SPREAD_FLOOR = Constant(
     value=0.05,
     text="smallest relative range of a time composed of measured parts",
     source="spread between runs of one plan on one host, 3-9 %",
-)
-MEMORY_MARGIN = Constant(
-    value=0.10,
-    text="allocator margin on top of the predicted peak",
-    source="assumed; fragmentation and rounding of caching allocators",
-)
-GPU_FRAMEWORK_BYTES = Constant(
-    value=1.5 * GIB,
-    text="bytes of context, libraries and communicator on an accelerator",
-    source="assumed; CUDA context, cuBLAS workspace and NCCL buffers",
-)
-CPU_FRAMEWORK_BYTES = Constant(
-    value=0.35 * GIB,
-    text="bytes of interpreter, torch and process group on a CPU rank",
-    source="assumed; resident set after importing torch",
-)
-TRANSIENT_COPIES = Constant(
-    value=2.0,
-    text="copies of the largest op output alive while it runs (value and gradient)",
-    source="assumed; backward holds an output's gradient beside its input's",
 )
 MIN_TRANSFER_S = 1e-9
 """A transfer between ranks is never free, so that it orders producer before consumer."""

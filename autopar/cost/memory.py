@@ -1,20 +1,27 @@
-"""Peak bytes per pipeline coordinate, by liveness over the schedule's own action list."""
+"""Peak bytes per pipeline coordinate, by liveness over the schedule's own action list.
+
+The parts are put together by :mod:`autopar.calibration.peak` with the constants that published
+peaks are validated with.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
+from autopar.calibration import peak
+from autopar.calibration.memory import HOST_BYTES, REFERENCE_MULTIPROCESSORS
+from autopar.calibration.peak import Value
 from autopar.cluster import Device
-from autopar.core.estimate import Estimate, Source
-from autopar.cost import constants as k
+from autopar.core.estimate import Estimate
+from autopar.core.units import format_bytes
 from autopar.cost.layout import Cuts, Layout
+from autopar.cost.model import CostModel
 from autopar.cost.tables import AffineTable, Table, prefix_differences
-from autopar.cost.work import FULL, Vector
+from autopar.cost.work import FULL, NONE, Vector
 from autopar.results import MemoryBreakdown
 
 
@@ -25,7 +32,7 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
     by what each stage keeps, are largest. A parameter that several stages of the rank read is
     counted once, one read on several ranks exists on each.
     """
-    tables = layout.tables
+    tables, model = layout.tables, layout.model
     bytes_ = RunBytes(layout=layout)
     stages = layout.stages_of(rank)
     spans = [(cuts[s], cuts[s + 1]) for s in stages]
@@ -38,18 +45,26 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
         sum(count * size for count, size in zip(counts, held, strict=True))
         for counts in layout.live(rank)
     )
+    working = max(float(bytes_.block_transient[i:j].max()) for i, j in spans)
+    working += sum(float(bytes_.block_loss[i:j].sum()) for i, j in spans)
+    update = bytes_.update_of(dense, experts)
+    working += peak.update_bytes(model.memory, update, activations + working)
     weight, gradient, state = bytes_.per_element
     expert = bytes_.expert_per_element
-    return MemoryBreakdown(
+    tensors = MemoryBreakdown(
         parameters_bytes=dense * weight + experts * expert[0] + buffer_bytes(layout),
         gradients_bytes=dense * gradient + experts * expert[1],
         optimizer_bytes=dense * state + experts * expert[2],
         activations_bytes=activations + input_bytes(layout),
-        transient_bytes=max(float(bytes_.block_transient[i:j].max()) for i, j in spans),
+        transient_bytes=working,
         communication_bytes=sum(bytes_.messages_of(i, j) for i, j in spans)
         + max(float(bytes_.block_gathered[i:j].max()) for i, j in spans)
         + float(bytes_.buckets(np.asarray(dense)))
         + layout.syncs[rank].held_bytes(dense),
+    )
+    return replace(
+        tensors,
+        allocator_bytes=(margin(layout) - 1) * tensors.total_bytes,
         framework_bytes=framework_bytes(layout, rank),
     )
 
@@ -68,20 +83,28 @@ class RunBytes:
     def per_element(self) -> tuple[float, float, float]:
         """Weight, gradient and state bytes per dense parameter element."""
         layout = self.layout
-        shards = layout.mesh.dp_shard * layout.mesh.cp if layout.zero else 1
-        return layout.model.sizes.held(layout.zero, shards, layout.offload)
+        return layout.model.sizes.held(layout.zero, self._shards, layout.offload)
+
+    @property
+    def _shards(self) -> int:
+        return self.layout.mesh.dp_shard * self.layout.mesh.cp if self.layout.zero else 1
 
     @cached_property
     def expert_per_element(self) -> tuple[float, float, float]:
         """The same per expert element; experts are divided by ``ep`` and not shared out."""
         return self.layout.model.sizes.held(0, 1, self.layout.offload)
 
+    def update_of(self, dense: Value, experts: Value) -> Value:
+        """Temporaries of the optimizer for elements on a rank."""
+        per_element = 0.0 if self.layout.offload else self.layout.model.update_bytes
+        return (dense / self._shards + experts) * per_element
+
     @cached_property
     def block_kept(self) -> Vector:
         """Bytes per microbatch in flight that each block keeps."""
         layout = self.layout
         work = layout.tables.work
-        return work.kept(layout.levels, layout.microbatch_size) * layout.tables.scale
+        return work.kept(layout.levels, layout.microbatch_size) * layout.model.kept_scale
 
     @cached_property
     def _keeps_inputs(self) -> bool:
@@ -91,15 +114,26 @@ class RunBytes:
     def kept_of(self, first: int, stop: int) -> float:
         """Bytes per microbatch in flight of one run."""
         own = float(self.block_kept[first:stop].sum())
-        return own + (
-            self._at(self.layout.tables.received, first, stop) if self._keeps_inputs else 0
-        )
+        passing = self._at(self.layout.tables.sent, first, stop)
+        if self._keeps_inputs:
+            passing += self._at(self.layout.tables.received, first, stop)
+        return own + self.layout.model.memory.activation_factor * passing
 
     @cached_property
     def kept(self) -> Table:
         """Bytes per microbatch in flight."""
-        kept = prefix_differences(self.block_kept)
-        return np.asarray(kept + self.received) if self._keeps_inputs else kept
+        return np.asarray(prefix_differences(self.block_kept) + self.passing)
+
+    @cached_property
+    def passing(self) -> Table:
+        """Bytes per microbatch in flight of what enters a run and of what leaves it.
+
+        Outputs stay to start the run's backward from.
+        """
+        fixed, per_sample = self.layout.tables.sent
+        sent = fixed + per_sample * self.layout.microbatch_size
+        passing = sent + self.received if self._keeps_inputs else sent
+        return np.asarray(self.layout.model.memory.activation_factor * passing)
 
     def _at(self, table: AffineTable, first: int, stop: int) -> float:
         fixed, per_sample = table
@@ -114,32 +148,47 @@ class RunBytes:
 
     @cached_property
     def block_transient(self) -> Vector:
-        """Workspace of each block's largest op, and its activations when computed again."""
+        """Working set of each block.
+
+        Gradients of its widest op and of what entered it, and its activations when computed
+        again. Logits are counted with the loss.
+        """
         layout = self.layout
         work, samples = layout.tables.work, layout.microbatch_size
-        again = np.where(
-            np.asarray(layout.levels) > 0,
-            work.at_level(0, samples) - work.kept(layout.levels, samples),
-            0.0,
-        )
-        workspace = k.TRANSIENT_COPIES.value * work.transient(samples)
-        return np.asarray((workspace + np.maximum(again, 0.0)) * layout.tables.scale)
+        again = np.where(np.asarray(layout.levels) > 0, work.at_level(NONE, samples), 0.0)
+        widest = np.maximum(work.transient(samples) - work.logits(samples), 0.0)
+        working = again + widest + work.at_level(FULL, samples)
+        return np.asarray(layout.model.memory.transient_factor * working * layout.tables.scale)
 
     @cached_property
     def transient(self) -> Table:
         """The largest :attr:`block_transient` of a run."""
         return self.layout.tables.largest(self.block_transient)
 
-    def messages_of(self, first: int, stop: int) -> float:
-        """Buffers of what one run receives and sends."""
-        tables = self.layout.tables
-        return self._at(tables.received, first, stop) + self._at(tables.sent, first, stop)
+    @cached_property
+    def block_loss(self) -> Vector:
+        """Logits, copies and gradients of each block's losses, beside what is kept of them."""
+        layout = self.layout
+        work = layout.tables.work
+        logits = work.logits(layout.microbatch_size)
+        whole = peak.loss_bytes(
+            layout.model.memory, logits / work.item_bytes, layout.model.loss_factor
+        )
+        return np.maximum(whole - logits * layout.model.kept_scale, 0.0)
 
     @cached_property
+    def loss(self) -> Table:
+        """The sum of :attr:`block_loss` of a run."""
+        return prefix_differences(self.block_loss)
+
+    def messages_of(self, first: int, stop: int) -> float:
+        """Buffers of what one run receives; what it sends is kept."""
+        return self._at(self.layout.tables.received, first, stop)
+
+    @property
     def messages(self) -> Table:
-        """Buffers of what is received and sent."""
-        fixed, per_sample = self.layout.tables.sent
-        return np.asarray(self.received + fixed + per_sample * self.layout.microbatch_size)
+        """Buffers of what is received."""
+        return self.received
 
     @cached_property
     def block_gathered(self) -> Vector:
@@ -182,34 +231,57 @@ class SpanMemory:
     take: Callable[[Table], Table]
 
     @cached_property
-    def _parts(self) -> tuple[Table, Table]:
-        """Bytes whatever is in flight, and bytes per microbatch in flight."""
-        layout, runs = self.layout, RunBytes(layout=self.layout)
+    def runs(self) -> RunBytes:
+        """Tables of the parts."""
+        return RunBytes(layout=self.layout)
+
+    @cached_property
+    def constant(self) -> Table:
+        """Tensor bytes whatever is in flight, computed again or in work."""
+        layout, runs = self.layout, self.runs
         dense = self.take(layout.tables.parameters)
         fixed = (
             dense * sum(runs.per_element)
             + self.take(layout.tables.experts) * sum(runs.expert_per_element)
-            + self.take(runs.transient)
             + self.take(runs.messages)
             + self.take(runs.gathered)
             + runs.buckets(dense)
         )
-        return fixed + buffer_bytes(layout) + input_bytes(layout), self.take(runs.kept)
+        return np.asarray(fixed + buffer_bytes(layout) + input_bytes(layout))
+
+    @cached_property
+    def update(self) -> Table:
+        """Temporaries of the optimizer."""
+        tables = self.layout.tables
+        return self.runs.update_of(self.take(tables.parameters), self.take(tables.experts))
+
+    @cached_property
+    def working(self) -> Table:
+        """The block in work and the losses."""
+        return np.asarray(self.take(self.runs.transient) + self.take(self.runs.loss))
+
+    @cached_property
+    def kept(self) -> Table:
+        """Per microbatch in flight."""
+        return self.take(self.runs.kept)
 
     def totals(self, rank: int) -> Table:
         """Peak bytes when the run is the only stage of a rank; a lower bound when it is not."""
-        fixed, kept = self._parts
-        return np.asarray(
-            fixed + self._in_flight(rank) * kept + framework_bytes(self.layout, rank)
-        )
+        return self._totals(self._in_flight(rank), framework_bytes(self.layout, rank))
 
     def least(self) -> Table:
         """The same on the rank that has it easiest."""
-        fixed, kept = self._parts
         ranks = range(self.layout.mesh.pp)
         in_flight = min(self._in_flight(rank) for rank in ranks)
-        framework = min(framework_bytes(self.layout, rank) for rank in ranks)
-        return np.asarray(fixed + in_flight * kept + framework)
+        return self._totals(in_flight, min(framework_bytes(self.layout, rank) for rank in ranks))
+
+    def _totals(self, in_flight: int, context: float) -> Table:
+        return self.with_freed(in_flight * self.kept + self.working, context)
+
+    def with_freed(self, freed: Table, context: float) -> Table:
+        """Peak bytes when forward and backward need ``freed`` that the update does not."""
+        update = peak.update_bytes(self.layout.model.memory, self.update, freed)
+        return peak.total_bytes(self.constant + freed + update, margin(self.layout), context)
 
     def _in_flight(self, rank: int) -> int:
         single = self.layout.stages == self.layout.mesh.pp
@@ -236,18 +308,34 @@ def input_bytes(layout: Layout) -> float:
     return layout.model.profile.input_bytes * samples
 
 
+def margin(layout: Layout) -> float:
+    """What the allocator holds over what it serves."""
+    return layout.model.memory.allocator_margin
+
+
 def framework_bytes(layout: Layout, rank: int) -> float:
-    """Resident memory before the model exists: measured, else the stated constant."""
+    """What a process has before the model exists, and its communicators."""
     device = layout.model.cluster.device(layout.groups[rank][0])
-    measurement = layout.model.profile.measurement
-    if measurement is not None and layout.model.compute.measured_on(device):
-        return measurement.resident_bytes + layout.model.cluster.overhead.rank_bytes
-    return assumed_framework(device).value
+    mesh = layout.mesh
+    degrees = (mesh.dp_replicate * mesh.dp_shard, mesh.tp, mesh.pp, mesh.cp, mesh.ep)
+    count = peak.communicator_count(degrees, mesh.world_size)
+    context, each = process_bytes(layout.model, device)
+    return context + count * each
 
 
-def assumed_framework(device: Device) -> k.Constant:
-    """The constant that stands for the framework on a device."""
-    return k.CPU_FRAMEWORK_BYTES if device.kind == "cpu" else k.GPU_FRAMEWORK_BYTES
+def process_bytes(model: CostModel, device: Device) -> tuple[float, float]:
+    """Bytes of a process before the model exists, and of each communicator.
+
+    Measured, communicators and all, where the profile was measured on the device; else by the
+    constants.
+    """
+    c, measurement = model.memory, model.profile.measurement
+    if measurement is not None and model.compute.measured_on(device):
+        return measurement.resident_bytes + model.cluster.overhead.rank_bytes, 0.0
+    if device.kind == "cpu":
+        return HOST_BYTES, 0.0
+    multiprocessors = float(device.multiprocessors or REFERENCE_MULTIPROCESSORS)
+    return peak.context_bytes(c, multiprocessors), c.communicator_bytes
 
 
 def capacity_bytes(layout: Layout) -> float:
@@ -257,12 +345,41 @@ def capacity_bytes(layout: Layout) -> float:
 
 
 def rank_capacity(layout: Layout, rank: int) -> float:
-    """Memory of the smallest device of a pipeline coordinate."""
+    """Memory that ranks of a pipeline coordinate can allocate, on the smallest device."""
     kinds = layout.model.kinds(layout.placement, layout.groups[rank])
-    return min(device.memory_bytes for device, _ in kinds)
+    return min(device_capacity(device) for device, _ in kinds)
 
 
-def peak_estimate(total_bytes: float, source: Source) -> Estimate:
-    """The peak with the allocator's margin as its upper end; feasibility uses the upper end."""
-    high = math.fsum([total_bytes, total_bytes * k.MEMORY_MARGIN.value])
-    return Estimate(value=total_bytes, low=total_bytes, high=high, source=source)
+def device_capacity(device: Device) -> float:
+    """Memory of a device that processes can allocate."""
+    size = float(device.memory_bytes)
+    return size if device.kind == "cpu" else peak.usable_bytes(size)
+
+
+def peak_estimate(model: CostModel, total_bytes: float) -> Estimate:
+    """The peak with its range; feasibility uses the upper end."""
+    c = model.memory
+    return Estimate(
+        value=total_bytes,
+        low=total_bytes * c.low_factor,
+        high=total_bytes * c.high_factor,
+        source="calibrated" if c.fitted_on else "analytic",
+    )
+
+
+def assumed(model: CostModel) -> tuple[str, ...]:
+    """What the memory of a plan rests on, for its assumptions."""
+    c = model.memory
+    if not c.fitted_on:
+        return (
+            f"memory of a CPU rank: torch and process group {format_bytes(HOST_BYTES)} where not "
+            f"measured, up to {c.high_factor - 1:.0%} more than counted (assumed)",
+        )
+    peaks = sum(c.fitted_on["peaks"].values())
+    return (
+        f"memory constants of accelerators: fitted on {peaks} published peaks (the allocator "
+        f"holds {c.allocator_margin - 1:.1%} more than it serves; context and libraries "
+        f"{format_bytes(c.framework_bytes)} at {REFERENCE_MULTIPROCESSORS:.0f} multiprocessors, "
+        f"{format_bytes(c.communicator_bytes)} a communicator; peaks of frameworks held out lay "
+        f"at {c.low_factor:.2f} to {c.high_factor:.2f} of the prediction)",
+    )

@@ -8,12 +8,13 @@ from functools import cached_property
 
 import numpy as np
 
+from autopar.calibration.memory import LOSS_FACTORS, MemoryConstants
 from autopar.cluster import Cluster, Device
 from autopar.cost.blocks import BlockSeconds, Surroundings, block_seconds
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
 from autopar.cost.simulate import Program, compile_program
-from autopar.cost.states import ParameterBytes, auto_precision
+from autopar.cost.states import MASTER_BYTES, ParameterBytes, auto_precision
 from autopar.cost.tables import Table, Tables, prefix_differences
 from autopar.cost.work import FULL, SELECTIVE, Levels, StageWork, Vector
 from autopar.graph import GraphProfile
@@ -97,6 +98,13 @@ class CostModel:
         precision: Compute dtype, or ``auto``, see :func:`autopar.cost.states.auto_precision`.
         strategies: Divide the profile, where another model has them already.
 
+    Attributes:
+        memory: Constants of the memory model: the ones that published peaks were fitted with, or
+            those of hosts.
+        loss_factor: What a loss keeps of its logits, see ``LOSS_FACTORS``: torch's own.
+        update_bytes: Temporaries of the optimizer per element; loops over single parameters on
+            CPUs have next to none.
+
     Raises:
         InputError: Unknown precision.
     """
@@ -114,6 +122,13 @@ class CostModel:
         self.precision = precision
         ratio = profile.optimizer.state_bytes_per_parameter_byte
         self.sizes = ParameterBytes.of(precision, ratio)
+        kinds = {group.machine.device.kind for group in cluster.groups}
+        on_hosts = kinds == {"cpu"}
+        shipped = MemoryConstants.shipped().unseen()
+        self.memory = MemoryConstants.host() if on_hosts else shipped
+        loss = "float32" if self.sizes.weight >= MASTER_BYTES else "eager"
+        self.loss_factor = LOSS_FACTORS[loss]
+        self.update_bytes = 0.0 if on_hosts else self.sizes.update
         self.strategies = strategies or Strategies(profile)
         self.compute = ComputeModel(profile, cluster, precision)
         self._works: dict[Split, StageWork] = {}
@@ -134,6 +149,11 @@ class CostModel:
         other._schedules, other._programs = self._schedules, self._programs
         other._peaks = self._peaks
         return other
+
+    @property
+    def kept_scale(self) -> float:
+        """Bytes kept per profiled byte that ops save for backward."""
+        return self.compute.activation_scale * self.memory.activation_factor
 
     def work(self, split: Split) -> StageWork:
         """The blocks as divided."""

@@ -139,7 +139,7 @@ def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
     peak = max(part.total_bytes for part in memory)
     draft = PlanPrice(
         step_time_s=nothing,
-        peak_memory_bytes=mem.peak_estimate(peak, "analytic"),
+        peak_memory_bytes=mem.peak_estimate(layout.model, peak),
         samples_per_s=0.0,
         mfu=None,
         energy_joule=None,
@@ -203,7 +203,7 @@ def assumptions(layout: Layout) -> tuple[str, ...]:
     """Constants that were assumed rather than measured."""
     cluster = layout.model.cluster
     devices = {cluster.device(d).name: cluster.device(d) for d in layout.placement}
-    notes = [k.MEMORY_MARGIN.note, k.TRANSIENT_COPIES.note]
+    notes = list(mem.assumed(layout.model))
     missing = untimed_blocks(layout)
     if missing:
         total = len(layout.model.profile.blocks)
@@ -212,7 +212,7 @@ def assumptions(layout: Layout) -> tuple[str, ...]:
         if layout.model.compute.measured_on(device):
             continue
         notes += layout.model.compute.assumed(device)
-        notes += [k.BACKWARD_KERNELS.note, mem.assumed_framework(device).note]
+        notes.append(k.BACKWARD_KERNELS.note)
     if layout.offload:
         notes += [k.HOST_LINK_BYTES_PER_S.note, k.HOST_MEMORY_BYTES_PER_S.note]
     if layout.mesh.world_size > 1 and not cluster.curves:

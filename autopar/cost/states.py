@@ -35,6 +35,10 @@ def auto_precision(cluster: Cluster) -> str:
     return "float32"
 
 
+MOMENTS = 2
+"""State tensors per parameter from which an optimizer counts as one of Adam's kind."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterBytes:
     """Bytes per parameter element.
@@ -46,11 +50,14 @@ class ParameterBytes:
         weight: The copy that forward and backward read.
         gradient: The accumulated gradient, also what synchronisation sends.
         state: Optimizer state and master copy.
+        update: Temporaries while all parameters are updated at once: torch's Adam takes the root
+            of the second moment in a tensor of its own.
     """
 
     weight: float
     gradient: float
     state: float
+    update: float = 0.0
 
     @classmethod
     def of(cls, precision: str, state_ratio: float) -> ParameterBytes:
@@ -68,10 +75,11 @@ class ParameterBytes:
                 f"unknown precision '{precision}'", hint="known: " + ", ".join(sorted(ITEM_BYTES))
             )
         item = ITEM_BYTES[precision]
+        update = max(item, MASTER_BYTES) if state_ratio >= MOMENTS else 0.0
         if item >= MASTER_BYTES:
-            return cls(weight=item, gradient=item, state=item * state_ratio)
+            return cls(weight=item, gradient=item, state=item * state_ratio, update=update)
         state = MASTER_BYTES * (1 + state_ratio)
-        return cls(weight=item, gradient=MASTER_BYTES, state=state)
+        return cls(weight=item, gradient=MASTER_BYTES, state=state, update=update)
 
     def held(self, zero: int, ranks: int, offload: bool) -> tuple[float, float, float]:
         """Weight, gradient and state bytes on one rank (Rajbhandari et al. 2020, figure 1).

@@ -98,6 +98,15 @@ class StageWork:
         fixed, per_sample = self._transient
         return np.asarray(fixed + per_sample * samples)
 
+    @cached_property
+    def _logits(self) -> tuple[Vector, Vector]:
+        return _affine([w.logit_bytes for w in self.works])
+
+    def logits(self, samples: float) -> Vector:
+        """Class scores that each block's losses read, as profiled."""
+        fixed, per_sample = self._logits
+        return np.asarray(fixed + per_sample * samples)
+
 
 def _affine(amounts: Sequence[Amount]) -> tuple[Vector, Vector]:
     return np.array([a.fixed for a in amounts]), np.array([a.per_sample for a in amounts])

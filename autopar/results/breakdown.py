@@ -55,9 +55,10 @@ class MemoryBreakdown:
         gradients_bytes: Gradients.
         optimizer_bytes: Optimizer state.
         activations_bytes: Activations kept for backward at the peak, batch inputs included.
-        transient_bytes: Workspace of the running op and its gradient.
+        transient_bytes: The block in work and its gradients, the loss, optimizer temporaries.
         communication_bytes: Buckets, send and receive buffers.
         framework_bytes: Interpreter, libraries, context, process group.
+        allocator_bytes: What the allocator holds beyond what it serves.
     """
 
     parameters_bytes: float = 0.0
@@ -67,6 +68,7 @@ class MemoryBreakdown:
     transient_bytes: float = 0.0
     communication_bytes: float = 0.0
     framework_bytes: float = 0.0
+    allocator_bytes: float = 0.0
 
     @property
     def total_bytes(self) -> float:
@@ -79,5 +81,5 @@ class MemoryBreakdown:
 
     @classmethod
     def from_dict(cls, data: dict[str, float]) -> MemoryBreakdown:
-        """Inverse of :meth:`to_dict`."""
-        return cls(**{f.name: float(data[f.name]) for f in fields(cls)})
+        """Inverse of :meth:`to_dict`; a part that an older file lacks is 0."""
+        return cls(**{f.name: float(data.get(f.name, 0.0)) for f in fields(cls)})

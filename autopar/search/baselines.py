@@ -204,5 +204,5 @@ def _first_that_fits(
         name=name,
         reason="memory",
         detail=f"needs {format_bytes(needed)} on rank {rank} with microbatches of "
-        f"{point.microbatch_size}, the device has {format_bytes(goal.limit(rank))}",
+        f"{point.microbatch_size}, {goal.holder(rank)} {format_bytes(goal.limit(rank))}",
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from autopar.cost import constants as k
 from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
 from autopar.search.chunked import ChunkedBounds, prefix_sums
 from autopar.search.space import PointGroup
@@ -198,7 +197,7 @@ class Batch:
         for i, (group, world) in enumerate(zip(self.groups, self.worlds, strict=True)):
             if name == "memory":
                 held = quick.least_held(group, world, float(self._elements[i]))
-                result[i] = held / (1 + k.MEMORY_MARGIN.value)
+                result[i] = held / quick.model.memory.high_factor
                 continue
             slope, floor = quick.slope(group, world)
             result[i] = slope * seconds[i] + floor * computing[i]
@@ -330,13 +329,8 @@ class Batch:
     @cached_property
     def room(self) -> Array:
         """Bytes of each rank for parameters and activations ``[group, rank]``."""
-        margin = 1 + k.MEMORY_MARGIN.value
-        return np.array(
-            [
-                w.limits(self.pp) / margin - self.quick.shared_bytes(g, w)
-                for g, w in zip(self.groups, self.worlds, strict=True)
-            ]
-        )
+        pairs = zip(self.groups, self.worlds, strict=True)
+        return np.array([self.quick.room(group, world) for group, world in pairs])
 
     @cached_property
     def bytes_per_element(self) -> Array:

@@ -9,7 +9,6 @@ from typing import TypeVar
 import numpy as np
 
 from autopar.core.errors import InputError
-from autopar.cost import constants as k
 from autopar.cost import memory
 from autopar.cost.bounds import Band, Bounds
 from autopar.cost.layout import Cuts, Layout
@@ -18,6 +17,8 @@ from autopar.cost.tables import Table
 from autopar.cost.work import Levels
 from autopar.results import PlanPrice
 from autopar.search.chunks import chunked_cuts
+
+Bytes = TypeVar("Bytes", float, Table)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Goal:
         limit = max(self.limit(rank) for rank in self._kinds_of_ranks)
         ends = np.arange(n + 1)
         lengths = ends[None, :] - ends[:, None]
-        fits = (lengths > 0) & (_high(easiest) <= limit)
+        fits = (lengths > 0) & (self._high(easiest) <= limit)
         widest = int(lengths[fits].max()) if fits.any() else 1
         return Band(blocks=n, width=min(longest, widest))
 
@@ -128,11 +129,16 @@ class Goal:
             self._limits[kind] = min(capacity, self.max_memory_bytes or capacity)
         return self._limits[kind]
 
+    def holder(self, rank: int) -> str:
+        """What sets :meth:`limit`, as the start of "... 40 GiB"."""
+        capacity = memory.rank_capacity(self.layout, rank)
+        return "--max-memory allows" if self.limit(rank) < capacity else "the device has"
+
     def stage_table(self, stage: int) -> Table:
         """Lower bound of the objective by run of the band; inf where memory runs out."""
         rank = self.layout.rank_of(stage)
         needed = self.memory.totals(rank)
-        fits = self.band.inside & (_high(needed) <= self.limit(rank))
+        fits = self.band.inside & (self._high(needed) <= self.limit(rank))
         if self.objective == "memory":
             return np.where(fits, needed, np.inf)
         slope, floor = self.slope_and_floor
@@ -156,10 +162,14 @@ class Goal:
         """Lower bound of the objective when the first stages are fixed."""
         return self.from_time(self.bounds.prefix(cuts))
 
+    def _high(self, total_bytes: Bytes) -> Bytes:
+        """Upper end of a memory estimate."""
+        return total_bytes * self.layout.model.memory.high_factor
+
     def feasible(self, cuts: Cuts) -> bool:
-        """True when every rank's memory, margin included, is within its limit."""
+        """True when the upper end of every rank's memory is within its limit."""
         ranks = range(self.layout.mesh.pp)
-        return all(_high(self._needs(cuts, rank)) <= self.limit(rank) for rank in ranks)
+        return all(self._high(self._needs(cuts, rank)) <= self.limit(rank) for rank in ranks)
 
     def _needed(self, cuts: Cuts) -> list[float]:
         """Peak bytes per pipeline coordinate."""
@@ -170,7 +180,7 @@ class Goal:
 
     def tightest(self, cuts: Cuts) -> tuple[int, float]:
         """Pipeline rank with the largest excess over its limit, and the bytes it needs."""
-        needs = [_high(size) for size in self._needed(cuts)]
+        needs = [self._high(size) for size in self._needed(cuts)]
         rank = max(range(len(needs)), key=lambda r: needs[r] - self.limit(r))
         return rank, needs[rank]
 
@@ -195,13 +205,6 @@ class Goal:
                 device = cluster.device(device_id)
                 total += busy * ((device.power_watt or 0.0) - (device.idle_watt or 0.0))
         return total
-
-
-Bytes = TypeVar("Bytes", float, Table)
-
-
-def _high(total_bytes: Bytes) -> Bytes:
-    return total_bytes * (1 + k.MEMORY_MARGIN.value)
 
 
 def value_of(price: PlanPrice, objective: str) -> float:

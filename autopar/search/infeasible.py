@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
 from dataclasses import replace
 
-from autopar.core.errors import InfeasibleError, InputError
+from autopar.core.errors import InfeasibleError
 from autopar.core.units import format_bytes
 from autopar.cost import CostModel, memory
 from autopar.cost.price import layout_of
 from autopar.results import RankedPlan
+from autopar.search import relax
 from autopar.search.change import changed_cluster
 from autopar.search.options import SearchOptions
 from autopar.search.parts import bytes_by_part, part_name
@@ -19,8 +20,6 @@ from autopar.search.spec import Spec, Value
 from autopar.search.variants import AXES as VARIANT_AXES
 from autopar.search.walk import Walk
 
-MAX_GROWTH = 64
-"""Device counts up to this many times the cluster are tried."""
 _UNLIMITED = "memory=1000000TiB"
 
 
@@ -54,9 +53,7 @@ def diagnose(
         min(memory.rank_capacity(layout, q), options.max_memory_bytes or float("inf"))
         for q in range(layout.mesh.pp)
     ]
-    needs = [
-        memory.peak_estimate(part.total_bytes, "analytic").high for part in smallest.price.memory
-    ]
+    needs = [memory.peak_estimate(model, part.total_bytes).high for part in smallest.price.memory]
     rank = max(range(len(needs)), key=lambda q: needs[q] - limits[q])
     capped = options.max_memory_bytes is not None and limits[rank] == options.max_memory_bytes
     holder = "--max-memory allows" if capped else "the device has"
@@ -65,8 +62,15 @@ def diagnose(
         f"{format_bytes(needs[rank])} on pipeline rank {rank}, {holder} "
         f"{format_bytes(limits[rank])}; most of it are {_largest(smallest, rank)}"
     )
-    hint = _relaxations(model, options, max(needs), capped) if relaxations else None
-    return InfeasibleError(message, hint=hint)
+    if not relaxations:
+        return InfeasibleError(message, hint=None)
+    found = [
+        *relax.more_memory(model, options, needs[rank], limits[rank], capped),
+        *relax.smaller_batch(model, options),
+        *relax.more_devices(model, options),
+        *relax.fewer_wishes(model, options),
+    ]
+    return InfeasibleError(message, hint=relax.in_words(found))
 
 
 def _largest(plan: RankedPlan, rank: int) -> str:
@@ -78,16 +82,38 @@ def _largest(plan: RankedPlan, rank: int) -> str:
 
 def _empty(model: CostModel, options: SearchOptions, space: Space) -> InfeasibleError:
     """All points were rejected before pricing."""
-    counts = Counter(space.rejected).most_common()
-    reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
-    hints = _without_wishes(model, options)
-    if space.rejected.get("batch not divisible by replicas"):
-        hints.append("choose a --global-batch that more device counts divide")
-    wrong = unknown_values(model, options, fixed_spec(options))
+    conflicts = _conflicts(model, options) or unknown_values(model, options, fixed_spec(options))
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in space.rejected.most_common())
+    message = f"none of the {space.size:,} points of the space is left"
+    found = [
+        *relax.other_batch(model, options),
+        *(relax.more_devices(model, options) if conflicts else ()),
+        *relax.fewer_wishes(model, options),
+    ]
     return InfeasibleError(
-        f"none of the {space.size} points of the space is left: {'; '.join([reasons, *wrong])}",
-        hint="; or ".join(hints) if hints else "change --global-batch or the cluster",
+        f"{'; '.join(conflicts)}: {message} ({counts})" if conflicts else f"{message}: {counts}",
+        hint=relax.in_words(found) if found else "change --global-batch or the cluster",
     )
+
+
+def _conflicts(model: CostModel, options: SearchOptions) -> list[str]:
+    """Fixed degrees that devices, batch or model cannot meet, with the numbers."""
+    spec, count = fixed_spec(options), model.cluster.device_count
+    degrees = {axis: int(spec[axis]) for axis in ("dp", "tp", "pp", "cp") if axis in spec}
+    found = []
+    need = math.prod(degrees.values())
+    words = " x ".join(f"{axis}={degree}" for axis, degree in degrees.items())
+    if need > count:
+        found.append(f"{words} needs {need} devices, the cluster has {count}")
+    batch, replicas = options.batch_for(model.profile, count), degrees.get("dp", 1)
+    each = replicas * int(spec.get("microbatch_size", 1))
+    if batch % each:
+        who = [f"{axis}={spec[axis]}" for axis in ("dp", "microbatch_size") if axis in spec]
+        found.append(f"{' x '.join(who)} does not divide a global batch of {batch}")
+    blocks = len(model.profile.blocks)
+    if degrees.get("pp", 1) > blocks:
+        found.append(f"pp={degrees['pp']} needs as many blocks, the model has {blocks}")
+    return found
 
 
 def unknown_values(model: CostModel, options: SearchOptions, wanted: Spec) -> list[str]:
@@ -132,79 +158,3 @@ def least_memory(model: CostModel, options: SearchOptions) -> RankedPlan | None:
     walk.start()
     item = walk.next()
     return rank_plan(item.point, item.cuts, model, options, item.levels) if item else None
-
-
-def feasible(model: CostModel, options: SearchOptions) -> bool:
-    """True when some plan satisfies the constraints."""
-    free = replace(options, objective="memory", top=1)
-    walk = Walk(
-        model=model,
-        options=free,
-        space=build_space(model.profile, model.cluster, free, model.strategies),
-    )
-    walk.start()
-    return walk.next() is not None
-
-
-def _relaxations(model: CostModel, options: SearchOptions, needed: float, capped: bool) -> str:
-    """Changes that were tried and work, smallest first."""
-    found = _without_wishes(model, options)
-    size = format_bytes(needed * 1.01)
-    capacity = max(model.cluster.device(d).memory_bytes for d in range(model.cluster.device_count))
-    if capped and needed <= capacity:
-        found.insert(0, f"raise --max-memory to {size}")
-    else:
-        found.append(f"use devices with at least {size}")
-    batch = _smaller_batch(model, options)
-    if batch is not None:
-        found.append(f"lower --global-batch to {batch}")
-    devices = _more_devices(model, options)
-    if devices is not None:
-        found.append(f"use {devices} devices")
-    return "; or ".join(found)
-
-
-def _without_wishes(model: CostModel, options: SearchOptions) -> list[str]:
-    """``fix`` and ``forbid`` whose removal alone helps."""
-    found = []
-    fixed = (
-        options.fix
-        if isinstance(options.fix, tuple)
-        else tuple(f"{axis}={value}" for axis, value in options.fix.items())
-    )
-    for text in fixed:
-        rest = tuple(other for other in fixed if other != text)
-        if feasible(model, replace(options, fix=rest)):
-            found.append(f"drop --fix {text}")
-    for text in options.forbid:
-        rest = tuple(other for other in options.forbid if other != text)
-        if feasible(model, replace(options, forbid=rest)):
-            found.append(f"drop --forbid {text}")
-    return found
-
-
-def _smaller_batch(model: CostModel, options: SearchOptions) -> int | None:
-    """The largest halving of the global batch that fits."""
-    batch = options.batch_for(model.profile, model.cluster.device_count) // 2
-    while batch >= 1:
-        if feasible(model, replace(options, global_batch=batch)):
-            return batch
-        batch //= 2
-    return None
-
-
-def _more_devices(model: CostModel, options: SearchOptions) -> int | None:
-    """The smallest doubling of the cluster that fits, at the same global batch."""
-    count = model.cluster.device_count
-    batch = options.batch_for(model.profile, count)
-    factor = 2
-    while factor <= MAX_GROWTH:
-        try:
-            larger = changed_cluster(model.cluster, f"devices=x{factor}")
-        except InputError:
-            return None
-        grown = CostModel(model.profile, larger, options.precision)
-        if feasible(grown, replace(options, global_batch=batch)):
-            return count * factor
-        factor *= 2
-    return None

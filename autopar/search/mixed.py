@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autopar.cost import constants as k
+from autopar.calibration import peak
 from autopar.cost import memory
 from autopar.cost.bounds import Band, Bounds
 from autopar.cost.layout import Cuts, Layout
@@ -39,7 +39,7 @@ class StageMixer:
 
     Attributes:
         layout: Without recompute; one stage per rank.
-        limits_bytes: Per pipeline coordinate, margin left out.
+        limits_bytes: Per pipeline coordinate, for the central estimate.
     """
 
     layout: Layout
@@ -100,18 +100,23 @@ class StageMixer:
         return self._known[kind]
 
     @cached_property
-    def _once(self) -> Table:
-        """Bytes of every run, whatever is in flight and whatever the levels."""
-        plain, first = self._bytes[NONE], 0
-        totals = memory.SpanMemory(layout=self.layout, take=lambda table: table).totals(first)
-        flying = self.copies(first) * plain.kept
-        own = memory.framework_bytes(self.layout, first)
-        return np.asarray(totals - flying - plain.transient - own)
+    def _whole(self) -> memory.SpanMemory:
+        return memory.SpanMemory(layout=self.layout, take=lambda table: table)
+
+    def _context(self, rank: int) -> float:
+        return memory.framework_bytes(self.layout, rank)
+
+    def _passing(self, rank: int) -> Table:
+        """``[i, j]``: bytes of forward and backward that levels do not decide."""
+        plain = self._bytes[NONE]
+        return np.asarray(self.copies(rank) * plain.passing + plain.loss)
 
     def _room_of(self, rank: int) -> Table:
         """``[i, j]``: what is left on a rank with blocks ``[i, j)`` for what levels decide."""
-        rest = self.limits_bytes[rank] - memory.framework_bytes(self.layout, rank)
-        return np.asarray(rest - self._once - self.copies(rank) * self._bytes[NONE].received)
+        c = self.layout.model.memory
+        served = self.limits_bytes[rank] - self._context(rank)
+        rest = served / c.allocator_margin - self._whole.constant
+        return peak.room_beside_update(c, rest, self._whole.update) - self._passing(rank)
 
     @cached_property
     def _rooms(self) -> dict[object, Table]:
@@ -125,18 +130,16 @@ class StageMixer:
 
     def least_needs(self, rank: int) -> Table:
         """``[i, j]``: least bytes of a rank with blocks ``[i, j)``, whatever the levels."""
-        needed = self._bounds_of(rank).least_needs(self.copies(rank))
-        mixed = self.limits_bytes[rank] - self._room(rank) + needed
-        return np.minimum(mixed, self._full_needs(rank))
+        mixed = self._bounds_of(rank).least_needs(self.copies(rank)) + self._passing(rank)
+        return self._whole.with_freed(np.minimum(mixed, self._full(rank)), self._context(rank))
 
-    def _full_needs(self, rank: int) -> Table:
-        """``[i, j]``: bytes of a rank where every block of the model is computed again in full.
+    def _full(self, rank: int) -> Table:
+        """``[i, j]``: bytes freed in a step where every block is computed again in full.
 
         What enters a stage is then counted with the block that reads it and not once more.
         """
-        own = memory.framework_bytes(self.layout, rank)
         full = self._bytes[FULL]
-        return np.asarray(self._once + own + self.copies(rank) * full.kept + full.transient)
+        return np.asarray(self.copies(rank) * full.kept + full.transient + full.loss)
 
     def least_seconds(
         self, rank: int, starts: npt.NDArray[np.intp], stops: npt.NDArray[np.intp]
@@ -146,7 +149,8 @@ class StageMixer:
         bounds = self._bounds_of(rank)
         mixed, _ = bounds.at(starts, stops, room, self.copies(rank))
         sums = np.cumsum([0.0, *(block[FULL].seconds for block in bounds.options)])
-        fits = self._full_needs(rank)[starts, stops] <= self.limits_bytes[rank] * (1 + _EQUAL)
+        needed = self._whole.with_freed(self._full(rank), self._context(rank))
+        fits = needed[starts, stops] <= self.limits_bytes[rank] * (1 + _EQUAL)
         full = np.where(fits, (sums[stops] - sums[starts]) * (1 - _EQUAL), np.inf)
         return np.minimum(mixed, full)
 
@@ -221,9 +225,9 @@ class MixedGoal(Goal):
     def mixer(self) -> StageMixer:
         """Solves the stages."""
         ranks = range(self.layout.mesh.pp)
-        margin = 1 + k.MEMORY_MARGIN.value
+        high = self.layout.model.memory.high_factor
         return StageMixer(
-            layout=self.layout, limits_bytes=tuple(self.limit(rank) / margin for rank in ranks)
+            layout=self.layout, limits_bytes=tuple(self.limit(rank) / high for rank in ranks)
         )
 
     @cached_property

@@ -24,7 +24,6 @@ from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
 from autopar.cost import CostModel
-from autopar.cost import constants as k
 from autopar.graph import GraphProfile
 from autopar.results.pareto import ParetoPlan, ParetoProof, ParetoSet
 from autopar.search.exhaustive import exhaust
@@ -192,7 +191,7 @@ def _limits(
         if "memory" not in members.objectives:
             return
         used = member.values[members.objectives.index("memory")]
-        high = used * (1 + k.MEMORY_MARGIN.value)
+        high = used * members.model.memory.high_factor
         options = replace(options, max_memory_bytes=high * (1 - step))
 
 

@@ -18,10 +18,11 @@ from autopar.search.driver import find
 from autopar.search.explain import compare
 from autopar.search.flips import BreakEven
 from autopar.search.goal import value_of
-from autopar.search.infeasible import feasible, least_memory, unknown_values
+from autopar.search.infeasible import least_memory, unknown_values
 from autopar.search.options import SearchOptions
 from autopar.search.pairs import compare_pair, overlap
 from autopar.search.parts import difference_words, differences, memory_words, strategy_name
+from autopar.search.relax import feasible
 from autopar.search.sensitivity import RESOURCES, Repricer
 from autopar.search.space import Space, build_space, fixed_spec
 from autopar.search.spec import Spec, describe, parse_spec

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from autopar.calibration.peak import communicator_count
 from autopar.core.errors import InputError
 from autopar.cost import CostModel
-from autopar.cost import constants as k
 from autopar.cost.layout import Cuts
 from autopar.search.batch import Array, Batch, Mask, fullest_rank
 from autopar.search.chunks import chunked_cuts
@@ -81,19 +81,31 @@ class QuickBounds:
         zero = variants.most_shared
         shards = group.dp_shard * group.cp if zero else 1
         own = elements * self.rows.bytes_per_element(zero, shards, variants.may_offload)
-        return (own / group.pp + self.shared_bytes(group, world)) * (1 + k.MEMORY_MARGIN.value)
+        c = self.model.memory
+        served = c.allocator_margin * (own / group.pp + self._input_bytes(group))
+        return (served + self._framework_bytes(group, world)) * c.high_factor
 
-    def shared_bytes(self, group: PointGroup, world: World) -> float:
-        """Bytes every rank has: framework and the replica's batch."""
-        samples = group.microbatch_size * group.microbatches
-        return world.framework_bytes + self.model.profile.input_bytes * samples
+    def room(self, group: PointGroup, world: World) -> Array:
+        """Most tensor bytes that fit beside the replica's batch, per pipeline rank."""
+        c = self.model.memory
+        total = world.limits(group.pp) / c.high_factor - self._framework_bytes(group, world)
+        return np.asarray(total / c.allocator_margin - self._input_bytes(group))
+
+    def _input_bytes(self, group: PointGroup) -> float:
+        return self.model.profile.input_bytes * group.microbatch_size * group.microbatches
+
+    def _framework_bytes(self, group: PointGroup, world: World) -> float:
+        replicas = group.dp_replicate * group.dp_shard
+        degrees = (replicas, group.tp, group.pp, group.cp, group.ep)
+        context, each = world.process_bytes
+        return float(context + each * communicator_count(degrees, group.world))
 
     def objective(
         self, group: PointGroup, world: World, seconds: float, computing: float, held: float
     ) -> float:
         """The objective when a step takes ``seconds`` and some rank holds ``held`` bytes."""
         if self.options.objective == "memory":
-            return held / (1 + k.MEMORY_MARGIN.value)
+            return held / self.model.memory.high_factor
         slope, floor = self.slope(group, world)
         return slope * seconds + floor * computing
 

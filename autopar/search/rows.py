@@ -216,7 +216,7 @@ class Rows:
         untied = work.parameters.copy()
         for _, elements, blocks in model.tables(split).tied:
             untied[list(blocks)] -= elements
-        scale = model.compute.activation_scale
+        scale = model.kept_scale
         kept = tuple(work.at_level(x, samples) * scale for x in (NONE, SELECTIVE, FULL))
         return Row(
             seconds=seconds,

@@ -97,7 +97,7 @@ def _fits(layout: Layout, options: SearchOptions) -> bool:
     needed = memory.memory_of_rank(layout, (0, layout.tables.count), 0).total_bytes
     room = memory.rank_capacity(layout, 0)
     limit = min(room, options.max_memory_bytes or room)
-    return memory.peak_estimate(needed, "analytic").high <= limit
+    return memory.peak_estimate(layout.model, needed).high <= limit
 
 
 def _replicas(layout: Layout) -> list[Replica]:

@@ -33,17 +33,15 @@ class World:
         self.why_not = next(
             (reason for device, _ in self.kinds if (reason := model.compute.why_not(device))), None
         )
-        most = max(device.memory_bytes for device, _ in self.kinds)
+        most = max(memory.device_capacity(device) for device, _ in self.kinds)
         self.memory_limit = min(most, options.max_memory_bytes or most)
         self.regular = self.communication.shapes.regular
         self._place = {(device.name, busy): i for i, (device, busy) in enumerate(self.kinds)}
         self._model = model
-        self.framework_bytes = min(
-            model.profile.measurement.resident_bytes
-            if model.profile.measurement and model.compute.measured_on(device)
-            else memory.assumed_framework(device).value
-            for device, _ in self.kinds
+        contexts, each = zip(
+            *(memory.process_bytes(model, device) for device, _ in self.kinds), strict=True
         )
+        self.process_bytes = (min(contexts), min(each))
         devices = [device for device, _ in self.kinds]
         self.optimizer_s = [
             min(
@@ -78,7 +76,7 @@ class World:
         """Bytes of the smallest device of every pipeline rank, or what the user allows."""
         stage = len(self.placement) // pp
         sizes = [
-            min(d.memory_bytes for d, _ in self.kinds_of(q * stage, (q + 1) * stage))
+            min(memory.device_capacity(d) for d, _ in self.kinds_of(q * stage, (q + 1) * stage))
             for q in range(pp)
         ]
         return np.minimum(sizes, self.memory_limit)

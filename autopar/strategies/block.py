@@ -15,6 +15,14 @@ from autopar.strategies.split import Split
 from autopar.strategies.tensor import Collective, TensorSplit
 from autopar.strategies.work import BlockWork
 
+CLASS_LOSSES = frozenset(
+    {
+        "aten.cross_entropy_loss.default",
+        "aten.log_softmax.int",
+        "aten._log_softmax.default",
+    }
+)
+"""Ops of losses over classes; they make float32 copies of what they read."""
 _Kind = tuple[str, Amount, tuple[tuple[bool, bool, bool, int], ...]]
 """Signature, backward bytes, and per op: works on a part, ends parts, is computed whole by context
 ranks, collectives."""
@@ -188,6 +196,7 @@ class _Division:
             selective_bytes=_sum((op.forward_bytes, share) for op, share in streams),
             boundary_bytes=_scaled(self.block.boundary_bytes, whole),
             peak_transient_bytes=self._largest(parts, collectives),
+            logit_bytes=self._logits(parts),
             collectives=collectives,
         )
 
@@ -222,6 +231,7 @@ class _Division:
             selective_bytes=Amount.total([op.forward_bytes for op in streams]),
             boundary_bytes=block.boundary_bytes,
             peak_transient_bytes=block.peak_transient_bytes,
+            logit_bytes=self._logits(ones),
             collectives=(),
         )
 
@@ -340,6 +350,14 @@ class _Division:
         ]
         sizes += [item.size_bytes for item in collectives if item.axis == "tp"]
         return max(sizes, key=lambda size: size.at(batch), default=Amount())
+
+    def _logits(self, parts: list[float]) -> Amount:
+        """What losses keep is as large as the scores they read."""
+        return _sum(
+            (_larger(op.saved_bytes, op.output_bytes), share)
+            for op, share in zip(self.ops, parts, strict=True)
+            if op.target in CLASS_LOSSES
+        )
 
     def _collectives(self) -> list[Collective]:
         split, found = self.split, []

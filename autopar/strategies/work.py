@@ -27,6 +27,7 @@ class BlockWork:
         selective_bytes: Bytes read and written to compute the rest again.
         boundary_bytes: What enters the block, kept when all of it is recomputed.
         peak_transient_bytes: Largest op output or tensor that tensor parallel ranks exchange.
+        logit_bytes: Class scores that a loss over classes reads: logits.
         collectives: Communication between its ops, sizes of the tensor all ranks of the group
             hold together.
     """
@@ -44,4 +45,5 @@ class BlockWork:
     selective_bytes: Amount
     boundary_bytes: Amount
     peak_transient_bytes: Amount
+    logit_bytes: Amount
     collectives: tuple[Collective, ...]

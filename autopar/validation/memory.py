@@ -1,8 +1,9 @@
 """Peak device memory of a transformer run in closed form, over arrays of rows.
 
-Same physics as the planner's graph path: states by ZeRO stage, kept activations times microbatches
-in flight, the block being computed, the loss, buckets, the framework, and the allocator's margin;
-the peak is the largest over first, middle and last stage.
+States by ZeRO stage, kept activations times microbatches in flight, the block being computed, the
+loss, buckets, the framework, and the allocator's margin; the peak is the largest over first,
+middle and last stage. The planner counts the same parts from a graph;
+:mod:`autopar.calibration.peak` puts both together.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from autopar.calibration.memory import REFERENCE_MULTIPROCESSORS, MemoryConstants
+from autopar.calibration import peak
+from autopar.calibration.memory import MemoryConstants
 from autopar.validation.columns import Columns, columns
 from autopar.validation.memory_facts import Facts, facts, unstated_recompute
 from autopar.validation.rows import Row
@@ -124,28 +126,25 @@ def parts_of(
             _bucket_bytes(c, f, params[place]),
         ]
         exists = np.where((place == 1) & (f.middle == 0), 0.0, 1.0)
-        total = exists * (margin * np.sum(pieces, axis=0) + framework)
+        total = exists * peak.total_bytes(np.asarray(sum(pieces)), margin, framework)
         stages.append(np.stack([*pieces, framework, total]))
     stacked = np.stack(stages)
-    peak = np.argmax(stacked[:, -1], axis=0)
-    return _parts(stacked[peak, :, np.arange(len(x))])
+    fullest = np.argmax(stacked[:, -1], axis=0)
+    return _parts(stacked[fullest, :, np.arange(len(x))])
 
 
 def _framework_bytes(c: MemoryConstants, x: Columns, f: Facts, *, whole_device: bool) -> Array:
     """Context and communicators, where the figure counts them."""
     counted = np.ones_like(x.layers) if whole_device else f.whole_device
-    context = c.framework_bytes * x.multiprocessors / REFERENCE_MULTIPROCESSORS
+    context = peak.context_bytes(c, x.multiprocessors)
     return np.asarray(counted * (context + c.communicator_bytes * _communicators(x)))
 
 
 def _update_bytes(c: MemoryConstants, x: Columns, f: Facts, params: Array, freed: Array) -> Array:
-    """What float32 gradients and temporaries of the optimizer's shard add to the peak.
-
-    They follow the activations, so ``max(a, u) + share * min(a, u)`` in place of the sum.
-    """
+    """What float32 gradients and temporaries of the optimizer's shard add to the peak."""
     shards = np.where(x.zero >= 1, x.zero_ranks, 1.0)
     update = f.update_bytes * f.trained * params / shards
-    return np.asarray(update - (1 - c.update_share) * np.minimum(update, freed))
+    return peak.update_bytes(c, update, freed)
 
 
 def _bucket_bytes(c: MemoryConstants, f: Facts, params: Array) -> Array:
@@ -263,10 +262,8 @@ def _logit_bytes(c: MemoryConstants, x: Columns, f: Facts) -> Array:
     """
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
     gathered = f.keeps_gathered * 2 * _tokens(x) * f.weight_bytes * x.hidden * (1 - 1 / split)
-    logits = (
-        _tokens(x) * x.head_share * x.vocab / x.tp * c.logit_bytes * f.loss * f.weight_bytes / 2
-    )
-    return logits + gathered
+    logits = _tokens(x) * x.head_share * x.vocab / x.tp
+    return peak.loss_bytes(c, logits, f.loss) + gathered
 
 
 def _in_flight(x: Columns, f: Facts) -> tuple[Array, Array, Array]:

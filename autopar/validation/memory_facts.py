@@ -31,6 +31,8 @@ class Habits:
         bf16_gradient_bytes: The same where bfloat16 runs keep float32 gradients as well; these
             are what the optimizer reads, so the update makes no copy and buckets are float32;
             0 for no difference.
+        replica_bytes: Per parameter more with several replicas: gradient buckets that
+            DistributedDataParallel holds beside the gradients.
         update_bytes: Per parameter of the local shard while the optimizer runs: float32 gradients
             and temporaries.
         sharded_update_bytes: The same under ZeRO-3, whose gradients are float32 shards already.
@@ -46,7 +48,6 @@ class Habits:
             attention scores.
         keeps_gathered: Sequence parallel inputs of a block's products are kept as gathered, on
             every rank of the tensor parallel group.
-        tied: Embedding and head share a matrix; ``None``: unless the MLP is gated.
         recompute: What it recomputes when the row does not say and memory is what tells; empty: as
             the row's assumption.
         stages: ``even`` as the rows say, ``late`` where the remainder goes to the last stages,
@@ -56,6 +57,7 @@ class Habits:
 
     gradient_bytes: float = 2.0
     bf16_gradient_bytes: float = 0.0
+    replica_bytes: float = 0.0
     update_bytes: float = 0.0
     sharded_update_bytes: float = 0.0
     buckets: float = 0.0
@@ -66,7 +68,6 @@ class Habits:
     pipeline_gathers: bool = False
     selective_products: bool = False
     keeps_gathered: bool = False
-    tied: bool | None = None
     recompute: str = ""
     stages: str = "even"
     source: str
@@ -137,13 +138,16 @@ HABITS: Mapping[str, Habits] = {
     ),
     "nanotron": Habits(
         gradient_bytes=4.0,
+        replica_bytes=2.0,
         whole_device=False,
+        loss="copied",
         dropout=False,
         keeps_gathered=True,
-        tied=True,
         stages="balanced",
-        source="nanotron: float32 gradient accumulator, stages balanced by block cost; printed "
-        "sizes fit one table; kept inputs inferred from the growth of the peak with tp",
+        source="nanotron: float32 gradient accumulator beside the 16-bit buckets of DDP "
+        "(gradient_accumulator.py, trainer.py), loss subtracts the largest logit into a new "
+        "float32 tensor (tensor_parallel/functional.py), stages balanced by block cost; kept "
+        "inputs inferred from the growth of the peak with tp",
     ),
 }
 """Framework generation -> habits; a new source is one entry."""
@@ -220,18 +224,19 @@ def facts(rows: Sequence[Row]) -> Facts:
 def _facts(row: Row) -> dict[str, float]:
     habits = HABITS.get(row.framework, USUAL)
     text = row.printed.get("precision", "").lower()
-    gradient = habits.gradient_bytes
+    gradient = habits.gradient_bytes + (habits.replica_bytes if row.dp > 1 else 0.0)
     weight, optimizer, update = 2.0, MASTER_BYTES, habits.update_bytes
     reduce = weight
     if row.zero == 3:
         reduce, update = 4.0, habits.sharded_update_bytes
     if "bf16" in text and habits.bf16_gradient_bytes:
         gradient, reduce, update = habits.bf16_gradient_bytes, 4.0, 0.0
+    loss = habits.loss
     if row.precision in ("tf32", "float32"):
-        weight, gradient, optimizer = 4.0, 4.0, ADAM_BYTES
+        weight, gradient, optimizer, loss = 4.0, 4.0, ADAM_BYTES, "float32"
     elif "bf16-true" in text:
         optimizer, reduce = ADAM_BYTES / 2, 2.0  # Lightning: everything is 16 bit
-    tied = not row.shape.gated if habits.tied is None else habits.tied
+    tied = _tied(row)
     first, middle, last = _stages(row, habits)
     recompute = habits.recompute if unstated_recompute(row) and habits.recompute else row.recompute
     return {
@@ -241,7 +246,7 @@ def _facts(row: Row) -> dict[str, float]:
         "update_bytes": update,
         "reduce_bytes": reduce,
         "buckets": habits.buckets if row.zero and row.dp > 1 else 0.0,
-        "loss": LOSS_FACTORS[habits.loss],
+        "loss": LOSS_FACTORS[loss],
         "dropout": habits.dropout,
         "gate": (1.5 if habits.fused_gate else 2.0) if row.shape.gated else 1.0,
         "whole_device": habits.whole_device,
@@ -258,6 +263,25 @@ def _facts(row: Row) -> dict[str, float]:
         "middle": middle,
         "last": last,
     }
+
+
+def _tied(row: Row) -> bool:
+    """Whether one table serves as embedding and head.
+
+    What a size printed with three digits says, else as usual: unless the MLP is gated.
+    """
+    s, named = row.shape, re.search(r"\b([0-9]+\.[0-9]+)B\b", row.model)
+    if s.experts or named is None or len(named[1]) < len("1.23"):
+        return not s.gated
+    printed = named[1]
+    step = 10.0 ** -len(printed.partition(".")[2])
+    attention = s.hidden * (2 * s.heads + 2 * s.kv_heads) * s.head_dim
+    blocks = s.layers * (attention + (2 + s.gated) * s.hidden * s.ffn)
+    fits = [
+        abs((blocks + tables * s.vocab * s.hidden) / 1e9 - float(printed)) <= step / 2
+        for tables in (1, 2)
+    ]
+    return fits[0] if fits[0] != fits[1] else not s.gated
 
 
 def unstated_recompute(row: Row) -> bool:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from autopar.calibration import peak
 from autopar.calibration.memory import MemoryConstants
 from autopar.validation.memory import predict
 from autopar.validation.memory_facts import HABITS, USUAL, facts, unstated_recompute
 from autopar.validation.rows import Row
 
-RESERVED_SHARE = 0.012
-"""Part of a device's memory that the driver keeps: an A100 of 80 GiB reports 79.1."""
 NOT_MEMORY = "failed, but the same plan ran with no less to hold on no larger devices: not memory"
+CONTRADICTED = "its source has the same plan with no less to hold peak more than a tenth lower"
+CONTRADICTION = 0.9
+"""Repeats of a plan differ by less than this ratio (the widest of the BLOOM pages: 0.92)."""
 PLAN = ("model", "devices", "dp", "tp", "pp", "cp", "ep", "zero")
 """What makes two runs the same plan but for microbatch and devices."""
 
 
 def usable_bytes(rows: Sequence[Row]) -> npt.NDArray[np.float64]:
     """Memory of a device that a process can allocate, the smallest in a mixed cluster."""
-    return facts(rows).capacity_bytes * (1 - RESERVED_SHARE) if rows else np.zeros(0)
+    return peak.usable_bytes(facts(rows).capacity_bytes) if rows else np.zeros(0)
 
 
 def oom_verdict(
@@ -65,6 +68,7 @@ def unjudged(rows: Sequence[Row]) -> dict[str, str]:
     for row in rows:
         if row.measured_s is not None and not row.out_of_memory:
             ran.setdefault(_plan(row), []).append(row)
+    contradicted = _contradicted(rows)
     for row in rows:
         if row.measured_memory_bytes is None and not row.out_of_memory:
             continue
@@ -72,11 +76,29 @@ def unjudged(rows: Sequence[Row]) -> dict[str, str]:
             reasons[row.id] = "microbatch not stated"
         elif row.printed.get("notes", "").startswith("[C"):
             reasons[row.id] = "noisy or not self-consistent by its source"
+        elif row.id in contradicted:
+            reasons[row.id] = CONTRADICTED
         elif row.out_of_memory and any(
             _needs_more(other, row) for other in ran.get(_plan(row), ())
         ):
             reasons[row.id] = NOT_MEMORY
     return reasons
+
+
+def _contradicted(rows: Sequence[Row]) -> set[str]:
+    """Runs of which one must be wrong; nothing says which, so both count as such."""
+    alike: dict[tuple[object, ...], list[tuple[Row, float]]] = {}
+    for row in rows:
+        if row.measured_memory_bytes is not None:
+            key = (*_plan(row), row.family, row.shape, row.seq, row.recompute, row.vpp)
+            precision = row.printed.get("precision", "")
+            alike.setdefault((*key, precision), []).append((row, row.measured_memory_bytes))
+    found: set[str] = set()
+    for group in alike.values():
+        for (more, low), (less, high) in itertools.permutations(group, 2):
+            if low < CONTRADICTION * high and _needs_more(more, less):
+                found |= {more.id, less.id}
+    return found
 
 
 def _plan(row: Row) -> tuple[object, ...]:

@@ -9,10 +9,10 @@ import pytest
 from search.builders import chain_profile, cluster_of, gpu
 
 from autopar.calibration.kernels import gemm_seconds, phase_seconds
+from autopar.calibration.memory import MemoryConstants
 from autopar.cluster import Cluster, CollectiveCurve, Device, NodeGroup
 from autopar.core.errors import InputError
 from autopar.cost import CostModel, price
-from autopar.cost import constants as k
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel, interpolate
 from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
@@ -164,14 +164,22 @@ def test_memory_by_hand_for_1f1b():
     profile = chain_profile([1e11] * 4, activation_bytes=1e6, saved_bytes=4e6, state_ratio=2.0)
     item = plan_for(profile, cluster_of(1, 4), "pp=4,m=8", SearchOptions(global_batch=8))
     first, last = item.price.memory[0], item.price.memory[3]
+    c = MemoryConstants.shipped().unseen()
+    kept = c.activation_factor
     assert first.parameters_bytes == 4e6
     assert (first.gradients_bytes, first.optimizer_bytes) == (4e6, 8e6)
-    assert first.activations_bytes == 4 * 4e6 + 8 * 1000  # four in flight, the batch
-    assert last.activations_bytes == 1 * (4e6 + 1e6) + 8 * 1000  # one, with what it received
-    assert first.framework_bytes == k.GPU_FRAMEWORK_BYTES.value
-    assert item.price.peak_memory_bytes.high == pytest.approx(
-        item.price.peak_memory_bytes.value * 1.1
-    )
+    # Four in flight, each with what it sent on; the batch.
+    assert first.activations_bytes == pytest.approx(kept * 4 * (4e6 + 1e6) + 8 * 1000)
+    # One, with what it received.
+    assert last.activations_bytes == pytest.approx(kept * (4e6 + 1e6) + 8 * 1000)
+    # Its device states no multiprocessors; groups: the pipeline, and all ranks.
+    assert first.framework_bytes == pytest.approx(c.framework_bytes + 2 * c.communicator_bytes)
+    served = first.total_bytes - first.framework_bytes - first.allocator_bytes
+    assert first.allocator_bytes == pytest.approx((c.allocator_margin - 1) * served)
+    peak = item.price.peak_memory_bytes
+    assert peak.high == pytest.approx(peak.value * c.high_factor)
+    assert peak.low == pytest.approx(peak.value * c.low_factor)
+    assert peak.source == "calibrated"
 
 
 def test_recompute_keeps_boundaries_and_one_block():
@@ -179,9 +187,20 @@ def test_recompute_keeps_boundaries_and_one_block():
     options = SearchOptions(global_batch=8)
     plain = plan_for(profile, cluster_of(1, 2), "pp=2,m=8", options).price.memory[0]
     again = plan_for(profile, cluster_of(1, 2), "pp=2,m=8,rc=full", options).price.memory[0]
-    assert plain.activations_bytes - 8000 == 2 * 2 * 40e6
-    assert again.activations_bytes - 8000 == 2 * 1e6
-    assert again.transient_bytes == plain.transient_bytes + 40e6
+    c = MemoryConstants.shipped()
+    # Two in flight; two blocks and the output that was sent on. The first block has no input.
+    assert plain.activations_bytes - 8000 == pytest.approx(
+        c.activation_factor * 2 * (2 * 40e6 + 1e6)
+    )
+    assert again.activations_bytes - 8000 == pytest.approx(c.activation_factor * 2 * (1e6 + 1e6))
+    # Gradients of the widest op and of the input, a block again; a share of Adam's temporaries
+    # (two blocks of 1e6 elements) adds where activations are larger.
+    gradients, update = 2e6, 2 * 4e6
+    assert plain.transient_bytes == pytest.approx(
+        c.transient_factor * gradients + c.update_share * update
+    )
+    working = c.transient_factor * (gradients + 40e6)
+    assert again.transient_bytes == pytest.approx(working + c.update_share * update)
 
 
 def test_tied_parameters_exist_on_each_rank_but_once_in_a_stage():

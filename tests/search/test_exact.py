@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from autopar.cluster import Cluster, NodeGroup
 from autopar.core.errors import InfeasibleError
 from autopar.cost import CostModel, price
-from autopar.cost.constants import MEMORY_MARGIN
+from autopar.cost.memory import device_capacity, peak_estimate
 from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.graph import GraphProfile
 from autopar.search import SearchOptions, search
@@ -55,8 +55,8 @@ def brute_force(profile: GraphProfile, cluster: Cluster, options: SearchOptions)
                 plan = build_plan(point, cuts, model, options, levels)
                 result = price(plan, profile, cluster, model)
                 fits = all(
-                    part.total_bytes * (1 + MEMORY_MARGIN.value)
-                    <= min(limit, *(cluster.device(d).memory_bytes for d in group))
+                    peak_estimate(model, part.total_bytes).high
+                    <= min(limit, *(device_capacity(cluster.device(d)) for d in group))
                     for part, group in zip(result.memory, groups(plan), strict=True)
                 )
                 if fits:

@@ -12,7 +12,7 @@ import pytest
 from autopar.cluster import Cluster
 from autopar.core.errors import InfeasibleError
 from autopar.cost import CostModel, price
-from autopar.cost.constants import MEMORY_MARGIN
+from autopar.cost.memory import device_capacity, peak_estimate
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
 from autopar.search import SearchOptions, search
@@ -58,8 +58,10 @@ def brute_force(profile: GraphProfile, cluster: Cluster, options: SearchOptions)
                     result = price(plan, profile, cluster, model)
                     each = world // plan.mesh.pp
                     fits = all(
-                        part.total_bytes * (1 + MEMORY_MARGIN.value)
-                        <= min(cluster.device(d).memory_bytes for d in devices[q * each :][:each])
+                        peak_estimate(model, part.total_bytes).high
+                        <= min(
+                            device_capacity(cluster.device(d)) for d in devices[q * each :][:each]
+                        )
                         for q, part in enumerate(result.memory)
                     )
                     if fits:

@@ -155,17 +155,18 @@ def test_nothing_fits_names_the_constraint_and_a_relaxation_that_works():
 def test_relaxations_drop_a_wish_or_add_devices():
     with pytest.raises(InfeasibleError) as caught:
         wishes = ("pp=1", "dp_shard=1", "offload=off")
-        search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=wishes))
+        room = cluster_of(2, 2, device=gpu(memory=10e9))
+        search(PROFILE, room, SearchOptions(global_batch=16, fix=wishes))
     assert "drop --fix pp=1" in (caught.value.hint or "")
     small = cluster_of(1, 1, device=gpu(memory=4e9))
     with pytest.raises(InfeasibleError) as caught:
         search(PROFILE, small, SearchOptions(global_batch=16))
     assert "use devices with at least" in (caught.value.hint or "")
-    nodes = cluster_of(1, 2, device=gpu(memory=4.2e9))
+    nodes = cluster_of(1, 2, device=gpu(memory=7.4e9))
     with pytest.raises(InfeasibleError) as caught:
         search(PROFILE, nodes, SearchOptions(global_batch=16))
     assert "use 4 devices" in (caught.value.hint or "")
-    search(PROFILE, cluster_of(2, 2, device=gpu(memory=4.2e9)), SearchOptions(global_batch=16))
+    search(PROFILE, cluster_of(2, 2, device=gpu(memory=7.4e9)), SearchOptions(global_batch=16))
 
 
 def test_an_empty_space_and_a_missing_peak_are_named():
