@@ -71,7 +71,7 @@ def compare_pair(
         # ln(ratio) falls by d * ln(factor): the order turns where that equals the gap
         (gap / abs(spread[name]), name, math.exp(gap / d))
         for name, d in difference.items()
-        if spread[name] and gap <= Z90 * abs(spread[name])
+        if spread[name] and 0 <= gap <= Z90 * abs(spread[name])  # else the other leads already
     ]
     return Pair(
         other=other,

@@ -22,7 +22,7 @@ from autopar.search.infeasible import least_memory, unknown_values
 from autopar.search.options import SearchOptions
 from autopar.search.pairs import compare_pair, overlap
 from autopar.search.parts import difference_words, differences, memory_words, strategy_name
-from autopar.search.relax import feasible
+from autopar.search.relax import feasible, sold_bytes
 from autopar.search.sensitivity import RESOURCES, Repricer
 from autopar.search.space import Space, build_space, fixed_spec
 from autopar.search.spec import Spec, describe, parse_spec
@@ -160,8 +160,9 @@ def _does_not_fit(
     part = smallest.price.worst_memory
     need = smallest.price.peak_memory_bytes.high
     text = (
-        f"{error.message}. Bytes on its fullest rank: {memory_words(part)}; with the allocator's "
-        f"margin {format_bytes(need)}. It would fit with {format_bytes(need * 1.01)} per device"
+        f"{error.message}. Bytes on its fullest rank: {memory_words(part)}; at the upper end "
+        f"{format_bytes(need)}. It would fit with {format_bytes(sold_bytes(cluster, need))} per "
+        "device"
     )
     for axis in wanted:
         rest = {key: value for key, value in fixed_spec(asked).items() if key != axis}

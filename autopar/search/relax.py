@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from autopar.cluster import Cluster, Device
 from autopar.core.errors import InputError
 from autopar.core.units import format_bytes
 from autopar.cost import CostModel
@@ -60,17 +61,24 @@ def more_memory(
 ) -> Iterator[Relaxation]:
     """A higher ``--max-memory`` where the devices have it, else larger devices."""
     wanted, factor = needed_bytes * SLACK, needed_bytes * SLACK / limit_bytes
-    devices = [model.cluster.device(d) for d in range(model.cluster.device_count)]
-    largest = max(devices, key=device_capacity)
-    if capped and wanted <= device_capacity(largest):
+    if capped and wanted <= device_capacity(_largest(model.cluster)):
         if feasible(model, replace(options, max_memory_bytes=wanted)):
             yield Relaxation(words=f"raise --max-memory to {format_bytes(wanted)}", factor=factor)
         return
-    sold = wanted * largest.memory_bytes / device_capacity(largest)  # the driver keeps a little
-    words = f"use devices with at least {format_bytes(sold)}"
+    words = f"use devices with at least {format_bytes(sold_bytes(model.cluster, needed_bytes))}"
     if capped:
         words += " and raise --max-memory to that"
     yield Relaxation(words=words, factor=factor)
+
+
+def _largest(cluster: Cluster) -> Device:
+    return max(map(cluster.device, range(cluster.device_count)), key=device_capacity)
+
+
+def sold_bytes(cluster: Cluster, needed_bytes: float) -> float:
+    """Memory of a device on which some bytes fit: its driver keeps a little."""
+    largest = _largest(cluster)
+    return needed_bytes * SLACK * largest.memory_bytes / device_capacity(largest)
 
 
 def fewer_wishes(model: CostModel, options: SearchOptions) -> Iterator[Relaxation]:

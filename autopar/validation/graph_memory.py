@@ -91,9 +91,9 @@ def target_of(row: Row) -> str:
 
 def spec_of(row: Row) -> str:
     """The point of the search space that a row ran at."""
-    wanted = {"dp": row.dp, "tp": row.tp, "cp": row.cp, "pp": row.pp}
-    if row.zero and row.dp > 1:
-        wanted |= {"dp_replicate": 1, "zero": row.zero}
+    shared = row.zero > 0 and row.dp > 1
+    wanted = {"dp_shard": row.dp, "zero": row.zero} if shared else {"dp_replicate": row.dp}
+    wanted |= {"tp": row.tp, "cp": row.cp, "pp": row.pp}
     words = [f"{name}={value}" for name, value in wanted.items()]
     words += [f"b={int(row.micro_batch)}", f"recompute={row.recompute}"]
     if row.pp > 1:

@@ -197,4 +197,4 @@ def tied_skips() -> tuple[GraphProfile, Cluster]:
         tied=[(0, 4)],
         skips=[(0, 2)],
     )
-    return profile, cluster_of(2, 2, device=gpu(memory=8e9))
+    return profile, cluster_of(2, 2, device=gpu(memory=12.6e9))

@@ -23,7 +23,7 @@ from .builders import chain_profile, cluster_of, gpu
 
 OPTIONS = SearchOptions(global_batch=16, fix=("zero=0", "recompute=none"))
 PROFILE = chain_profile([2e11] * 8, parameter_bytes=[200_000_000] * 8, activation_bytes=2e6)
-CLUSTER = cluster_of(4, 1, device=gpu(memory=16e9))
+CLUSTER = cluster_of(4, 1, device=gpu(memory=20.4e9))
 
 
 @pytest.fixture(scope="module")

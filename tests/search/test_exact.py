@@ -138,7 +138,7 @@ def test_search_equals_brute_force(
     profile=profiles(most=4),
     cluster=clusters(),
     batch=st.sampled_from([1, 2, 4]),
-    memory=st.sampled_from([None, 1.9e9, 2.1e9, 2.4e9, 3e9]),
+    memory=st.sampled_from([None, 5.0e9, 5.2e9, 5.5e9, 6.2e9]),
 )
 def test_levels_per_block_equal_brute_force(
     profile: GraphProfile, cluster: Cluster, batch: int, memory: float | None

@@ -18,7 +18,7 @@ from .builders import chain_profile, cluster_of, gpu
 PROFILE = chain_profile(
     [1e12, 2e12, 1e12, 3e12, 1e12], parameter_bytes=[400_000_000] * 5, saved_bytes=3e8
 )
-TIGHT = cluster_of(2, 2, device=gpu(memory=8e9))
+TIGHT = cluster_of(2, 2, device=gpu(memory=12.6e9))
 OPTIONS = SearchOptions(global_batch=16, fix=("zero=0", "offload=off"))
 CHATTY = chain_profile([2e11] * 6, parameter_bytes=[400_000_000] * 6)
 NODES = cluster_of(4, 1)
@@ -181,3 +181,13 @@ def test_large_spaces_compare_known_plans_and_say_so(
 def test_what_saves_memory_is_put_into_words():
     options = SearchOptions(global_batch=16, fix=("pp=2", "recompute=full", "schedule=1f1b"))
     assert "full recompute of all blocks" in layout_words(search(PROFILE, TIGHT, options).best)
+
+
+def test_a_plan_that_wishes_exclude_may_lead_and_is_compared_all_the_same():
+    narrow = cluster_of(2, 2, device=gpu(memory=11.7e9))  # ZeRO-3 is faster, zero=0 is asked for
+    result = search(PROFILE, narrow, OPTIONS)
+    sharded = result.baselines["ZeRO-3 (FSDP)"]
+    assert isinstance(sharded, RankedPlan)
+    assert sharded.price.step_time_s.value < result.best.price.step_time_s.value
+    text = starting(reasons(result, PROFILE, narrow, OPTIONS), "Against ZeRO-3")
+    assert "-" in text

@@ -143,7 +143,7 @@ def test_mixed_beats_every_uniform_level_where_memory_is_tight() -> None:
         [2e12] * 12, saved_bytes=400 * MB, activation_bytes=20 * MB, signatures=["layer"] * 12
     )
     model = CostModel(profile, cluster_of(1, 2))
-    options = SearchOptions(max_memory_bytes=4.9e9)
+    options = SearchOptions(max_memory_bytes=8.0e9)
     found = {}
     for level in ("none", "full", "mixed"):
         point = Point(pp=2, schedule="1f1b", microbatch_size=1, microbatches=8, recompute=level)

@@ -78,7 +78,7 @@ def test_search_equals_brute_force_over_all_arrangements(seed: int) -> None:
     cluster = mixed(
         *random_.choice([(1, 1), (2, 1), (1, 2)]),
         peak=random_.choice([1e13, 6e13]),
-        memory=random_.choice([2.2e9, 80e9]),
+        memory=random_.choice([5.3e9, 80e9]),
     )
     options = SearchOptions(
         global_batch=random_.choice([2, 6]),

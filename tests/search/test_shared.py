@@ -29,7 +29,7 @@ from .builders import chain_profile, cluster_of, gpu
 PROFILE = chain_profile(
     [1e12, 2e12, 1e12, 3e12, 1e12, 2e12], parameter_bytes=[400_000_000] * 6, saved_bytes=3e8
 )
-CLUSTER = cluster_of(2, 2, device=gpu(memory=9e9))
+CLUSTER = cluster_of(2, 2, device=gpu(memory=12.8e9))
 OPTIONS = SearchOptions(global_batch=8, top=1, fix=("recompute=none", "offload=off"))
 ALONE = search(PROFILE, CLUSTER, OPTIONS)
 

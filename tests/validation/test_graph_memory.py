@@ -25,9 +25,7 @@ def rows() -> dict[str, Row]:
 def test_a_row_names_its_model_and_its_point(rows: dict[str, Row]) -> None:
     row = rows["bloom-0022"]
     assert target_of(row).startswith("zoo:gpt?layers=78&hidden=14400&heads=64&ffn=57600&vocab=")
-    assert spec_of(row) == (
-        "dp=8,tp=8,cp=1,pp=6,dp_replicate=1,zero=1,b=4,recompute=full,schedule=1f1b"
-    )
+    assert spec_of(row) == ("dp_shard=8,zero=1,tp=8,cp=1,pp=6,b=4,recompute=full,schedule=1f1b")
     llama = rows["tt-0004"]
     assert target_of(llama).startswith("zoo:llama?layers=32&")
     assert "kv_heads=8" in target_of(llama)
