@@ -117,6 +117,36 @@ ARCHITECTURES = {
 """Device class -> architecture."""
 
 
+FLOP_PER_JOULE = {
+    "volta": 4.17e11,
+    "turing": 4.17e11,
+    "ampere": 7.8e11,
+    "ada": 1.03e12,
+    "hopper": 1.41e12,
+    "blackwell": 2.25e12,
+}
+"""Dense 16-bit peak over board power of the board that holds its clock: V100 SXM2 (Turing is made
+in the same 12 nm), A100 SXM, L40S, H100 SXM, B200."""
+
+
+def clock_share(device: str, peak_flop_per_s: float, power_watt: float | None) -> float:
+    """Part of the tensor cores' boost clock that a board holds within its power limit.
+
+    Power goes with the square of the clock (voltage falls with it), so a board with less power
+    than its peak needs at the architecture's FLOPs per joule runs at the root of the ratio. A T4
+    comes out at 0.67 of 65 TFLOP/s; 41.6 were measured (Jia et al. 2019, arXiv 1903.07486).
+
+    Args:
+        device: Device class.
+        peak_flop_per_s: Dense 16-bit peak.
+        power_watt: Board power limit, ``None`` when unknown.
+    """
+    per_joule = FLOP_PER_JOULE.get(architecture(device))
+    if per_joule is None or power_watt is None:
+        return 1.0
+    return float(min(1.0, (power_watt * per_joule / peak_flop_per_s) ** 0.5))
+
+
 def device_class(name: str) -> str:
     """``a100-80gb-sxm`` -> ``a100``: the part of a catalogue name that calibration goes by."""
     return name.split("@", maxsplit=1)[0].split("-", maxsplit=1)[0]

@@ -15,6 +15,7 @@ from autopar.calibration.kernels import (
     host_seconds,
     phase_seconds,
 )
+from autopar.calibration.table import clock_share, device_class
 from autopar.cluster import Device
 from autopar.cost import constants as k
 from autopar.cost.states import ITEM_BYTES
@@ -73,11 +74,10 @@ class Roofline:
         self.constants = constants
         self.scale = activation_scale
         self.item_bytes = float(ITEM_BYTES[precision])
-        peak = device.peak_flop_per_s[precision]
+        peak = device.peak_flop_per_s[precision] * _clock(device, precision)
         self.peak = peak * (constants.fp8_efficiency if precision == "float8" else 1.0)
-        self.attention_peak = device.peak_flop_per_s.get(
-            "bfloat16" if precision == "float8" else precision, peak
-        )
+        half = device.peak_flop_per_s.get("bfloat16", 0.0) * _clock(device, "bfloat16")
+        self.attention_peak = half if precision == "float8" and half else peak
         self.bytes_per_s = device.memory_bytes_per_s * constants.memory_efficiency
         on_host = device.kind == "cpu"
         self.launch_s = device.launch_s if on_host else constants.launch_s
@@ -167,6 +167,14 @@ class Roofline:
 def _at(amounts: Sequence[Amount], samples: float | Vector) -> Vector:
     fixed = np.array([a.fixed for a in amounts], dtype=float)
     return np.asarray(fixed + np.array([a.per_sample for a in amounts]) * samples)
+
+
+def _clock(device: Device, precision: str) -> float:
+    """Part of the boost clock that tensor cores hold within the board's power."""
+    half = device.peak_flop_per_s.get("float16")
+    if half is None or precision == "float32":
+        return 1.0
+    return clock_share(device_class(device.name), half, device.power_watt)
 
 
 def _ratio(part: Vector, whole: Vector) -> Vector:

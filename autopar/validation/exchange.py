@@ -8,8 +8,12 @@ gradients, ``g`` ranks in each of ``N`` nodes:
     all-reduce        2 (N-1)/N B / (share * network)
     parameter server  B / (share * network)                    push beside pull
     exchange          (inside^4 + across^4)^(1/4)              the two are pipelined
-    no overlap        compute + exchange + tensors * latency
-    overlapped        compute / 3 + ((2 compute / 3)^4 + exchange^4)^(1/4) + tensors * latency
+    no overlap        compute + exchange + fixed
+    overlapped        compute / 3 + ((2 compute / 3)^4 + exchange^4)^(1/4) + fixed
+    fixed             B / update + tensors * latency, or + scheduling where tensors are cut
+
+``update`` is the optimizer, which waits for the exchange. Cut tensors travel as pieces of one size
+by priority: what that costs does not go with the number of tensors.
 """
 
 from __future__ import annotations
@@ -95,10 +99,11 @@ class ExchangeRow:
 
     @property
     def latency(self) -> str:
-        """Key of the latency per tensor."""
+        """Key of the latency per tensor, of the time per step where tensors are cut."""
         kind = "server" if self.server else "all-reduce"
-        parts = (":overlapped" * self.overlapped, ":merged" * self.merged)
-        return f"latency:{kind}{''.join(parts)}{':partitioned' * self.partitioned}"
+        if self.partitioned:
+            return f"scheduling:{kind}"
+        return f"latency:{kind}{':overlapped' * self.overlapped}{':merged' * self.merged}"
 
 
 def exchange_row(entry: Entry) -> ExchangeRow | None:
@@ -141,9 +146,13 @@ PRIORS: Mapping[str, tuple[float, float]] = {
     "pcie": (8e9, 0.5),
     "share": (0.4, 0.7),
     "latency": (1e-4, 1.0),
+    "scheduling": (0.02, 1.0),
+    "update": (1e10, 1.0),
 }
 """Kind of constant -> value before any row, and the width of its logarithm: FLOP/s of compute,
-factor of a model, bytes/s inside a machine, part of the network's rate, seconds per tensor."""
+factor of a model, bytes/s inside a machine, part of the network's rate, seconds per tensor,
+seconds per step of cutting tensors, gradient bytes/s of the optimizer (a dozen passes of an
+optimizer that is not fused)."""
 
 
 class ExchangeModel:
@@ -177,17 +186,18 @@ class ExchangeModel:
         copies = 1.0 if row.server else 2 * (nodes - 1) / nodes
         across = copies * size / (row.network_bytes_per_s * self._get(row.share))
         exchange = float((inside**4 + (across if nodes > 1 else 0.0) ** 4) ** 0.25)
-        latency = row.tensors * self._get(row.latency)
+        messages = 1 if row.partitioned else row.tensors
+        fixed = size / self._get("update") + messages * self._get(row.latency)
         if not row.overlapped:
-            return compute + exchange + latency
+            return compute + exchange + fixed
         hidden = float(((BACKWARD * compute) ** 4 + exchange**4) ** 0.25)
-        return (1 - BACKWARD) * compute + hidden + latency
+        return (1 - BACKWARD) * compute + hidden + fixed
 
 
 def fit_exchange(rows: Sequence[ExchangeRow]) -> ExchangeModel:
     """Robust maximum a posteriori fit, as :func:`autopar.validation.fit.fit`."""
     rows = [row for row in rows if row.measured_s]
-    keys = ["rate", "pcie"]
+    keys = ["rate", "pcie", "update"]
     keys += sorted({key for r in rows for key in (f"model:{r.model}", r.share, r.latency)})
     prior = np.array([np.log(PRIORS[key.split(":")[0]][0]) for key in keys])
     precision = np.array([PRIORS[key.split(":")[0]][1] ** -2.0 for key in keys])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from autopar.calibration.table import device_class
+from autopar.calibration.table import clock_share, device_class
 from autopar.cluster.catalog import load_machine
 
 PRECISIONS = ("float16", "float8", "float4", "tf32", "float32")
@@ -54,6 +54,7 @@ class Platform:
         devices_per_node: Devices that share the fast links.
         intra_bytes_per_s: Per device and direction inside a node.
         inter_bytes_per_s: Per node and direction.
+        slowest: Class whose constants the platform goes by: its own, the slowest in a mix.
         note: What was assumed, empty for a catalogue device.
     """
 
@@ -65,6 +66,7 @@ class Platform:
     devices_per_node: int
     intra_bytes_per_s: float
     inter_bytes_per_s: float
+    slowest: str
     note: str = ""
 
     @property
@@ -83,6 +85,7 @@ def _consumer(
 ) -> Platform:
     return Platform(
         device=f"rtx-{name}",
+        slowest=f"rtx-{name}",
         peak_flop_per_s={"float16": tensor, "tf32": plain, "float32": plain},
         memory_bytes=memory_gb * 1024**3,
         memory_bytes_per_s=bandwidth,
@@ -133,7 +136,8 @@ def _one(text: str) -> Platform | None:
             return platform
     for pattern, machine in _NAMES:
         if re.search(pattern, name):
-            platform = _of_machine(machine)
+            watt = re.search(r"(\d{2,4})\s?w\b", name)
+            platform = _of_machine(machine, float(watt[1]) if watt else None)
             return _with_hbm2e(platform) if "hbm2e" in name and machine == "h100-sxm" else platform
     return None
 
@@ -165,18 +169,21 @@ CLOUD_GBPS = {
 """Gbit/s of cloud instances (AWS instance type pages, from memory)."""
 
 
-def _of_machine(name: str) -> Platform:
+def _of_machine(name: str, power_watt: float | None) -> Platform:
+    """A catalogue machine, its boards limited to the printed power if one is printed."""
     machine = load_machine(name)
     device = machine.device
     peaks = device.peak_flop_per_s
-    half = peaks["float16"]
+    kind = device_class(device.name)
+    clock = clock_share(kind, peaks["float16"], power_watt or device.power_watt)
+    half = peaks["float16"] * clock
+    eighth = peaks.get("float8", 0.0) * clock
     table = {
         "float16": half,
-        "float8": peaks.get("float8", 0.0),
+        "float8": eighth,
         # Dense NVFP4: twice float8 on B200, three times on B300 (NVIDIA Blackwell briefs).
-        "float4": peaks.get("float8", 0.0)
-        * {"b200": 2, "gb200": 2, "b300": 3, "gb300": 3}.get(device_class(device.name), 0),
-        "tf32": peaks.get("tf32", 0.0),
+        "float4": eighth * {"b200": 2, "gb200": 2, "b300": 3, "gb300": 3}.get(kind, 0),
+        "tf32": peaks.get("tf32", 0.0) * clock,
         "float32": peaks["float32"],
     }
     per_node = machine.devices_per_node
@@ -184,7 +191,8 @@ def _of_machine(name: str) -> Platform:
     if per_node > _RACK_DEVICES:
         inter, per_node = inter * _RACK_DEVICES / per_node, _RACK_DEVICES
     return Platform(
-        device=device_class(device.name),
+        device=kind,
+        slowest=kind,
         peak_flop_per_s={k: v for k, v in table.items() if v > 0},
         memory_bytes=device.memory_bytes,
         memory_bytes_per_s=device.memory_bytes_per_s,
