@@ -116,7 +116,7 @@ SPECS: tuple[ConstantSpec, ...] = (
     ),
     _spec(
         "launch_s", 2.2e-5, "s", "host time per kernel launch of an eager framework",
-        g=0.4, a=0.15, d=0.15, f=0.5,
+        g=0.1, a=0.1, d=0.1, f=0.3,
     ),
     _spec("launch_tp", 0.087, "1", "growth of launch time per doubling of tp", g=0.7, f=0.7),
     _spec("phase_norm", 2.9, "1", "p of the norm that joins device and host time", g=0.3),
@@ -157,13 +157,17 @@ SPECS: tuple[ConstantSpec, ...] = (
         "optimizer_bytes", 24.0, "bytes", "bytes that the optimizer moves per parameter",
         g=0.3, f=0.4,
     ),
-    _spec("step_s", 0.037, "s", "fixed time per step", g=1.0, f=1.0),
+    _spec("step_s", 0.037, "s", "fixed time per step", g=0.2, f=1.0),
     _spec(
         "expert_exposed", 0.90, "1", "exposed part of expert all-to-alls", g=0.6, f=0.5,
     ),
     _spec(
-        "expert_slowdown", 0.83, "1", "imbalance and permutation on expert products",
-        g=0.3, d=0.3, f=0.3,
+        "expert_slowdown", 1.15, "1", "imbalance of expert products", g=0.3, d=0.2, f=0.3,
+    ),
+    _spec(
+        "expert_passes", 8.0, "passes",
+        "reads and writes of routed tokens: permutation, quantisation, activation, forward",
+        g=0.4, f=0.3,
     ),
     _spec(
         "straggler", 0.057, "1", "slow-down of a run on many nodes, times 1 - 1 / nodes",

@@ -55,7 +55,9 @@ def gemm_seconds(
     compute = 2 * out * (k + c.contraction_start) / (peak_flop_per_s * c.gemm_efficiency)
     memory = item_bytes * (m * n + n * k + m * k) / memory_bytes_per_s
     penalty = np.where((np.round(n) % 64 != 0) | (np.round(k) % 64 != 0), c.misaligned, 1.0)
-    return np.asarray((compute**4 + memory**4) ** 0.25 * penalty)
+    # Squares and roots: numpy's general power would take most of a fit's time.
+    longer = np.sqrt(np.square(np.square(compute)) + np.square(np.square(memory)))
+    return np.asarray(np.sqrt(longer) * penalty)
 
 
 def _waves(m: Array, n: Array, multiprocessors: Array | float) -> Array:

@@ -65,6 +65,7 @@ class Columns:
     full: Array
     selective: Array
     fused_attention: Array
+    older_attention: Array
     sequence_parallel: Array
     lora: Array
     head_share: Array
@@ -135,6 +136,7 @@ def _facts(row: Row) -> dict[str, float]:
         "full": row.recompute == "full",
         "selective": row.recompute == "selective",
         "fused_attention": row.fused_attention,
+        "older_attention": row.older_attention,
         "sequence_parallel": row.sequence_parallel,
         "lora": row.lora,
         "head_share": row.head_share,

@@ -141,7 +141,7 @@ def exchange_row(entry: Entry) -> ExchangeRow | None:
 
 
 PRIORS: Mapping[str, tuple[float, float]] = {
-    "rate": (5e12, 1.0),
+    "rate": (6e12, 1.0),
     "model": (1.0, 0.5),
     "pcie": (8e9, 0.5),
     "share": (0.4, 0.7),

@@ -40,7 +40,7 @@ NUDGE = 1e-3
 
 def keys_of(row: Row) -> dict[Scope, str]:
     """Scope -> key of its factor for a row."""
-    device = row.platform.slowest
+    device = row.platform.device
     return {
         "global": "global",
         "architecture": f"architecture:{architecture(device)}",

@@ -39,6 +39,8 @@ BACKWARD_HOST = 1.6
 """Launches of the backward over the forward pass."""
 SMALL_EXPERT_TOKENS = 64
 """Tokens per expert at which a grouped product runs at half its rate."""
+OLDER_ATTENTION = 1.7
+"""Time of FlashAttention-2 over FlashAttention-3 on Hopper: 1.5 to 2.0 (Shah et al. 2024)."""
 LORA_SHARE = 0.003
 """Trainable part of the parameters with adapters."""
 
@@ -213,7 +215,8 @@ def _attention(c: Constants, x: Columns) -> tuple[tuple[Array, Array], Array]:
     memory = x.memory_bytes_per_s * c.memory_efficiency
     unaligned = (x.heads / x.tp * x.micro_batch) % 4 != 0
     falls_back = (x.fused_attention < 1) & (unaligned | (x.seq > 2048))
-    fused = flash_seconds(c, flop, x.peak16_flop_per_s)
+    slower = np.where(x.older_attention > 0, OLDER_ATTENTION, 1.0)
+    fused = flash_seconds(c, flop, x.peak16_flop_per_s) * slower
     unfused = unfused_attention_seconds(
         c, flop, tokens * x.seq * x.heads / x.tp,
         head_dim=x.head_dim, contraction=np.minimum(x.head_dim, x.seq), falls_back=falls_back,
@@ -235,9 +238,11 @@ def _attention(c: Constants, x: Columns) -> tuple[tuple[Array, Array], Array]:
 def _stream(c: Constants, x: Columns) -> Array:
     """Forward seconds of norms, residuals, activations, dropout and casts."""
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
-    experts = np.where(x.experts > 0, 0.5 * x.active_experts * x.expert_ffn, 0.0)
-    inner = x.gates / 4 * (x.ffn + experts)
+    dense = _dense_share(x)
+    inner = x.gates / 4 * (dense * x.ffn + (1 - dense) * x.shared_ffn)
+    routed = x.active_experts * (x.expert_width + x.gates * x.expert_ffn)
     passes = x.hidden / split * c.whole_passes + inner / x.tp * c.split_passes
+    passes = passes + (1 - dense) * routed / x.tp * c.expert_passes
     return np.asarray(
         x.item_bytes * _tokens(x) * passes / (x.memory_bytes_per_s * c.memory_efficiency)
     )

@@ -15,6 +15,8 @@ class Framework:
         pattern: Over the framework column, lower case.
         source: Over the source column, empty for any.
         fused_attention: Runs flash or cuDNN fused attention.
+        hopper_attention: Its fused attention uses Hopper's own instructions (cuDNN,
+            FlashAttention-3); otherwise FlashAttention-2.
         sequence_parallel: Splits norms by tp when the row does not say.
         zero: ZeRO stage when the row does not say.
         recompute: What it recomputes when the row does not say; empty: decided by memory.
@@ -28,6 +30,7 @@ class Framework:
     pattern: str
     source: str = ""
     fused_attention: bool = False
+    hopper_attention: bool = False
     sequence_parallel: bool = False
     zero: int = 0
     recompute: str = ""
@@ -53,14 +56,16 @@ class Framework:
 GENERATIONS: tuple[Framework, ...] = (
     Framework(
         name="megatron-bridge", pattern=r"megatron-bridge",
-        fused_attention=True, sequence_parallel=True, zero=1, offloads=True,
+        fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
+        offloads=True,
     ),
     Framework(
-        name="nemo", pattern=r"nemo", fused_attention=True, sequence_parallel=True, zero=1,
+        name="nemo", pattern=r"nemo",
+        fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
     ),
     Framework(
         name="megatron-core", pattern=r"megatron-core",
-        fused_attention=True, sequence_parallel=True, zero=1,
+        fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
     ),
     Framework(name="sailor", pattern=r"sailor", recompute="none"),
     Framework(name="bigscience-2021", pattern=r"megatron.*deepspeed 2021", recompute="full"),

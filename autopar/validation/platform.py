@@ -54,7 +54,6 @@ class Platform:
         devices_per_node: Devices that share the fast links.
         intra_bytes_per_s: Per device and direction inside a node.
         inter_bytes_per_s: Per node and direction.
-        slowest: Class whose constants the platform goes by: its own, the slowest in a mix.
         note: What was assumed, empty for a catalogue device.
     """
 
@@ -66,7 +65,6 @@ class Platform:
     devices_per_node: int
     intra_bytes_per_s: float
     inter_bytes_per_s: float
-    slowest: str
     note: str = ""
 
     @property
@@ -85,7 +83,6 @@ def _consumer(
 ) -> Platform:
     return Platform(
         device=f"rtx-{name}",
-        slowest=f"rtx-{name}",
         peak_flop_per_s={"float16": tensor, "tf32": plain, "float32": plain},
         memory_bytes=memory_gb * 1024**3,
         memory_bytes_per_s=bandwidth,
@@ -192,7 +189,6 @@ def _of_machine(name: str, power_watt: float | None) -> Platform:
         inter, per_node = inter * _RACK_DEVICES / per_node, _RACK_DEVICES
     return Platform(
         device=kind,
-        slowest=kind,
         peak_flop_per_s={k: v for k, v in table.items() if v > 0},
         memory_bytes=device.memory_bytes,
         memory_bytes_per_s=device.memory_bytes_per_s,

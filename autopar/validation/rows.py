@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from autopar.calibration.table import architecture
 from autopar.validation.frameworks import Framework, framework_of
 from autopar.validation.platform import Platform, cloud_bytes_per_s, find_platform
 from autopar.validation.shapes import (
@@ -69,6 +70,7 @@ class Row:
         precision: One of :data:`~autopar.validation.platform.PRECISIONS`.
         block_scaled: MXFP8.
         fused_attention: Flash or cuDNN fused attention.
+        older_attention: FlashAttention-2 on a device whose instructions it does not use.
         sequence_parallel: Norms and residuals are split by tp too.
         lora: Only adapters are trained.
         head_share: Part of the tokens that reach the vocabulary projection.
@@ -113,6 +115,7 @@ class Row:
     precision: str
     block_scaled: bool
     fused_attention: bool
+    older_attention: bool
     sequence_parallel: bool
     lora: bool
     head_share: float
@@ -244,6 +247,8 @@ def _row(entry: Entry) -> Row:
         precision=precision,
         block_scaled="MX" in entry.text("precision").upper(),
         fused_attention=framework.fused_attention,
+        older_attention=not framework.hopper_attention
+        and architecture(platform.device) in ("hopper", "blackwell"),
         sequence_parallel=_sequence_parallel(entry, framework, plan),
         lora="lora" in (entry.text("model") + entry.text("notes")).lower(),
         head_share=_head_share(entry, seq),
