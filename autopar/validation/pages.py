@@ -31,8 +31,8 @@ OTHERS = {
 CAUSES = {
     "vts": "looks like replayed kernel profiles: linear in the microbatches to 3e-6, a frozen "
     "error of about 10 % per shape; a shape seen at another depth or count is predicted to 1-2 %. "
-    "Never seen, its small steps rest on the prior of the launch time, which is narrow: left wide, "
-    "other frameworks' slow hosts doubled its price",
+    "Never seen, its small steps rest on the prior of the launch time, which is narrow: left "
+    "wide, other frameworks' slow hosts doubled its price",
     "vtm": "two models only, one must predict the other; 13 of 73 rows are 19 to 51 % slow for no "
     "modelled reason (the same plan family twice as slow at one microbatch, everything with tp 2 "
     "of the 39 B model) and alone put 5.8 points on the mean",
@@ -40,9 +40,9 @@ CAUSES = {
     "BERT-Large equal those on 10 GbE",
     "mbr": "recompute and CUDA graphs are not in the table; one group per model and device; a "
     "container release alone moves a plan by up to a half (Qwen3 30B: 8.5 to 5.9 s)",
-    "amp": "two groups, T4 and mixed: 12 of the mixed cluster's 16 devices are V100, its pipelines "
-    "are priced as if all were T4, and it halves its time between 8 and 4 microbatches, which no "
-    "rate explains",
+    "amp": "two groups, T4 and mixed: 12 of the mixed cluster's 16 devices are V100, its "
+    "pipelines are priced as if all were T4, and it halves its time between 8 and 4 microbatches, "
+    "which no rate explains",
     "bert": "sequences of 512 were not full: the rows imply more than the device's float32 peak",
     "tt": "microbatch and chunks of the 405B runs are not stated",
     "bs21": "the page itself says results differ by 40 % between allocations",
@@ -210,8 +210,8 @@ def mixed_line(choices: Sequence[ChoiceScore]) -> str:
     if not mixed:
         return "No set of plans was measured on a mixed cluster."
     parts = [
-        f"{c.devices} devices of {c.device}, {c.model}: the chosen one of {c.plans} measured plans "
-        f"takes {c.regret:.1%} longer than the best (target 10 %)"
+        f"{c.devices} devices of {c.device}, {c.model}: the chosen one of {c.plans} measured "
+        f"plans takes {c.regret:.1%} longer than the best (target 10 %)"
         for c in mixed
     ]
     return "Mixed clusters: " + "; ".join(parts) + "."

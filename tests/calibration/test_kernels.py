@@ -14,6 +14,7 @@ from autopar.calibration.kernels import (
     phase_seconds,
     unfused_attention_seconds,
 )
+from autopar.calibration.table import clock_share
 
 
 def constants(**changed: float) -> Constants:
@@ -119,3 +120,11 @@ def test_a_phase_is_its_longer_part_rounded_off():
     c = constants()
     assert phase_seconds(c, 1.0, 0.01) == pytest.approx(1.0, rel=1e-5)
     assert phase_seconds(c, 1.0, 1.0) == pytest.approx(2 ** (1 / 3))
+
+
+def test_a_board_with_less_power_than_its_peak_needs_runs_slower():
+    assert clock_share("a100", 3.12e14, 400) == pytest.approx(1.0, abs=0.01)
+    assert clock_share("t4", 6.5e13, 70) == pytest.approx(0.67, abs=0.01)
+    assert clock_share("h100", 9.894e14, 500) == pytest.approx(0.84, abs=0.01)
+    assert clock_share("tpu", 2.75e14, 192) == 1.0
+    assert clock_share("t4", 6.5e13, None) == 1.0

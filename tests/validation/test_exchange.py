@@ -57,7 +57,7 @@ def test_rows_of_other_kinds_are_not_taken():
 
 def test_the_formula_by_hand():
     one = row()
-    kinds = {"rate": one.flop, "pcie": 1e30, one.share: 0.5, one.latency: 1e-9}
+    kinds = {"rate": one.flop, "pcie": 1e30, "update": 1e30, one.share: 0.5, one.latency: 1e-9}
     ring = 2 * 3 / 4 * 1e9 / (0.5 * 1.25e9)
     assert ExchangeModel(kinds).seconds([one])[0] == pytest.approx(1 + ring, rel=1e-4)
     server = row(MODES[2])
@@ -67,8 +67,17 @@ def test_the_formula_by_hand():
 
 def test_overlap_hides_an_exchange_shorter_than_the_backward_pass():
     fast = row(MODES[1], gbps=1000)
-    kinds = {"rate": fast.flop, "pcie": 1e30, fast.share: 1.0, fast.latency: 1e-9}
+    kinds = {"rate": fast.flop, "pcie": 1e30, "update": 1e30, fast.share: 1.0, fast.latency: 1e-9}
     assert ExchangeModel(kinds).seconds([fast])[0] == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_optimizer_and_the_cutting_of_tensors_add_to_any_mode():
+    cut = row(MODES[3])
+    kinds = {"rate": cut.flop, "pcie": 1e30, "update": 4e9, cut.share: 1e9, cut.latency: 0.1}
+    assert cut.latency == "scheduling:server"
+    assert ExchangeModel(kinds).seconds([cut])[0] == pytest.approx(1 + 0.25 + 0.1, rel=1e-4)
+    twice = replace(cut, tensors=2 * cut.tensors)
+    assert ExchangeModel(kinds).seconds([twice])[0] == pytest.approx(1.35, rel=1e-4)
 
 
 def planted() -> list[ExchangeRow]:

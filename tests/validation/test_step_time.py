@@ -111,6 +111,12 @@ def test_hybrid_sharding_gathers_inside_the_node(rows):
     assert seconds(replace(wide, zero_ranks=8)) < seconds(wide)
 
 
+def test_an_attention_without_hoppers_instructions_is_slower(rows):
+    row = of(rows, family="nemo", fused_attention=True)
+    assert not row.older_attention
+    assert seconds(replace(row, older_attention=True)) > seconds(row)
+
+
 def test_the_head_stays_in_sixteen_bit(rows):
     row = of(rows, family="nemo", precision="float8")
     big = replace(row, shape=replace(row.shape, vocab=4 * row.shape.vocab))
