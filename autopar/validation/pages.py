@@ -39,7 +39,7 @@ CAUSES = {
     "ddl": "neither device nor sequence length is stated; the 100 GbE parameter-server rows of "
     "BERT-Large equal those on 10 GbE",
     "mbr": "recompute and CUDA graphs are not in the table; one group per model and device; a "
-    "container release alone moves a plan by up to a half (Qwen3 30B: 8.5 to 5.9 s)",
+    "container release alone moves a plan by a quarter (Qwen3 30B on B300: 8.9 to 6.4 s)",
     "amp": "two groups, T4 and mixed: 12 of the mixed cluster's 16 devices are V100, its "
     "pipelines are priced as if all were T4, and it halves its time between 8 and 4 microbatches, "
     "which no rate explains",
