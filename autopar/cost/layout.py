@@ -116,8 +116,10 @@ class Layout:
         if self.sync == PLAIN:
             return None
         sync, element_bytes = parse_sync(self.sync), self.model.sizes.gradient
-        return sync.check_mesh(self.mesh) or sync.check(
-            self._sync_group, element_bytes=element_bytes
+        return (
+            sync.check_mesh(self.mesh)
+            or sync.check_precision(self.model.precision)
+            or sync.check(self._sync_group, element_bytes=element_bytes)
         )
 
     @property

@@ -49,11 +49,10 @@ def _precision_refusals(plan: Plan) -> Iterator[tuple[str, str]]:
             f"precision '{plan.precision}', whose products need scaled kernels",
             f"set precision to one of {', '.join(PRECISIONS)} in the plan",
         )
-    elif PRECISIONS[plan.precision].scales_loss and server_sync(plan) is not None:
-        yield (
-            f"sync mode '{plan.sync}' in {plan.precision}, whose ranks must agree to skip a step",
-            "set precision to bfloat16 in the plan",
-        )
+        return
+    problem = parse_sync(plan.sync).check_precision(plan.precision)
+    if problem is not None:
+        yield f"sync mode {problem}", "set precision to bfloat16 in the plan"
 
 
 def _sync_refusals(plan: Plan) -> Iterator[tuple[str, str]]:

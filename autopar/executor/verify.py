@@ -20,51 +20,26 @@ note tells it. See docs/sync.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from autopar.executor.data import Microbatch
-from autopar.executor.dropout import DropoutOff
-from autopar.executor.learning_rate import make_scheduler
 from autopar.executor.lowering import Context, Lowering
-from autopar.executor.precision import FLOAT32, Precision, wide
-from autopar.executor.weighing import counted
+from autopar.executor.reference import (
+    StepResult,
+    optimizer_step,
+    reference_step,
+    relative_difference,
+    relative_norm,
+)
+from autopar.executor.rounding import own_rounding
 from autopar.results import VerifyResult
-from autopar.trace import build_model
-from autopar.trace.export import call_model
-
-Tensors = Mapping[str, torch.Tensor]
-
-_MOST_ROUNDING = 0.5
 
 _SMALLEST_SCALE = 2.0**-14
 """Factor on the loss below which gradients are not finite for another reason than float16."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What one optimizer step made, by model name.
-
-    Attributes:
-        loss: Mean loss over the global batch.
-        gradients: What is compared with the mean over the global batch; of a plan, as its
-            synchroniser says.
-        stepped: What the optimizer took, before clipping.
-        weights: After the optimizer step.
-        buffers: After the step.
-        gradient_rms: Root mean square over replicas of the norm of their own gradients.
-    """
-
-    loss: float
-    gradients: Tensors
-    stepped: Tensors
-    weights: Tensors
-    buffers: Tensors
-    gradient_rms: float = 0.0
 
 
 KINDS = ("gradients", "stepped", "weights", "buffers")
@@ -175,94 +150,6 @@ def _with_servers(context: Context, lowering: Lowering) -> dict[str, torch.Tenso
     return gradients
 
 
-def reference_step(
-    context: Context, scale: float = 1.0, precision: Precision | None = None
-) -> StepResult:
-    """The same optimizer step by the eager model alone, microbatch after microbatch.
-
-    Args:
-        context: The run.
-        precision: The run's own by default.
-        scale: Factor on the loss in backward, taken out of the gradients.
-    """
-    plan, task, device = context.plan, context.task, context.device
-    precision = precision or context.precision
-    model = build_model(task, seed=plan.seed).to(device)
-    replicas = plan.mesh.replicas
-    weights = _weights(context)
-    total = 0.0
-    first: dict[str, torch.Tensor] = {}
-    gradients: dict[str, torch.Tensor] = {}
-    squares = 0.0
-    initial = {n: b.detach().clone() for n, b in model.named_buffers()}
-    for replica in range(replicas):
-        _set_buffers(model, initial)
-        batches = context.data.microbatches(0, replica, device)
-        for (inputs, target), weight in zip(batches, weights[replica], strict=True):
-            with DropoutOff(), precision.autocast(device):
-                loss = wide(task.loss(call_model(model, inputs), target)) * weight
-            torch.autograd.backward(loss * scale)
-            total += float(loss.detach())
-        if replica == 0:
-            first = {n: b.detach().clone() for n, b in model.named_buffers()}
-        squares += _take_gradients(model, gradients, 1.0 / scale)
-    _set_buffers(model, first)
-    return StepResult(
-        loss=total,
-        gradients=gradients,
-        stepped=gradients,
-        gradient_rms=math.sqrt(replicas * squares),
-        weights=optimizer_step(context, gradients),
-        buffers=first,
-    )
-
-
-def _take_gradients(model: torch.nn.Module, into: dict[str, torch.Tensor], factor: float) -> float:
-    """Add a replica's share of the mean gradients to a sum; returns the square of its norm."""
-    square = 0.0
-    for name, parameter in model.named_parameters():
-        if parameter.grad is not None:
-            parameter.grad.mul_(factor)
-            square += float(parameter.grad.double().square().sum())
-            into[name] = into[name] + parameter.grad if name in into else parameter.grad
-            parameter.grad = None
-    return square
-
-
-def _weights(context: Context) -> list[list[float]]:
-    """What each microbatch of each replica counts in the mean over the global batch."""
-    plan, task = context.plan, context.task
-    counts = []
-    for replica in range(plan.mesh.replicas):
-        if task.weight is None:
-            counts.append([float(plan.replica_microbatch(replica))] * plan.microbatches)
-        else:
-            batches = context.data.microbatches(0, replica, context.device)
-            counts.append([counted(task, target) for _, target in batches])
-    total = sum(map(sum, counts))
-    return [[count / total for count in row] for row in counts]
-
-
-def optimizer_step(context: Context, gradients: Tensors) -> Tensors:
-    """The weights that one process makes of some gradients: clipping and one optimizer step."""
-    plan, task = context.plan, context.task
-    model = build_model(task, seed=plan.seed).to(context.device)
-    parameters = dict(model.named_parameters())
-    for name, gradient in gradients.items():
-        parameters[name].grad = gradient.clone()
-    optimizer = task.optimizer(model.parameters())
-    make_scheduler(task, optimizer)  # which may set the first learning rate
-    if plan.clip_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
-    optimizer.step()
-    return {name: parameter.detach() for name, parameter in parameters.items()}
-
-
-def _set_buffers(model: torch.nn.Module, values: Tensors) -> None:
-    for name, buffer in model.named_buffers():
-        buffer.data.copy_(values[name])
-
-
 def _collect(context: Context, own: StepResult) -> list[Holding]:
     """Every copy in replica 0, on rank 0; empty elsewhere."""
     groups = context.groups
@@ -332,11 +219,11 @@ def _compare(
     rounding = bound * reference.gradient_rms / norm if norm else 0.0
     parts = {
         "loss_rel": abs(loss - reference.loss) / max(abs(reference.loss), 1e-30),
-        "grad_rel": _relative(found["gradients"], reference.gradients, complete=True),
-        "weight_rel": max(_relative(found["weights"], expected, complete=True), spread),
-        "buffer_rel": _relative(found["buffers"], reference.buffers, complete=False),
+        "grad_rel": relative_norm(found["gradients"], reference.gradients, complete=True),
+        "weight_rel": max(relative_norm(found["weights"], expected, complete=True), spread),
+        "buffer_rel": relative_norm(found["buffers"], reference.buffers, complete=False),
     }
-    direct = _relative(found["weights"], reference.weights, complete=True)
+    direct = relative_norm(found["weights"], reference.weights, complete=True)
     if direct > tolerance >= parts["weight_rel"]:
         context.warnings.append(
             f"after one step the weights differ by {direct:.1e} from those of the eager model's "
@@ -344,7 +231,7 @@ def _compare(
         )
     allowed = dict.fromkeys(parts, tolerance) | {"grad_rel": tolerance + rounding}
     if given is None and parts["grad_rel"] > allowed["grad_rel"]:
-        allowed["grad_rel"] = max(allowed["grad_rel"], _own_rounding(context, reference))
+        allowed["grad_rel"] = max(allowed["grad_rel"], own_rounding(context, reference))
     return VerifyResult(
         passed=all(value <= allowed[name] for name, value in parts.items()),
         tolerance=tolerance,
@@ -352,42 +239,3 @@ def _compare(
         note=note,
         **parts,
     )
-
-
-def _own_rounding(context: Context, reference: StepResult) -> float:
-    """Twice what a narrow precision does to one process's own gradients, at most one half.
-
-    A plan rounds at other places than one process: where rounding errors grow (BatchNorm over
-    few values), each is as far from the exact gradients as this, and they from each other.
-    """
-    if context.precision.narrow is None:
-        return 0.0
-    exact = reference_step(context, precision=FLOAT32)
-    moved = _relative(list(reference.gradients.items()), exact.gradients, complete=True)
-    context.warnings.append(
-        f"rounding to {context.precision.name} moves one process's own gradients by {moved:.1e}: "
-        "the bound for gradients is twice that, at most 0.5"
-    )
-    return min(2 * moved, _MOST_ROUNDING)
-
-
-def _relative(rows: list[tuple[str, torch.Tensor]], expected: Tensors, *, complete: bool) -> float:
-    """sqrt(sum |found - expected|^2 / sum |expected|^2); a missing tensor counts as zeros."""
-    difference = norm = 0.0
-    names = {name for name, _ in rows}
-    for name, tensor in rows:
-        value = tensor.double()
-        wanted = expected[name].double() if name in expected else torch.zeros_like(value)
-        difference += float((value - wanted).square().sum())
-        norm += float(wanted.square().sum())
-    for name in set(expected) - names if complete else ():
-        square = float(expected[name].double().square().sum())
-        difference, norm = difference + square, norm + square
-    if norm == 0.0:
-        return 0.0 if difference == 0.0 else float("inf")
-    return float((difference / norm) ** 0.5)
-
-
-def relative_difference(values: Tensors, expected: Tensors) -> float:
-    """Relative norm of the difference of two sets of tensors with the same names."""
-    return _relative(list(values.items()), expected, complete=True)

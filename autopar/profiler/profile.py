@@ -129,14 +129,20 @@ def _trace(task: Task, batch: int, warnings: list[str]) -> tuple[torch.nn.Module
     return model, traced
 
 
-def count_task(traced: TracedTask) -> GraphProfile:
-    """A counted profile of a traced task, not cut into blocks: what strategies look at.
+def count_task(traced: TracedTask, *, cut: bool = False) -> GraphProfile:
+    """A counted profile of a traced task: what strategies look at, without blocks.
 
     Args:
         traced: The task; its ops have the indices of the profile's.
+        cut: Cut it into blocks too, as a search needs it.
     """
     graph = count(traced)
-    return _uncut(traced.task, traced.module, named_parameters(traced), traced, graph, "cpu")
+    parameters = named_parameters(traced)
+    profile = _uncut(traced.task, traced.module, parameters, traced, graph, "cpu")
+    if not cut:
+        return profile
+    blocks, block_edges = build_blocks(traced, graph)
+    return replace(profile, blocks=blocks, block_edges=block_edges)
 
 
 def _counted(

@@ -2,6 +2,7 @@
 
 One stage per rank is cut exactly. With several, the steady state of the schedule needs stages of
 equal length anyway, so the space has two partitions: equal numbers of blocks, and equal FLOPs.
+Where a model has branches that do not need each other (two towers), a third one cuts between them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,33 @@ def equal_work(seconds: np.ndarray[tuple[int], np.dtype[np.float64]], stages: in
     return (*cuts, n)
 
 
+def branch_cuts(profile: GraphProfile, stages: int) -> Cuts | None:
+    """Boundaries where branches start and where they are joined; ``None`` without branches.
+
+    A branch starts at a block that does not read the one before. Further boundaries go behind the
+    last join, or before it if there are too few blocks, so that the first branch stays whole.
+    """
+    n = len(profile.blocks)
+    chained = {e.consumer for e in profile.block_edges if e.producer == e.consumer - 1}
+    starts = [block for block in range(1, n) if block not in chained]
+    joins = [
+        min((e.consumer for e in profile.block_edges if e.producer < s <= e.consumer), default=n)
+        for s in starts
+    ]
+    marks = {*starts, *joins} - {n}
+    more = stages - 1 - len(marks)
+    if not starts or more < 0:
+        return None
+    last = max(marks)
+    if n - 1 - last >= more:
+        even = equal_blocks(n - last, more + 1)
+        marks.update(last + cut for cut in even[1:-1])
+    else:
+        left = [block for block in range(n - 1, 0, -1) if block not in marks]
+        marks.update(left[:more])
+    return (0, *sorted(marks), n)
+
+
 def chunked_cuts(profile: GraphProfile, stages: int) -> tuple[Cuts, ...]:
     """The partitions of the space for several stages per rank."""
     batch = profile.batch
@@ -38,4 +66,7 @@ def chunked_cuts(profile: GraphProfile, stages: int) -> tuple[Cuts, ...]:
     found = [equal_blocks(len(profile.blocks), stages)]
     if flops.sum() > 0:
         found.append(equal_work(flops, stages))
+    branches = branch_cuts(profile, stages)
+    if branches is not None:
+        found.append(branches)
     return tuple(dict.fromkeys(found))

@@ -176,8 +176,17 @@ def build_space(
     cluster: Cluster,
     options: SearchOptions,
     strategies: Strategies | None = None,
+    *,
+    least_sequence: int = LEAST_SEQUENCE,
 ) -> Space:
     """Enumerate and reject without pricing.
+
+    Args:
+        profile: What is trained.
+        cluster: Where.
+        options: Constraints.
+        strategies: Those of the profile, if they are there already.
+        least_sequence: Tokens that a context parallel rank keeps at least.
 
     Raises:
         InputError: ``fix`` or ``forbid`` names an unknown axis or value.
@@ -187,6 +196,7 @@ def build_space(
         cluster=cluster,
         options=options,
         strategies=strategies or Strategies(profile),
+        least_sequence=least_sequence,
     )
     return builder.build()
 
@@ -224,6 +234,7 @@ class _Builder:
     cluster: Cluster
     options: SearchOptions
     strategies: Strategies
+    least_sequence: int
     rejected: Counter[str] = field(default_factory=Counter)
     size: int = 0
     groups: list[PointGroup] = field(default_factory=list)
@@ -257,7 +268,7 @@ class _Builder:
         sequence = self.strategies.context.length
         for tp in self._tp_degrees(world):
             for cp in divisors(world // tp):
-                if cp > 1 and sequence < cp * LEAST_SEQUENCE:
+                if cp > 1 and sequence < cp * self.least_sequence:
                     break
                 for pp in divisors(world // (tp * cp)):
                     if pp > len(self.profile.blocks):

@@ -223,6 +223,8 @@ class AbstractSyncMode(Choice):
     """Compressions it cannot use."""
     divides_run: ClassVar[bool] = False
     """True when what a step does depends on how many steps the run will have."""
+    steps_on_servers: ClassVar[bool] = False
+    """True when weights are updated elsewhere than on the ranks."""
     counts_nodes: ClassVar[bool] = False
     """True when :meth:`check` looks at the nodes of a group."""
 

@@ -84,6 +84,12 @@ class Sync:
             )
         return None
 
+    def check_precision(self, precision: str) -> str | None:
+        """Why it cannot be used where products are computed in a precision, else ``None``."""
+        if precision == "float16" and self.mode.steps_on_servers:
+            return f"{self.name} in float16: ranks must agree to skip a step, servers cannot"
+        return None
+
     def check(self, group: SyncGroup, *, element_bytes: float = 4.0) -> str | None:
         """Why these ranks cannot synchronise this way, else ``None``."""
         if group.ranks < 2:

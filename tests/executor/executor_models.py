@@ -198,3 +198,38 @@ class Points(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
 def points(count: int = 24) -> Task:
     return replace(mlp(), name="points", dataset=Points(count))
+
+
+class Tower(nn.Module):
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return F.normalize(x, dim=-1)
+
+
+class Towers(nn.Module):
+    """Two encoders that know nothing of each other, and the product of what they say."""
+
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.user, self.item = Tower(width, depth), Tower(width, depth)
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+        return (self.user(user) * self.item(item)).sum(-1)
+
+
+def towers(width: int = 16, depth: int = 3) -> Task:
+    return Task(
+        name="towers",
+        model=lambda: Towers(width, depth),
+        batch=lambda n, g: (
+            (torch.randn(n, width, generator=g), torch.randn(n, width, generator=g)),
+            torch.rand(n, generator=g).round(),
+        ),
+        loss=F.binary_cross_entropy_with_logits,
+        optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3),
+    )

@@ -37,8 +37,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["knotted", "unet"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [*(("knotted", shape) for shape in SHAPES), ("unet", "dp2"), ("unet", "dp2 pp2 clip")],
+)
 def test_plan_equals_one_process(
     name: str, shape: str, traces: dict[str, TracedTask], tmp_path: Path
 ) -> None:

@@ -19,14 +19,12 @@ from autopar.plans import Plan
 from autopar.results import RunRecord
 from autopar.schedules import SCHEDULES
 from autopar.tasks import Task
-from autopar.tasks.resolve import resolve
 from autopar.trace import TracedTask
 
 SPLIT = ("zero_bubble", "interleaved_zb", "zbv", "dualpipev")
 TASKS: dict[str, Callable[[], Task]] = {
     "knotted": models.knotted,
     "unet": models.unet,
-    "gpt": lambda: resolve("zoo:gpt?layers=4&hidden=16&heads=2&vocab=32&seq=8"),
 }
 
 
@@ -61,8 +59,6 @@ def verified(plan: Plan, task: Task, out: Path, **options: Any) -> RunRecord:
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("schedule", SPLIT)
 def test_split_schedules_equal_one_process(schedule: str, name: str, tmp_path: Path) -> None:
-    if name == "gpt":
-        pytest.importorskip("transformers")
     verified(plan_of(name, schedule, 2), TASKS[name](), tmp_path, steps=1)
 
 

@@ -55,8 +55,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["knotted", "unet"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [*(("knotted", shape) for shape in SHAPES), ("unet", "zero2"), ("unet", "zero3 zbv")],
+)
 def test_sharded_plan_equals_one_process(
     name: str, shape: str, traces: dict[str, TracedTask], tmp_path: Path
 ) -> None:

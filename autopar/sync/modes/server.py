@@ -42,6 +42,7 @@ class ParameterServer(AbstractSyncMode):
 
     pushes: ClassVar[Overlap] = "step"
     pulls: ClassVar[Overlap] = "step"
+    steps_on_servers: ClassVar[bool] = True
     refuses: ClassVar[tuple[str, ...]] = ("powersgd",)
     """Its second factor needs the sum of the first, which a push does not wait for."""
 
