@@ -20,6 +20,7 @@ from autopar.plans import Mesh, Plan, Stage, TaskRef
 from autopar.profiler import count_task
 from autopar.results import VerifyResult
 from autopar.schedules import SCHEDULES
+from autopar.search.spec import Spec
 from autopar.strategies import Split, Strategies
 from autopar.tasks import Task
 from autopar.trace import TracedTask, trace
@@ -97,7 +98,7 @@ class Model:
         if mesh.world_size not in self._spaces:
             self._spaces[mesh.world_size] = PlanSpace(self.task, mesh.world_size, self.profile)
         schedule = str(case.changes.get("schedule", "none"))
-        wanted = {
+        wanted: Spec = {
             "dp_replicate": mesh.dp_replicate,
             "dp_shard": mesh.dp_shard,
             "cp": mesh.cp,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from autopar.search.options import SearchOptions
 from autopar.search.plans import LEVELS, build_plan, layout_for
 from autopar.search.point import Point
 from autopar.search.space import Space, build_space
-from autopar.search.spec import Value
+from autopar.search.spec import Spec
 from autopar.search.variants import AXES
 from autopar.tasks import Task
 from autopar.trace import trace
@@ -99,7 +98,7 @@ class PlanSpace:
             )
         return self._spaces[batch]
 
-    def offers(self, batch: int, wanted: Mapping[str, Value]) -> bool:
+    def offers(self, batch: int, wanted: Spec) -> bool:
         """True when a search may choose a point with some values.
 
         Args:
