@@ -267,8 +267,8 @@ def _share(context: Context, own_s: float, loss: torch.Tensor | None) -> tuple[f
     )
     rows = [torch.empty_like(mine) for _ in range(size)]
     dist.all_gather(rows, mine, group=context.groups.control)
-    table = torch.stack(rows)
-    return float(table[:, 0].max()), float(table[:, 1].sum() / table[:, 2].sum())
+    times_s, losses, knows = zip(*(row.tolist() for row in rows), strict=True)
+    return max(times_s), sum(losses) / sum(knows)
 
 
 def _record(

@@ -231,6 +231,8 @@ class Row:
         bound: Of the duel.
         ours_s: Our median step time on the slower rank.
         theirs_s: The same of the other side.
+        ours_fastest_s: Our fastest step on the rank where that is slower.
+        theirs_fastest_s: The same of the other side.
         ours_cpu_s: What both ranks computed in one of our steps: it counts work, not waiting.
         theirs_cpu_s: The same of the other side.
         loss_difference: Largest relative difference of the losses of the first steps.
@@ -241,6 +243,8 @@ class Row:
     bound: float
     ours_s: tuple[float, ...]
     theirs_s: tuple[float, ...]
+    ours_fastest_s: tuple[float, ...]
+    theirs_fastest_s: tuple[float, ...]
     ours_cpu_s: tuple[float, ...]
     theirs_cpu_s: tuple[float, ...]
     loss_difference: float
@@ -261,6 +265,11 @@ class Row:
         return median(self.ratios)
 
     @property
+    def fastest_ratio(self) -> float:
+        """Ours over theirs of the lower quartiles of the fastest steps: those least disturbed."""
+        return _lower_quartile(self.ours_fastest_s) / _lower_quartile(self.theirs_fastest_s)
+
+    @property
     def cpu_ratio(self) -> float:
         """The same of CPU seconds."""
         return median(_ratios(self.ours_cpu_s, self.theirs_cpu_s))
@@ -272,6 +281,10 @@ class Row:
 
 def _ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
     return tuple(sorted(a / b for a, b in zip(ours, theirs, strict=True)))
+
+
+def _lower_quartile(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 4]
 
 
 def fight(duel: Duel, size: Size, *, pairs: int) -> Row:
@@ -288,21 +301,24 @@ def fight(duel: Duel, size: Size, *, pairs: int) -> Row:
     found = on_ranks(RANKS, body)
     sides = [list(zip(*(rank[0][side] for rank in found), strict=True)) for side in range(2)]
     times = [tuple(max(rank[0] for rank in pair) for pair in side) for side in sides]
-    work = [tuple(sum(rank[1] for rank in pair) for pair in side) for side in sides]
+    fastest = [tuple(max(rank[1] for rank in pair) for pair in side) for side in sides]
+    work = [tuple(sum(rank[2] for rank in pair) for pair in side) for side in sides]
     return Row(
         duel=duel.name,
         size=size.name,
         bound=duel.bound,
         ours_s=times[0],
         theirs_s=times[1],
+        ours_fastest_s=fastest[0],
+        theirs_fastest_s=fastest[1],
         ours_cpu_s=work[0],
         theirs_cpu_s=work[1],
         loss_difference=max(rank[1] for rank in found),
     )
 
 
-_Sides = list[list[tuple[float, float]]]
-"""Of each side and pair: median seconds of a step, CPU seconds of a step; on one rank."""
+_Sides = list[list[tuple[float, float, float]]]
+"""Of each side and pair: median and least seconds of a step, its CPU seconds; on one rank."""
 
 
 def _agreement(sides: Sequence[OneStep]) -> float:
@@ -329,7 +345,8 @@ def _pairs(sides: Sequence[OneStep], pairs: int, steps: int) -> _Sides:
                 times[side] += _block(sides[side], steps)
                 work[side] += time.process_time() - before
             for side in range(2):
-                found[side].append((median(times[side]), work[side] / (2 * steps)))
+                own = times[side]
+                found[side].append((median(own), min(own), work[side] / len(own)))
             tidy(0)
     return found
 

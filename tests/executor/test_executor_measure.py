@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -91,9 +92,10 @@ def test_buckets_hold_all_parameters_once_and_one_dtype() -> None:
 def test_recorder_costs_little() -> None:
     recorder = Recorder(CpuClock())
     recorder.begin()
+    before = time.process_time()  # what other processes do does not count
     for i in range(20_000):
         recorder.add("forward", recorder.mark(), stage=0, microbatch=i)
-    assert recorder.finish() / 20_000 < 20e-6
+    assert (time.process_time() - before) / 20_000 < 20e-6
     assert len(recorder.recording().spans()) == 20_000
 
 

@@ -35,10 +35,13 @@ def test_a_timeline_costs_little() -> None:
 def test_a_slow_side_is_told() -> None:
     times = {"ours_s": (0.03, 0.02, 0.04), "theirs_s": (0.02, 0.02, 0.02)}
     work = {"ours_cpu_s": (0.01, 0.01, 0.01), "theirs_cpu_s": (0.02, 0.02, 0.02)}
+    work |= {"ours_fastest_s": (0.03, 0.01, 0.01), "theirs_fastest_s": (0.02, 0.02, 0.02)}
     row = Row(duel="DDP", size="tiny", loss_difference=0.0, bound=1.02, **times, **work)
     assert row.ratio == pytest.approx(1.5)
     assert not row.good
     assert row.quantile(0.0) == pytest.approx(1.0)
     text = page({"by hand": [row], "timeline": []})
-    assert "| tiny | DDP | 30.00 | 20.00 | **1.500** | 1.000-2.000 | 0.500 | 0e+00 |" in text
+    assert (
+        "| tiny | DDP | 30.00 | 20.00 | **1.500** | 1.000-2.000 | 0.500 | 0.500 | 0e+00 |" in text
+    )
     assert "each of at least 3 such rounds" in text
