@@ -8,6 +8,7 @@ times, each on the slower rank. What else the machine does hits both sides of a 
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ RANKS = 2
 BATCHES = 4
 """Different global batches that the timed steps take in turn."""
 SEED = 0
+_NORMAL_P90 = 1.2816
+_MEDIAN_OVER_MEAN = math.sqrt(math.pi / 2)
+"""Of a normal distribution: its 90 % point; standard error of its median over that of its mean."""
 _BLOCK = "model.network.transformer.h."
 _NORM = "model.network.transformer.ln_f."
 """Names of the weights of blocks, and of what comes after them."""
@@ -273,6 +277,12 @@ class Row:
     def cpu_ratio(self) -> float:
         """The same of CPU seconds."""
         return median(_ratios(self.ours_cpu_s, self.theirs_cpu_s))
+
+    @property
+    def uncertainty(self) -> float:
+        """Standard error of :attr:`ratio`, from the spread of the pairs as if it were normal."""
+        spread = (self.quantile(0.9) - self.quantile(0.1)) / (2 * _NORMAL_P90)
+        return _MEDIAN_OVER_MEAN * spread / math.sqrt(len(self.ratios))
 
     def quantile(self, part: float) -> float:
         """The ratio below which a part of all pairs lies."""

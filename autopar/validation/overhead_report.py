@@ -34,7 +34,8 @@ times. The garbage collector is held back for both. The hand-written code is
 |---|---|---|---|---|---|---|---|---|
 {by_hand}
 
-A ratio above {bound} is in bold. Two figures that other processes on the machine disturb less:
+A ratio above {bound} is in bold; ± is its standard error, large where other processes used the
+machine. Two figures that these disturb less:
 *fastest* is the ratio of the fastest steps (lower quartile over the pairs), *CPU time* that of
 what both ranks computed, waiting not counted.
 
@@ -134,7 +135,7 @@ def _sizes(sizes: Iterable[Size]) -> str:
 
 
 def _start(row: Row) -> str:
-    ratio = f"{row.ratio:.3f}"
+    ratio = f"{row.ratio:.3f} ± {row.uncertainty:.3f}"
     return (
         f"{row.size} | {row.duel} | {median(row.ours_s) * 1e3:.2f} | "
         f"{median(row.theirs_s) * 1e3:.2f} | {ratio if row.good else f'**{ratio}**'}"

@@ -42,6 +42,7 @@ def test_a_slow_side_is_told() -> None:
     assert row.quantile(0.0) == pytest.approx(1.0)
     text = page({"by hand": [row], "timeline": []})
     assert (
-        "| tiny | DDP | 30.00 | 20.00 | **1.500** | 1.000-2.000 | 0.500 | 0.500 | 0e+00 |" in text
+        "| tiny | DDP | 30.00 | 20.00 | **1.500 ± 0.282** | 1.000-2.000 | 0.500 | 0.500 | 0e+00 |"
+        in text
     )
     assert "each of at least 3 such rounds" in text
