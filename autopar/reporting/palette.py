@@ -60,6 +60,7 @@ MEMORY: dict[str, Ink] = {
     "transient_bytes": Ink("workspace", PURPLE, "x"),
     "communication_bytes": Ink("communication buffers", SKY, "\\"),
     "framework_bytes": Ink("framework", GREY, "."),
+    "allocator_bytes": Ink("allocator margin", DARK_GREY, "|"),
 }
 
 
