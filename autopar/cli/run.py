@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from autopar.plans import Plan
-    from autopar.results import RunRecord
+    from autopar.results import RunRecord, VerifyResult
 
 
 def command(
@@ -152,13 +152,23 @@ def run_data(record: RunRecord, folder: Path) -> dict[str, Any]:
     }
 
 
+def _explained(verify: VerifyResult) -> str:
+    """What rounding alone may explain of a failed comparison."""
+    if verify.rounding_rel is None:
+        return ""
+    return (
+        f"rounding alone explains gradients off by up to {verify.rounding_rel:.1e} on this model; "
+        "verify with larger microbatches (BatchNorm over more values) to tell it from an error; "
+    )
+
+
 def _gates(record: RunRecord, data: dict[str, Any], tolerance: float | None) -> None:
     if record.verify is not None and not record.verify.passed:
         v = record.verify
         raise GateError(
             f"verify failed: loss off by {v.loss_rel:.2e}, gradients {v.grad_rel:.2e}, "
             f"weights {v.weight_rel:.2e}; bound {v.tolerance:.0e}",
-            hint=f"see {data['report']}",
+            hint=_explained(v) + f"see {data['report']}",
         )
     error = data["error"]["step_time_rel"]
     if tolerance is not None and error is not None and abs(error) > tolerance:

@@ -1,4 +1,4 @@
-"""What rounding does to one process's own gradients: the bound of verify where it is large.
+"""What rounding does to one process's own gradients: in narrow precisions the bound of verify.
 
 A plan rounds at other places than one process: between stages, in sums over ranks. Where rounding
 errors grow (BatchNorm over few values), each is as far from the exact gradients as one process is,
@@ -50,9 +50,10 @@ def own_rounding(context: Context, reference: StepResult) -> float:
         except RuntimeError:  # a model with float32 constants has no float64 form
             return 0.0
         factor = SUM_FACTOR
+    what = "the bound for gradients is" if context.precision.narrow else "it may explain"
     context.warnings.append(
         f"rounding to {name} moves one process's own gradients by {moved:.1e}: "
-        f"the bound for gradients is {factor:g} times that, at most {MOST_ROUNDING}"
+        f"{what} {factor:g} times that, at most {MOST_ROUNDING}"
     )
     return min(factor * moved, MOST_ROUNDING)
 

@@ -230,12 +230,16 @@ def _compare(
             "own gradients: the optimizer amplifies rounding where a gradient is zero"
         )
     allowed = dict.fromkeys(parts, tolerance) | {"grad_rel": tolerance + rounding}
+    explained = None
     if given is None and parts["grad_rel"] > allowed["grad_rel"]:
-        allowed["grad_rel"] = max(allowed["grad_rel"], own_rounding(context, reference))
+        explained = own_rounding(context, reference)
+        if context.precision.narrow is not None:
+            allowed["grad_rel"] = max(allowed["grad_rel"], explained)
     return VerifyResult(
         passed=all(value <= allowed[name] for name, value in parts.items()),
         tolerance=tolerance,
         grad_tolerance=allowed["grad_rel"],
         note=note,
+        rounding_rel=explained,
         **parts,
     )

@@ -31,6 +31,9 @@ class VerifyResult:
         tolerance: Bound used.
         grad_tolerance: That of gradients, where a compression may round them; else ``tolerance``.
         note: What was compared, for sync modes that are not exact.
+        rounding_rel: What rounding alone explains of ``grad_rel`` on this model; measured when
+            gradients are outside the precision's tolerance. In float32 it tells, and allows
+            nothing.
     """
 
     passed: bool
@@ -41,6 +44,7 @@ class VerifyResult:
     tolerance: float
     grad_tolerance: float | None = None
     note: str = ""
+    rounding_rel: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class Model:
             except AutoparError as error:
                 return Cell(kind="failed", reason=error.message)
         assert record.verify is not None
-        return _judge(record.verify)
+        return judge(record.verify)
 
     def why_not(self, case: Case) -> str | None:
         """The reason for which the plan space leaves the case out."""
@@ -151,14 +151,16 @@ class Model:
         return [*edges, total]
 
 
-def _judge(found: VerifyResult) -> Cell:
-    """Exact in float32, else within what ``verify`` allows, or not."""
+def judge(found: VerifyResult) -> Cell:
+    """Exact in float32, else within what ``verify`` allows or rounding explains, or not."""
     worst = max(found.loss_rel, found.grad_rel, found.weight_rel, found.buffer_rel)
     if worst <= EXACT == found.tolerance:
         return Cell(kind="exact", difference=worst)
-    own = found.grad_tolerance or found.tolerance
+    own = max(found.grad_tolerance or found.tolerance, found.rounding_rel or 0.0)
+    others = max(found.loss_rel, found.weight_rel, found.buffer_rel)
+    within = found.passed or (others <= found.tolerance and found.grad_rel <= own)
     return Cell(
-        kind="within bound" if found.passed else "differs",
+        kind="within bound" if within else "differs",
         difference=worst,
         reason=f"gradients within {own:.0e}" if own > found.tolerance else "",
     )

@@ -260,7 +260,7 @@ def test_together_with_other_axes(shape: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50", "dlrm"])
+@pytest.mark.parametrize("name", ["mlp", "resnet50", "gpt", "moe", "dlrm"])
 def test_zoo_model_verifies_with_shared_out_weights(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     task = resolve(small_target(name))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import executor_helpers as helpers
 import executor_models as models
@@ -17,6 +19,7 @@ import torch.distributed as dist
 
 from autopar.core.errors import TrainingError
 from autopar.executor.sampling.streams import Purpose, stream
+from autopar.executor.server.gang import Gang
 from autopar.executor.server.options import ServerOptions
 from autopar.tasks import Task
 
@@ -29,12 +32,22 @@ class Watch:
 
     def __init__(self, ranks: int) -> None:
         self.started = torch.zeros(ranks, dtype=torch.int64).share_memory_()
+        self.pushed = torch.zeros(ranks, dtype=torch.int64).share_memory_()
         self.lead = torch.zeros(ranks, dtype=torch.int64).share_memory_()
 
     def start(self, rank: int, step: int) -> None:
-        """A rank at step t has made t steps; at most so many of them have reached a server."""
+        """What is pushed is noted before a server can have it: no clock there is ahead of it."""
         self.started[rank] = step
-        self.lead[rank] = max(int(self.lead[rank]), step - int(self.started.min()))
+        self.lead[rank] = max(int(self.lead[rank]), step - int(self.pushed.min()))
+
+    def notes_pushes(self, exchange: Callable[..., None]) -> Callable[..., None]:
+        """``Gang.exchange``, seen."""
+
+        def noted(gang: Gang, step: int, *rest: Any, **named: Any) -> None:
+            self.pushed[dist.get_rank()] = step + 1
+            exchange(gang, step, *rest, **named)
+
+        return noted
 
     def let_others_ahead(self, lead: int) -> None:
         """Rank 0 goes on when another is this far ahead, however loaded the machine is."""
@@ -75,8 +88,11 @@ def watched(watch: Watch, lead: int) -> Task:
     ("sync", "ranks", "bound"),
     [("ps_stale:1", 2, 1), ("ps_stale:3", 2, 3), ("ps_stale:2", 4, 2), ("ps_async", 2, None)],
 )
-def test_the_bound_holds_under_a_slow_rank(sync, ranks, bound, tmp_path: Path) -> None:
+def test_the_bound_holds_under_a_slow_rank(
+    sync, ranks, bound, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watch = Watch(ranks)
+    monkeypatch.setattr(Gang, "exchange", watch.notes_pushes(Gang.exchange))
     task = watched(watch, 8 if bound is None else bound)
     plan = helpers.make_plan(task, traced=helpers.traced_of(models.mlp()), dp=ranks, sync=sync)
     helpers.run(plan, task, tmp_path, steps=STEPS, warmup=0)

@@ -7,9 +7,10 @@ from functools import cache
 
 import pytest
 
+from autopar.results import VerifyResult
 from autopar.tasks.resolve import resolve
 from autopar.tasks.zoo.small import SMALL, small_target
-from autopar.validation.parity import Cell, Model, table
+from autopar.validation.parity import Cell, Model, judge, table
 from autopar.validation.parity_cases import (
     BFLOAT16,
     COMPOSED,
@@ -85,6 +86,22 @@ def test_a_plan_that_cannot_run_is_a_bad_cell() -> None:
     cell = model_of("mlp").cell(odd)
     assert cell.kind == "failed"
     assert not cell.good
+
+
+@pytest.mark.parametrize(
+    ("differences", "kind"),
+    [
+        ({"grad_rel": 9e-6}, "exact"),
+        ({"grad_rel": 5e-4}, "within bound"),
+        ({"grad_rel": 5e-3}, "differs"),
+        ({"grad_rel": 5e-4, "loss_rel": 2e-5}, "differs"),
+    ],
+)
+def test_rounding_explains_gradients_only(differences: dict[str, float], kind: str) -> None:
+    zero = dict.fromkeys(("loss_rel", "grad_rel", "weight_rel", "buffer_rel"), 0.0)
+    passed = kind == "exact"
+    found = VerifyResult(passed=passed, tolerance=1e-5, rounding_rel=1e-3, **zero | differences)
+    assert judge(found).kind == kind
 
 
 def test_reasons_stand_below_the_table() -> None:
