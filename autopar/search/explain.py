@@ -145,8 +145,8 @@ def memory_paragraph(price: PlanPrice, limit_bytes: float | None = None) -> str:
     high = price.peak_memory_bytes.high
     used = high / room if room else 0.0
     text = (
-        f"Memory. {memory_words(price.worst_memory)}; with the allocator's margin "
-        f"{format_bytes(high)}, {used:.0%} of {format_bytes(room)}"
+        f"Memory. {memory_words(price.worst_memory)}; at the upper end of its range, "
+        f"which decides, {format_bytes(high)}, {used:.0%} of {format_bytes(room)}"
     )
     return text + (", which is what binds." if used > FULL else ".")
 

@@ -17,6 +17,7 @@ _WORDS = {
     "transient_bytes": "workspace",
     "communication_bytes": "communication buffers",
     "framework_bytes": "context and libraries",
+    "allocator_bytes": "margin of the allocator",
     "optimizer_bytes": "optimizer state",
 }
 USEFUL = ("forward_s", "backward_s")
