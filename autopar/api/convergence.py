@@ -20,7 +20,7 @@ from autopar.core.learning import smoothed, steps_to
 from autopar.core.provenance import provenance
 from autopar.core.stats import median
 from autopar.graph import GraphProfile
-from autopar.plans import Mesh, Plan, Stage, TaskRef
+from autopar.plans import Mesh, Plan, Stage
 from autopar.results import ConvergenceResult, ConvergenceRow, RunRecord
 from autopar.sync import Sync, parse_sync
 from autopar.tasks import Task
@@ -257,9 +257,7 @@ def _base_plan(job: Task, ranks: int, batch: int) -> Plan:
     traced = trace(job, batch // ranks, device="meta")
     count = len(traced.nodes)
     return Plan(
-        task=TaskRef(
-            name=job.name, target=job.target, fingerprint=traced.fingerprint, op_count=count
-        ),
+        task=traced.reference,
         mesh=Mesh(dp_replicate=ranks),
         stages=(Stage(first_op=0, stop_op=count, pp=0),),
         microbatch_size=batch // ranks,

@@ -10,7 +10,7 @@ from autopar.api.shard_overhead import measure_shard_overhead
 from autopar.cluster import Cluster
 from autopar.cluster.overhead import HostOverhead
 from autopar.core.stats import quantile
-from autopar.plans import Mesh, Plan, Stage, TaskRef
+from autopar.plans import Mesh, Plan, Stage
 from autopar.results import RunRecord
 
 TARGET = "zoo:mlp?inputs=4&width=4&depth=4&classes=2"
@@ -57,9 +57,7 @@ def _run() -> RunRecord:
     count = len(traced.nodes)
     cut = min(traced.cuts, key=lambda k: abs(k - count / 2))
     plan = Plan(
-        task=TaskRef(
-            name=task.name, target=task.target, fingerprint=traced.fingerprint, op_count=count
-        ),
+        task=traced.reference,
         mesh=Mesh(pp=2),
         stages=(
             Stage(first_op=0, stop_op=cut, pp=0),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autopar.cluster.overhead import ShardCost, ShardOverhead
 from autopar.core.stats import median, trimmed_mean
-from autopar.plans import Mesh, Plan, Stage, TaskRef
+from autopar.plans import Mesh, Plan, Stage
 from autopar.results import RunRecord
 from autopar.tasks import Task
 from autopar.trace import TracedTask
@@ -142,9 +142,7 @@ def _plan(task: Task, traced: TracedTask, ranks: int, zero: int, units: int) -> 
     cuts = sorted({min(legal, key=lambda c: abs(c - place)) for place in wanted})
     edges = [0, *cuts, count]
     return Plan(
-        task=TaskRef(
-            name=task.name, target=task.target, fingerprint=traced.fingerprint, op_count=count
-        ),
+        task=traced.reference,
         mesh=Mesh(dp_shard=SHARDS, dp_replicate=ranks // SHARDS),
         stages=(
             Stage(

@@ -201,21 +201,10 @@ class Silent(Recorder):
     def mark(self) -> Any:
         """Nothing."""
 
-    def add(
-        self,
-        kind: Phase,
-        start: Any,
-        *,
-        stage: int = -1,
-        microbatch: int = -1,
-        towards: str = "",
-        peer: int = -1,
-    ) -> None:
+    def add(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
-    def add_between(
-        self, kind: Phase, start: Any, end: Any, *, stage: int = -1, microbatch: int = -1
-    ) -> None:
+    def add_between(self, *_: Any, **__: Any) -> None:
         """Nothing."""
 
     @contextmanager

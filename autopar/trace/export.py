@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from autopar.core.errors import InputError, TraceError
 from autopar.core.io import content_hash
+from autopar.plans import TaskRef
 from autopar.tasks import Task
 from autopar.trace import cleanup
 
@@ -81,6 +82,16 @@ class TracedTask:
     leaves: tuple[str, ...]
     spec: pytree.TreeSpec
     parameter_names: dict[str, str]
+
+    @property
+    def reference(self) -> TaskRef:
+        """What a plan says of the task it is for."""
+        return TaskRef(
+            name=self.task.name,
+            target=self.task.target,
+            fingerprint=self.fingerprint,
+            op_count=len(self.nodes),
+        )
 
     @cached_property
     def index(self) -> dict[Node, int]:

@@ -25,7 +25,7 @@ from autopar.executor.lowering import lower
 from autopar.executor.own_loop import Session
 from autopar.executor.own_loop_options import SessionOptions
 from autopar.executor.session import Loop, make_context
-from autopar.plans import Mesh, Plan, Stage, TaskRef
+from autopar.plans import Mesh, Plan, Stage
 from autopar.tasks import Task
 from autopar.tasks.resolve import resolve
 from autopar.trace import TracedTask, trace
@@ -378,9 +378,7 @@ def make_plan(task: Task, traced: TracedTask, duel: Duel, size: Size) -> Plan:
     edges = [0, starts[len(starts) // 2], stop] if mesh.pp > 1 else [0, stop]
     units = [*starts, _head(traced)]
     return Plan(
-        task=TaskRef(
-            name=task.name, target=task.target, fingerprint=traced.fingerprint, op_count=stop
-        ),
+        task=traced.reference,
         mesh=mesh,
         stages=tuple(
             Stage(

@@ -16,7 +16,7 @@ from pathlib import Path
 from autopar.core.errors import AutoparError
 from autopar.executor import RunOptions, run_plan
 from autopar.executor.precision import FLOAT32
-from autopar.plans import Mesh, Plan, Stage, TaskRef
+from autopar.plans import Mesh, Plan, Stage
 from autopar.profiler import count_task
 from autopar.results import VerifyResult
 from autopar.schedules import SCHEDULES
@@ -128,12 +128,7 @@ class Model:
             for i in range(count)
         )
         return Plan(
-            task=TaskRef(
-                name=self.task.name,
-                target=self.task.target,
-                fingerprint=self.traced.fingerprint,
-                op_count=len(self.traced.nodes),
-            ),
+            task=self.traced.reference,
             mesh=mesh,
             stages=stages,
             microbatches=case.microbatches,
