@@ -61,6 +61,16 @@ def test_waterfall_leads_from_one_total_to_the_other():
     assert trace.x[-1] == pytest.approx(second.total_s)
 
 
+def test_collectives_that_a_run_does_not_show_are_compared_with_the_compute_around_them():
+    first = CostBreakdown(forward_s=1.0, backward_s=2.0, collective_s=4.0, bubble_s=0.5)
+    second = CostBreakdown(forward_s=3.5, backward_s=4.0, bubble_s=0.4)
+    rows = difference_table(first, second, "d", pooled=True).rows
+    assert [row[0] for row in rows] == ["compute, collectives inside", "idle (bubble)"]
+    assert rows[0][1:] == pytest.approx((7.0, 7.5, 0.5))
+    alone = difference_table(first, second, "d").rows
+    assert "collectives between ops" in [row[0] for row in alone]
+
+
 def test_idle_fills_every_gap_to_the_end_of_the_step():
     events = [
         Event(rank=0, kind="forward", start_s=1.0, end_s=2.0),

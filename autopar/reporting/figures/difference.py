@@ -10,19 +10,31 @@ from autopar.reporting.table import Column, Table
 from autopar.reporting.text import axis_seconds, display, plot_text
 from autopar.results import CostBreakdown
 
+INSIDE = ("forward_s", "backward_s", "recompute_s", "collective_s")
+"""Parts that a run does not tell apart where ranks meet between ops: its spans of forward and
+backward hold those collectives."""
 
-def difference_table(first: CostBreakdown, second: CostBreakdown, id_: str) -> Table:
-    """Parts with their change in seconds, largest first."""
-    rows = [
-        (
-            ink.label,
-            getattr(first, key),
-            getattr(second, key),
-            getattr(second, key) - getattr(first, key),
-        )
-        for key, ink in PARTS.items()
-        if getattr(first, key) or getattr(second, key)
-    ]
+
+def difference_table(
+    first: CostBreakdown, second: CostBreakdown, id_: str, *, pooled: bool = False
+) -> Table:
+    """Parts with their change in seconds, largest first.
+
+    Args:
+        first: Where the waterfall begins.
+        second: Where it ends.
+        id_: Of the table.
+        pooled: Count compute and the collectives inside it as one part.
+    """
+    parts: dict[str, tuple[str, ...]] = {ink.label: (key,) for key, ink in PARTS.items()}
+    if pooled:
+        parts = {label: keys for label, keys in parts.items() if keys[0] not in INSIDE}
+        parts["compute, collectives inside"] = INSIDE
+    rows = []
+    for label, keys in parts.items():
+        before, after = (sum(getattr(item, key) for key in keys) for item in (first, second))
+        if before or after:
+            rows.append((label, before, after, after - before))
     rows.sort(key=lambda row: -abs(row[3]))
     return Table(
         id=id_,

@@ -15,6 +15,16 @@ from autopar.results import CostBreakdown, RunRecord
 
 IDLE = 0.005
 """Smaller shares of idle time are not worth a sentence."""
+INSIDE_WORDS = (
+    "A run's forward and backward hold the collectives between their ops, which the prediction "
+    "shows on their own."
+)
+
+
+def _hidden(subject: Subject) -> bool:
+    """True when the prediction has collectives that the measurement does not show."""
+    known = subject.price is not None and subject.price.breakdown.collective_s > 0
+    return known and subject.record is not None
 
 
 def step_section(subject: Subject) -> Section | None:
@@ -28,7 +38,8 @@ def step_section(subject: Subject) -> Section | None:
             title=_finding(bars[-1]),
             how_to_read="Each bar is one step, cut into what the rank that ends last spends its "
             "time on; the parts add up to the step. The line across the end of a bar spans the "
-            "range of the total. Patterns repeat what the colours say.",
+            "range of the total. Patterns repeat what the colours say."
+            + (f" {INSIDE_WORDS}" if _hidden(subject) else ""),
             table=breakdown_table(bars, "breakdown-data"),
             figure=breakdown_figure(bars),
         )
@@ -87,7 +98,8 @@ def _finding(bar: Bar) -> str:
 
 
 def _difference(predicted: CostBreakdown, measured: CostBreakdown) -> Chart:
-    table = difference_table(predicted, measured, "difference-data")
+    pooled = predicted.collective_s > 0
+    table = difference_table(predicted, measured, "difference-data", pooled=pooled)
     part, before, _, change = table.rows[0] if table.rows else ("nothing", 0.0, 0.0, 0.0)
     delta = float(change or 0.0)
     direction = "longer" if delta > 0 else "shorter"
@@ -98,7 +110,7 @@ def _difference(predicted: CostBreakdown, measured: CostBreakdown) -> Chart:
         f"predicted{relative}",
         how_to_read="Start at the predicted step, add each part's miss, end at the sum of the "
         "measured parts. Orange: slower than predicted, blue: faster. The axis may start above "
-        "zero.",
+        "zero." + (f" {INSIDE_WORDS}" if pooled else ""),
         table=table,
         figure=difference_figure(table, "predicted", "measured"),
     )
