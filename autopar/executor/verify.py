@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from autopar.core.errors import TrainingError
 from autopar.executor.data import Microbatch
 from autopar.executor.lowering import Context, Lowering
 from autopar.executor.reference import (
@@ -57,6 +58,10 @@ def verify(context: Context, lowering: Lowering, tolerance: float | None = None)
         context: The run.
         lowering: The plan, freshly built.
         tolerance: Largest relative difference to pass; that of the plan's precision by default.
+
+    Raises:
+        TrainingError: A side's loss, gradients, weights or buffers are not finite, so that there
+            is nothing to compare.
     """
     kept = {n: t.detach().clone() for n, t in _state(lowering).items()}
     torch.manual_seed(context.plan.seed)
@@ -83,7 +88,24 @@ def verify(context: Context, lowering: Lowering, tolerance: float | None = None)
             tensor.data.copy_(kept[name])
     lowering.reset_optimizer()
     result: VerifyResult = report[0]
+    _check_finite(context, result)
     return result
+
+
+def _check_finite(context: Context, found: VerifyResult) -> None:
+    parts = {
+        "loss": found.loss_rel,
+        "gradients": found.grad_rel,
+        "weights": found.weight_rel,
+        "buffers": found.buffer_rel,
+    }
+    broken = [name for name, value in parts.items() if not math.isfinite(value)]
+    if broken:
+        raise TrainingError(
+            f"verify cannot compare {', '.join(broken)} of one step in {context.plan.precision}: "
+            "they are not finite in the plan or in one process",
+            hint="try --precision bfloat16 or float32, or larger microbatches",
+        )
 
 
 def _state(lowering: Lowering) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ import executor_helpers as helpers
 import executor_models as models
 import pytest
 
+from autopar.core.errors import TrainingError
 from autopar.executor import verify
 from autopar.executor.reference import StepResult, reference_step
 
@@ -31,3 +32,11 @@ def test_rounding_excuses_narrow_gradients_only(
     assert found.grad_rel == pytest.approx(0.1 / 1.1, rel=0.1)
     assert found.rounding_rel == 0.5
     assert found.passed is passes
+
+
+def test_a_step_that_is_not_finite_cannot_be_compared(tmp_path: Path) -> None:
+    base = models.mlp()
+    task = replace(base, loss=lambda output, target: base.loss(output, target) / 0.0)
+    plan = helpers.make_plan(task, dp=2)
+    with pytest.raises(TrainingError, match=r"cannot compare loss, .* in float32: they are not"):
+        helpers.run(plan, task, tmp_path, steps=1, warmup=0, verify=True)

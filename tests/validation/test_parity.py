@@ -8,9 +8,8 @@ from functools import cache
 import pytest
 
 from autopar.results import VerifyResult
-from autopar.tasks.resolve import resolve
-from autopar.tasks.zoo.small import SMALL, small_target
-from autopar.validation.parity import Cell, Model, judge, table
+from autopar.tasks.zoo.small import SMALL
+from autopar.validation.parity import Cell, Model, example, judge, table
 from autopar.validation.parity_cases import (
     BFLOAT16,
     COMPOSED,
@@ -41,7 +40,7 @@ def slices() -> dict[str, list[Case]]:
 
 @cache
 def model_of(name: str) -> Model:
-    return Model(resolve(small_target(name)))
+    return example(name)
 
 
 @pytest.mark.slow
