@@ -129,13 +129,13 @@ def block_seconds(
     again = forward
     nothing = np.zeros_like(forward)
     computing_f, computing_b = phases.forward(nothing), phases.backward(nothing)
-    checkpoint = compute.checkpoint_seconds(work, device, busy)
+    selective, full = compute.checkpoint_seconds(work, device, busy)
     return BlockSeconds(
         forward=forward,
         backward=backward,
         weight=np.minimum(backward, computing_b * phases.weight_share),
-        selective=np.minimum(computing_f * phases.selective_share, again) + checkpoint,
-        full=again + checkpoint,
+        selective=np.minimum(computing_f * phases.selective_share, again) + selective,
+        full=again + full,
         forward_collective=forward - computing_f,
         backward_collective=backward - computing_b,
         full_collective=again - computing_f,

@@ -236,14 +236,22 @@ class ComputeModel:
     def _stream_rate(self, device: Device) -> float:
         return device.memory_bytes_per_s * self.constants(device).memory_efficiency
 
-    def checkpoint_seconds(self, work: StageWork, device: Device, busy: int) -> Vector:
-        """Cost per block of recomputing it besides running it again; 0 when not measured."""
+    def checkpoint_seconds(
+        self, work: StageWork, device: Device, busy: int
+    ) -> tuple[Vector, Vector]:
+        """Cost per block of recomputing it besides running it again; 0 when not measured.
+
+        Returns:
+            Of selective and of full recompute.
+        """
         measurement = self.profile.measurement
         ops = np.array([b.stop_op - b.first_op for b in work.profile.blocks], dtype=float)
         if measurement is None or not self.measured_on(device):
-            return np.zeros_like(ops)
-        seconds = measurement.checkpoint_s + measurement.checkpoint_s_per_op * ops
-        return np.asarray(seconds * self.slowdown(device, busy))
+            return np.zeros_like(ops), np.zeros_like(ops)
+        slowdown = self.slowdown(device, busy)
+        selective = measurement.selective_s + measurement.selective_s_per_op * ops
+        full = measurement.checkpoint_s + measurement.checkpoint_s_per_op * ops
+        return np.asarray(selective * slowdown), np.asarray(full * slowdown)
 
 
 def _stream_share(work: BlockWork) -> float:

@@ -15,8 +15,8 @@ from autopar.executor.clock import Recorder
 from autopar.executor.dropout import DropoutOff
 from autopar.executor.precision import Precision
 from autopar.executor.random_state import RandomState
-from autopar.executor.selective import contexts
 from autopar.plans import Stage
+from autopar.profiler.selective import contexts
 from autopar.trace.cleanup import is_random, mutated_attributes
 
 Mode = Literal["none", "selective", "full"]

@@ -214,6 +214,8 @@ def _measurement_to_dict(measurement: Measurement | None) -> dict[str, Any] | No
         "accumulate_s_per_byte": measurement.accumulate_s_per_byte,
         "checkpoint_s": measurement.checkpoint_s,
         "checkpoint_s_per_op": measurement.checkpoint_s_per_op,
+        "selective_s": measurement.selective_s,
+        "selective_s_per_op": measurement.selective_s_per_op,
         "resident_bytes": measurement.resident_bytes,
         "spread": measurement.spread,
     }
@@ -228,7 +230,13 @@ def _measurement_from_dict(row: dict[str, Any] | None) -> Measurement | None:
     }
     composition = tuple((p[0], p[1]) for p in row["composition"])
     eager = tuple((p[0], p[1], p[2]) for p in row.get("eager", ()))
-    return Measurement(**{**row, "curves": curves, "composition": composition, "eager": eager})
+    older = {  # profiles that know full recompute only
+        "selective_s": row.get("checkpoint_s", 0.0),
+        "selective_s_per_op": row.get("checkpoint_s_per_op", 0.0),
+    }
+    return Measurement(
+        **{**older, **row, "curves": curves, "composition": composition, "eager": eager}
+    )
 
 
 def _noise_from_dict(row: dict[str, Any] | None) -> GradientNoise | None:

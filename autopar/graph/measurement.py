@@ -55,6 +55,8 @@ class Measurement:
             without gradients.
         checkpoint_s: Seconds that recomputing one unit costs besides running it again.
         checkpoint_s_per_op: More of them for every op in the unit.
+        selective_s: The same of recomputing all but a unit's products.
+        selective_s_per_op: More of them for every op in the unit.
         resident_bytes: Resident memory of a rank before the model exists (interpreter, torch,
             process group).
         spread: Relative half-width that covers 90 % of the repeats.
@@ -76,6 +78,8 @@ class Measurement:
     accumulate_s_per_byte: float = 0.0
     checkpoint_s: float = 0.0
     checkpoint_s_per_op: float = 0.0
+    selective_s: float = 0.0
+    selective_s_per_op: float = 0.0
     eager: tuple[Point, ...] = ()
 
     def composition_at(self, samples: float) -> float:

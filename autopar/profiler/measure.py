@@ -320,6 +320,8 @@ class _Campaign:
             accumulate_s_per_byte=step.get("accumulate_s", 0.0) / step["bytes"] if step else 0.0,
             checkpoint_s=step.get("checkpoint_s", 0.0),
             checkpoint_s_per_op=step.get("checkpoint_s_per_op", 0.0),
+            selective_s=step.get("selective_s", 0.0),
+            selective_s_per_op=step.get("selective_s_per_op", 0.0),
             resident_bytes=self.store.results.get("resident", {}).get("resident_bytes", 0.0),
             spread=spread,
         )

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
 from autopar.core.stats import median, quantile
 from autopar.profiler.payload import Runner
@@ -108,42 +107,6 @@ def time_runner(
     with no_collection():
         pairs = [_pass(runner, clock) for _ in range(repeats)]
     return Samples(forward_s=tuple(f for f, _ in pairs), backward_s=tuple(b for _, b in pairs))
-
-
-def checkpoint_overhead(device: str, *, repeats: int) -> tuple[float, float]:
-    """Seconds that recomputing a unit costs besides running it once more: fixed, and per op.
-
-    Hooks around every saved tensor, contexts, a second entry into autograd; large beside small
-    blocks. Two chains of tiny layers, of 2 and of 20 ops, give the two numbers: forward and
-    backward with :func:`torch.utils.checkpoint.checkpoint`, minus twice the forward and once the
-    backward without.
-    """
-    short_s = _checkpoint_extra(1, device, repeats)
-    long_s = _checkpoint_extra(10, device, repeats)
-    per_op_s = max((long_s - short_s) / 18, 0.0)
-    return max(short_s - 2 * per_op_s, 0.0), per_op_s
-
-
-def _checkpoint_extra(layers: int, device: str, repeats: int) -> float:
-    parts: list[torch.nn.Module] = []
-    for _ in range(layers):
-        parts += [torch.nn.Linear(8, 8, device=device), torch.nn.GELU()]
-    chain = torch.nn.Sequential(*parts)
-    value = torch.randn(4, 8, device=device, requires_grad=True)
-
-    def plain() -> None:
-        chain(value).sum().backward()
-
-    def again() -> None:
-        kept = checkpoint(chain, value, use_reentrant=False, preserve_rng_state=False)
-        kept.sum().backward()
-
-    def forward() -> None:
-        chain(value)
-
-    calls = (again, plain, forward)
-    again_s, plain_s, forward_s = (time_call(c, device, repeats=repeats) for c in calls)
-    return again_s - plain_s - forward_s
 
 
 def time_call(call: Callable[[], None], device: str, *, repeats: int) -> float:

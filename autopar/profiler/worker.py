@@ -25,9 +25,10 @@ from autopar.profiler.optimizer import adopt_optimizer
 from autopar.profiler.payload import Runner
 from autopar.profiler.points import Point
 from autopar.profiler.policy import MeasurePolicy
+from autopar.profiler.recompute_probe import full_cost, selective_cost
 from autopar.profiler.resident import resident_after_tracing
 from autopar.profiler.step_timing import Eager, Steps, Trainable, time_steps
-from autopar.profiler.timing import Samples, checkpoint_overhead, time_call, time_runner
+from autopar.profiler.timing import Samples, time_call, time_runner
 from autopar.tasks import resolve
 from autopar.trace.export import first_line
 
@@ -222,17 +223,22 @@ class Rank:
         step_s = time_call(step, self._device, repeats=repeats)
         add_s = time_call(accumulate, self._device, repeats=repeats)
         clear_s = time_call(attach_and_clear, self._device, repeats=repeats)
-        unit_s, op_s = checkpoint_overhead(self._device, repeats=10 * self._policy.fewest_repeats)
-        rows = self._gather((step_s, add_s, clear_s, unit_s, op_s))
+        own = {"step_s": step_s, "accumulate_s": add_s, "zero_grad_s": clear_s}
+        own |= self._recompute_costs()
+        rows = self._gather(tuple(own.values()))
         columns = (median(list(column)) for column in zip(*rows, strict=True))
-        step_s, add_s, clear_s, unit_s, op_s = columns
+        return {**dict(zip(own, columns, strict=True)), "bytes": size}
+
+    def _recompute_costs(self) -> dict[str, float]:
+        """Seconds per unit and op, by what :class:`Measurement` calls them."""
+        repeats = 10 * self._policy.fewest_repeats
+        full = full_cost(self._device, repeats=repeats)
+        selective = selective_cost(self._device, repeats=repeats)
         return {
-            "step_s": step_s,
-            "accumulate_s": add_s,
-            "zero_grad_s": clear_s,
-            "checkpoint_s": unit_s,
-            "checkpoint_s_per_op": op_s,
-            "bytes": size,
+            "checkpoint_s": full.unit_s,
+            "checkpoint_s_per_op": full.op_s,
+            "selective_s": selective.unit_s,
+            "selective_s_per_op": selective.op_s,
         }
 
     def _report(self, row: dict[str, Any]) -> None:

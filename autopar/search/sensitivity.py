@@ -59,6 +59,8 @@ def _measured_compute(profile: GraphProfile, factor: float) -> GraphProfile:
         accumulate_s_per_byte=timed.accumulate_s_per_byte / factor,
         checkpoint_s=timed.checkpoint_s / factor,
         checkpoint_s_per_op=timed.checkpoint_s_per_op / factor,
+        selective_s=timed.selective_s / factor,
+        selective_s_per_op=timed.selective_s_per_op / factor,
     )
     return replace(profile, measurement=faster)
 

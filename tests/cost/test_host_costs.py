@@ -28,6 +28,19 @@ def test_recomputing_costs_more_than_running_again():
     assert extra_s == pytest.approx((3 * 0.01 + ops * 0.001) / 1.2)
 
 
+def test_selective_recompute_costs_its_own_work_per_op():
+    profile = measured(chain_profile([1e9] * 3), checkpoint_s=0.01, checkpoint_s_per_op=0.001)
+    dear = measured(chain_profile([1e9] * 3), selective_s=0.02, selective_s_per_op=0.005)
+    ops = sum(block.stop_op - block.first_op for block in profile.blocks)
+    cheap_s, dear_s = (
+        plan_for(p, local(2), "recompute=selective,microbatches=1", SearchOptions(global_batch=4))
+        .price.stage_costs[0]
+        .recompute_s
+        for p in (profile, dear)
+    )
+    assert dear_s - cheap_s == pytest.approx((3 * 0.02 + ops * 0.005) / 1.2)
+
+
 def test_every_action_of_a_pipeline_pays_the_runner():
     profile, cluster = measured(chain_profile([1e9] * 3)), local(2)
     slow = replace(

@@ -1,0 +1,105 @@
+"""What computing a unit again costs beside its own work: hooks, contexts, Python per op."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from autopar.profiler.selective import contexts
+from autopar.profiler.timing import time_call
+
+_LAYERS = (1, 10)
+"""Of the two chains that tell the cost of a unit from that of an op."""
+_OPS = 2
+"""Of a layer."""
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecomputeCost:
+    """Seconds that a unit takes longer than its work.
+
+    Attributes:
+        unit_s: Of every unit.
+        op_s: Of every op in it.
+    """
+
+    unit_s: float
+    op_s: float
+
+
+def full_cost(device: str, *, repeats: int) -> RecomputeCost:
+    """The cost of recomputing all of a unit.
+
+    Hooks around every saved tensor and a second entry into autograd are large beside small blocks.
+    Two chains of tiny layers give the two numbers: forward and backward under
+    :func:`torch.utils.checkpoint.checkpoint`, minus twice the forward and once the backward
+    without.
+    """
+    return _cost(lambda chain: _extra_s(chain, chain, _nothing, device, repeats))
+
+
+def selective_cost(device: str, *, repeats: int) -> RecomputeCost:
+    """The same of recomputing all but products, as the executor does it.
+
+    Every op passes through a Python dispatch mode, the first time and again: more than the ops
+    themselves where these are small. Taken off are forward, backward and the cheap ops once more.
+    """
+
+    def extra_s(chain: torch.nn.Sequential) -> float:
+        cheap = torch.nn.Sequential(*(p for p in chain if not isinstance(p, torch.nn.Linear)))
+        return _extra_s(chain, cheap, contexts, device, repeats)
+
+    return _cost(extra_s)
+
+
+def _cost(extra_s: Callable[[torch.nn.Sequential], float]) -> RecomputeCost:
+    short_s, long_s = (extra_s(_chain(layers)) for layers in _LAYERS)
+    few, many = (_OPS * layers for layers in _LAYERS)
+    op_s = max((long_s - short_s) / (many - few), 0.0)
+    return RecomputeCost(unit_s=max(short_s - few * op_s, 0.0), op_s=op_s)
+
+
+def _chain(layers: int) -> torch.nn.Sequential:
+    parts: list[torch.nn.Module] = []
+    for _ in range(layers):
+        parts += [torch.nn.Linear(8, 8), torch.nn.GELU()]
+    return torch.nn.Sequential(*parts)
+
+
+def _nothing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return contextlib.nullcontext(), contextlib.nullcontext()
+
+
+def _extra_s(
+    chain: torch.nn.Sequential,
+    again: torch.nn.Sequential,
+    around: Contexts,
+    device: str,
+    repeats: int,
+) -> float:
+    """Forward and backward with recompute, over those without and the part that runs again."""
+    chain.to(device)
+    value = torch.randn(4, 8, device=device, requires_grad=True)
+
+    def recomputed() -> None:
+        kept = checkpoint(
+            chain, value, use_reentrant=False, preserve_rng_state=False, context_fn=around
+        )
+        kept.sum().backward()
+
+    def plain() -> None:
+        chain(value).sum().backward()
+
+    def part() -> None:
+        again(value)
+
+    calls = (recomputed, plain, part)
+    recomputed_s, plain_s, part_s = (time_call(c, device, repeats=repeats) for c in calls)
+    return recomputed_s - plain_s - part_s
