@@ -18,6 +18,10 @@ MEASURED = ("metric_value", "step_time_s", "peak_mem_gib")
 MAX_CELL = 1_000_000
 
 
+class UnpriceableError(Exception):
+    """A row lacks something no table can supply; the message is the reason."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One line of the CSV.
@@ -56,6 +60,21 @@ class Entry:
         """A number above zero, else ``None``."""
         value = self.number(column)
         return value if value is not None and value > 0 else None
+
+    def whole(self, column: str, default: int | None = None) -> int:
+        """A whole number of at least 1; the default when the cell is empty.
+
+        Raises:
+            UnpriceableError: Less than 1, or empty without a default.
+        """
+        value = self.positive(column)
+        if value is None:
+            if default is None:
+                raise UnpriceableError(f"no {column}")
+            return default
+        if value < 1:
+            raise UnpriceableError(f"{column} is {value:g}, at least 1 is needed")
+        return round(value)
 
     @property
     def fingerprint(self) -> str:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from autopar.validation import exchange
+from autopar.validation.completion import complete
 from autopar.validation.exchange import ExchangeRow, exchange_row
 from autopar.validation.memory_unseen import predict_memory
 from autopar.validation.oom import unjudged
 from autopar.validation.predictor import Prediction, Predictor
-from autopar.validation.rows import Row, Unpriced, complete
+from autopar.validation.rows import Row, Unpriced
 from autopar.validation.score import (
     FOLDS,
     ChoiceScore,

@@ -10,9 +10,10 @@ import pytest
 import autopar
 from autopar.api.clusters import resolve_cluster
 from autopar.calibration.memory import MemoryConstants
+from autopar.validation.completion import complete
 from autopar.validation.graph_memory import graph_peak, graph_rows, spec_of, target_of, why_not
 from autopar.validation.memory import predict
-from autopar.validation.rows import Row, complete
+from autopar.validation.rows import Row
 from autopar.validation.table import read_entries
 
 

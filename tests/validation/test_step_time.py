@@ -12,10 +12,11 @@ import pytest
 
 from autopar.calibration import Constants
 from autopar.validation.columns import columns
+from autopar.validation.completion import complete
 from autopar.validation.fit import fit, log_times
 from autopar.validation.formula import step_seconds
 from autopar.validation.predictor import Predictor
-from autopar.validation.rows import Row, complete
+from autopar.validation.rows import Row
 from autopar.validation.score import choice_scores, cross_validate, family_scores
 from autopar.validation.table import read_entries
 

@@ -16,6 +16,7 @@ import pytest
 from autopar.calibration.memory import MemoryConstants
 from autopar.core.units import GIB
 from autopar.validation.columns import columns
+from autopar.validation.completion import complete
 from autopar.validation.memory import memory_parts, peak_memory, predict, stage_parameters
 from autopar.validation.memory_facts import capacity_bytes, facts, unstated_recompute
 from autopar.validation.memory_fit import fit_memory, usable_rows
@@ -28,7 +29,7 @@ from autopar.validation.memory_report import (
 )
 from autopar.validation.memory_unseen import predict_memory
 from autopar.validation.oom import NOT_MEMORY, oom_verdict, unjudged, usable_bytes
-from autopar.validation.rows import Row, complete
+from autopar.validation.rows import Row
 from autopar.validation.table import read_entries
 
 DEFAULTS = MemoryConstants.defaults()

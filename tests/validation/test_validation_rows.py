@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from autopar.core.errors import InputError
+from autopar.validation.completion import complete
 from autopar.validation.platform import find_platform
-from autopar.validation.rows import complete, stage_layers
+from autopar.validation.printed_plan import stage_layers
 from autopar.validation.shapes import known_shape, shape_of_size
 from autopar.validation.table import read_entries
 
