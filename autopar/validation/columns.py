@@ -81,6 +81,21 @@ class Columns:
     memory_bytes_per_s: Array
     multiprocessors: Array
 
+    @property
+    def tokens(self) -> Array:
+        """Tokens of a microbatch on one context parallel rank."""
+        return self.micro_batch * self.seq / self.cp
+
+    @property
+    def replicas(self) -> Array:
+        """Ranks that hold the same parameters."""
+        return np.maximum(self.dp * self.cp, 1)
+
+    @property
+    def dense_share(self) -> Array:
+        """Part of the blocks that have a dense MLP."""
+        return np.where(self.experts > 0, self.dense_layers / self.layers, 1.0)
+
     def __len__(self) -> int:
         return len(self.layers)
 

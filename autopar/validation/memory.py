@@ -171,7 +171,7 @@ def block_parameters(x: Columns) -> Array:
     """Parameters of an average block on one rank: projections, MLP or local experts, norms."""
     attention = x.hidden * (2 * x.query + 2 * x.keys)
     matrices = x.gates + 1
-    dense = np.where(x.experts > 0, x.dense_layers / x.layers, 1.0)
+    dense = x.dense_share
     routed = x.experts * x.expert_ffn / x.ep + x.shared_ffn
     mlp = matrices * x.hidden * (dense * x.ffn + (1 - dense) * routed)
     return (attention + mlp) / x.tp + 4 * x.hidden
@@ -205,10 +205,6 @@ def _state_bytes(x: Columns, f: Facts, params: Array) -> Array:
     return params * (weights + gradients + optimizer) + np.where(whole, gathered, 0.0)
 
 
-def _tokens(x: Columns) -> Array:
-    return x.micro_batch * x.seq / x.cp
-
-
 def _saved_bytes(x: Columns, f: Facts, scores: Array) -> Array:
     """Bytes a block saves for backward without recompute.
 
@@ -222,7 +218,7 @@ def _saved_bytes(x: Columns, f: Facts, scores: Array) -> Array:
     gathered = np.where(f.keeps_gathered > 0, 4 * x.hidden * (1 - 1 / split), 0.0)
     width = (8 + 2 * f.dropout) * x.hidden / split + gathered
     width = width + (4 * x.query + 4 * x.keys + 4 * f.gate * inner) / x.tp
-    return _tokens(x) * f.weight_bytes / 2 * (width + scores)
+    return x.tokens * f.weight_bytes / 2 * (width + scores)
 
 
 def _scores(x: Columns) -> Array:
@@ -233,7 +229,7 @@ def _scores(x: Columns) -> Array:
 def _kept_bytes(x: Columns, f: Facts) -> Array:
     """Bytes kept per block and microbatch between forward and backward."""
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
-    bytes_ = _tokens(x) * f.weight_bytes
+    bytes_ = x.tokens * f.weight_bytes
     inputs = bytes_ * x.hidden / split
     products = bytes_ * (2 * x.hidden / split + (2 * x.query + x.keys + x.ffn) / x.tp)
     selective = np.where(f.selective_products > 0, products, _saved_bytes(x, f, 0 * x.layers))
@@ -244,15 +240,15 @@ def _kept_bytes(x: Columns, f: Facts) -> Array:
 def _handed_bytes(x: Columns, f: Facts) -> Array:
     """Bytes of a stage's output, kept per microbatch in flight to start its backward from."""
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
-    return np.where(x.pp > 1, _tokens(x) * f.weight_bytes * x.hidden / split, 0.0)
+    return np.where(x.pp > 1, x.tokens * f.weight_bytes * x.hidden / split, 0.0)
 
 
 def _working_bytes(x: Columns, f: Facts) -> Array:
     """Bytes of the block being computed: what recompute makes again, and the widest gradients."""
     again = np.where(f.full + f.selective > 0, _saved_bytes(x, f, _scores(x)), 0.0)
     inner = np.where(x.experts > 0, x.active_experts * x.expert_ffn + x.shared_ffn, x.ffn)
-    widest = _tokens(x) * f.weight_bytes * (x.gates * inner / x.tp + x.hidden)
-    return again + np.maximum(widest, _tokens(x) * f.weight_bytes * _scores(x) * 2 / 5)
+    widest = x.tokens * f.weight_bytes * (x.gates * inner / x.tp + x.hidden)
+    return again + np.maximum(widest, x.tokens * f.weight_bytes * _scores(x) * 2 / 5)
 
 
 def _logit_bytes(c: MemoryConstants, x: Columns, f: Facts) -> Array:
@@ -261,8 +257,8 @@ def _logit_bytes(c: MemoryConstants, x: Columns, f: Facts) -> Array:
     With them the gathered input of the projection and its gradient, where these are kept.
     """
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
-    gathered = f.keeps_gathered * 2 * _tokens(x) * f.weight_bytes * x.hidden * (1 - 1 / split)
-    logits = _tokens(x) * x.head_share * x.vocab / x.tp
+    gathered = f.keeps_gathered * 2 * x.tokens * f.weight_bytes * x.hidden * (1 - 1 / split)
+    logits = x.tokens * x.head_share * x.vocab / x.tp
     return peak.loss_bytes(c, logits, f.loss) + gathered
 
 

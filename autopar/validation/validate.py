@@ -170,25 +170,16 @@ def validate(
     Raises:
         InputError: A file is missing, no table, or lacks a needed column.
     """
-    entries = read_entries(path)
-    rows, unpriced = complete(entries)
-    left = {row.id for row in unpriced}
-    exchanges = [r for e in entries if e.id in left and (r := exchange_row(e)) is not None]
-    unpriced = [row for row in unpriced if row.id not in {r.id for r in exchanges}]
+    rows, unpriced, exchanges = _read(path)
     by_exchange = _exchange(exchanges, fit_path, zero_shot=zero_shot)
-    fitted: list[Row] | None = None
+    fitted = None if zero_shot or fit_path is None else complete(read_entries(fit_path))[0]
     if zero_shot:
         found, how = Predictor(()).predict(rows), ["zero-shot"] * len(rows)
-    elif fit_path is not None:
-        fitted, _ = complete(read_entries(fit_path))
+    elif fitted is not None:
         found, how = _held_out(rows, [row for row in fitted if row.measured_s], None, progress)
     else:
-        found, how = _held_out(
-            rows,
-            [row for row in rows if row.measured_s and seen(row)],
-            shipped_predictor(),
-            progress,
-        )
+        known = [row for row in rows if row.measured_s and seen(row)]
+        found, how = _held_out(rows, known, shipped_predictor(), progress)
     measured = [i for i, row in enumerate(rows) if row.measured_s]
     some = [rows[i] for i in measured]
     part = Prediction(
@@ -207,6 +198,16 @@ def validate(
         exchange=tuple(exchanges),
         exchange_prediction=by_exchange,
     )
+
+
+def _read(path: Path) -> tuple[list[Row], list[Unpriced], list[ExchangeRow]]:
+    """Rows that the formula prices, rows without a price, rows for the exchange formula."""
+    entries = read_entries(path)
+    rows, unpriced = complete(entries)
+    left = {row.id for row in unpriced}
+    exchanges = [r for e in entries if e.id in left and (r := exchange_row(e)) is not None]
+    priced = {row.id for row in exchanges}
+    return rows, [row for row in unpriced if row.id not in priced], exchanges
 
 
 def _exchange(
