@@ -146,9 +146,10 @@ class Bounds:
             dense, experts = (self.band.take(t) for t in (layout.tables.parameters, self._experts))
             tail = sync.optimizer_seconds(1.0) * dense + sync.optimizer_seconds(0.0, 1.0) * experts
             if layout.mesh.pp > 1:
-                tail = tail + _by_value(dense, sync.seconds)
+                nothing = np.zeros_like
+                tail = tail + _by_value(dense, lambda some: sync.many(some, nothing(some)))
                 if experts.any():
-                    tail = tail + _by_value(experts, lambda elements: sync.seconds(0.0, elements))
+                    tail = tail + _by_value(experts, lambda some: sync.many(nothing(some), some))
             self._tails[key] = tail
         return self._tails[key] + self._forced_tie(stage)
 
@@ -340,8 +341,7 @@ class Bounds:
         return float(first_back + walk + leave + layout.overhead_s)
 
 
-def _by_value(sizes: Table, seconds: Callable[[float], float]) -> Table:
-    """A function of each entry, called once per different value."""
+def _by_value(sizes: Table, seconds: Callable[[Vector], Vector]) -> Table:
+    """A function of each entry, called with the different values."""
     values, inverse = np.unique(sizes, return_inverse=True)
-    found = np.array([seconds(max(0.0, float(value))) for value in values])
-    return np.asarray(found[inverse.reshape(sizes.shape)])
+    return np.asarray(seconds(np.maximum(0.0, values))[inverse.reshape(sizes.shape)])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
+from autopar.cost.work import Vector
+
 
 def bucketed_seconds(
     size_bytes: float, bucket_bytes: float, seconds: Callable[[float], float]
@@ -18,6 +22,22 @@ def bucketed_seconds(
     whole = int(size_bytes // bucket_bytes)
     rest = size_bytes - whole * bucket_bytes
     return whole * seconds(bucket_bytes) + (seconds(rest) if rest > 0 else 0.0)
+
+
+def many_bucketed_seconds(
+    sizes_bytes: Vector, bucket_bytes: float, seconds: Callable[[Vector], Vector]
+) -> Vector:
+    """:func:`bucketed_seconds` of several ranks.
+
+    Args:
+        sizes_bytes: Gradient bytes of each.
+        bucket_bytes: Bucket size.
+        seconds: Times of one bucket each of the given bytes.
+    """
+    whole = sizes_bytes // bucket_bytes
+    rest = sizes_bytes - whole * bucket_bytes
+    last = np.where(rest > 0, seconds(rest), 0.0)
+    return np.asarray(whole * seconds(np.array([bucket_bytes], dtype=float)) + last)
 
 
 def overlapped_seconds(

@@ -7,11 +7,11 @@ from functools import cached_property
 
 from autopar.cluster.overhead import NO_OVERHEAD
 from autopar.core.estimate import Estimate
-from autopar.cost import constants as k
 from autopar.cost.blocks import Surroundings
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.model import CostModel, SpanSeconds
 from autopar.cost.ranks import RankGroups
+from autopar.cost.routes import Routes
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
 from autopar.cost.sync import PLAIN, StageSync
 from autopar.cost.tables import Tables
@@ -90,7 +90,12 @@ class Layout:
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """Devices of each pipeline coordinate."""
-        return self.ranks.stages
+        return self.routes.groups
+
+    @cached_property
+    def routes(self) -> Routes:
+        """Messages between pipeline coordinates."""
+        return self.model.routes(self.placement, self.mesh.pp)
 
     def live(self, rank: int) -> tuple[tuple[int, ...], ...]:
         """Microbatches in flight per local stage of a pipeline coordinate, at its peaks."""
@@ -280,43 +285,7 @@ class Layout:
 
     def message_seconds(self, size_bytes: float, source: int, target: int) -> float:
         """Slowest message between two pipeline coordinates, never quite free."""
-        if source == target:
-            return 0.0
-        kind, pairs = self._route(source, target)
-        key = (kind, size_bytes)
-        if key not in self._message_cache:
-            seconds = max(self.communication.message_seconds(size_bytes, *pair) for pair in pairs)
-            self._message_cache[key] = max(seconds, k.MIN_TRANSFER_S)
-        return self._message_cache[key]
-
-    @cached_property
-    def _message_cache(self) -> dict[tuple[object, float], float]:
-        return {}
-
-    @cached_property
-    def _routes(self) -> dict[tuple[int, int], tuple[object, list[tuple[int, int]]]]:
-        return {}
-
-    def _route(self, source: int, target: int) -> tuple[object, list[tuple[int, int]]]:
-        """What message times between two coordinates depend on, and device pairs of each kind."""
-        if (source, target) not in self._routes:
-            cluster, communication = self.model.cluster, self.communication
-            pairs = list(zip(self.groups[source], self.groups[target], strict=True))
-            node, size = communication.shapes.per_node_devices, len(pairs)
-            if communication.shapes.regular and (size % node == 0 or node % size == 0):
-                pairs = pairs[:1]
-            kinds = {}
-            for a, b in pairs:
-                kind = (
-                    cluster.node(a) == cluster.node(b),
-                    cluster.machine(a).name,
-                    cluster.machine(b).name,
-                    communication.ranks_on_host(a),
-                    communication.ranks_on_host(b),
-                )
-                kinds[kind] = (a, b)
-            self._routes[source, target] = (frozenset(kinds), list(kinds.values()))
-        return self._routes[source, target]
+        return self.routes.message_seconds(size_bytes, source, target)
 
     def amount_bytes(self, amount: Amount) -> float:
         """Stored bytes on a rank of a tensor between blocks, for one microbatch."""
@@ -354,19 +323,7 @@ class Layout:
 
     def tied_seconds(self, ranks: tuple[int, ...], elements: float) -> float:
         """Sum of gradients over pipeline coordinates; all replicas at once."""
-        replicas = zip(*(self.groups[rank] for rank in ranks), strict=True)
-        shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
-        for devices in replicas:
-            shapes.setdefault(tuple(map(self.model.cluster.node, devices)), devices)
-            if len(shapes) == k.TIED_SHAPES:  # equal machines: a few shapes stand for all
-                break
-        size = elements * self.model.sizes.gradient
-        return max(
-            self.communication.group_seconds(
-                "all_reduce", size, devices, concurrency=len(self.groups[0])
-            )
-            for devices in shapes.values()
-        )
+        return self.routes.tied_seconds(ranks, elements * self.model.sizes.gradient)
 
     @cached_property
     def overhead_s(self) -> float:

@@ -13,6 +13,7 @@ from autopar.cluster import Cluster, Device
 from autopar.cost.blocks import BlockSeconds, Surroundings, block_seconds
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
+from autopar.cost.routes import Routes
 from autopar.cost.simulate import Program, compile_program
 from autopar.cost.states import MASTER_BYTES, ParameterBytes, auto_precision
 from autopar.cost.tables import Table, Tables, prefix_differences
@@ -140,6 +141,7 @@ class CostModel:
         self._spans: dict[object, SpanSeconds] = {}
         self._communication: dict[object, CommunicationModel] = {}
         self._kinds: dict[object, tuple[tuple[Device, int], ...]] = {}
+        self._routes: dict[tuple[object, int], Routes] = {}
         self._firsts: dict[int, tuple[int, ...]] = {}
 
     def on(self, cluster: Cluster) -> CostModel:
@@ -200,12 +202,24 @@ class CostModel:
 
     def communication(self, placement: tuple[int, ...]) -> CommunicationModel:
         """Communication between the devices that take part."""
-        key: object = placement
-        if self._firsts.get(len(placement)) is placement:
-            key = len(placement)  # hashing thousands of ids again and again would show
+        key = self._key(placement)
         if key not in self._communication:
             self._communication[key] = CommunicationModel(self.cluster, placement)
         return self._communication[key]
+
+    def routes(self, placement: tuple[int, ...], pp: int) -> Routes:
+        """Messages between the ``pp`` equal parts of a placement."""
+        key = (self._key(placement), pp)
+        if key not in self._routes:
+            size = len(placement) // pp
+            groups = tuple(placement[q * size : (q + 1) * size] for q in range(pp))
+            self._routes[key] = Routes(self.cluster, self.communication(placement), groups)
+        return self._routes[key]
+
+    def _key(self, placement: tuple[int, ...]) -> object:
+        """Stands for a placement: hashing thousands of ids again and again would show."""
+        first = self._firsts.get(len(placement)) is placement
+        return len(placement) if first else placement
 
     def first_devices(self, count: int) -> tuple[int, ...]:
         """Devices 0, 1, 2 ..."""

@@ -36,12 +36,6 @@ class RankGroups:
         return self.mesh.world_size // self.mesh.pp
 
     @cached_property
-    def stages(self) -> tuple[tuple[int, ...], ...]:
-        """Devices of each pipeline coordinate."""
-        size = self.stage_ranks
-        return tuple(self.placement[q * size : (q + 1) * size] for q in range(self.mesh.pp))
-
-    @cached_property
     def regular(self) -> bool:
         """True when equal strides mean equal shapes: devices 0, 1, 2 ... of equal nodes."""
         return self.communication.shapes.regular

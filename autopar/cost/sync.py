@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from autopar.cost.collectives import CommunicationModel
-from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
+from autopar.cost.gradients import bucketed_seconds, many_bucketed_seconds, overlapped_seconds
 from autopar.cost.ranks import Shapes
 from autopar.cost.states import ParameterBytes
 from autopar.cost.sync_cost import SyncLinks, sync_memory_bytes, sync_seconds
+from autopar.cost.work import Vector
 from autopar.sync import Sync, SyncGroup, parse_sync
 
 PLAIN = "all_reduce"
@@ -116,6 +119,21 @@ class StageSync:
             self._known[key] = buckets + self._gather(dense) + self._experts(experts)
         return self._known[key]
 
+    def many(self, dense: Vector, experts: Vector) -> Vector:
+        """:meth:`seconds` of several ranks."""
+        if self._sync is not None:
+            pairs = zip(dense.tolist(), experts.tolist(), strict=True)
+            return np.array([self.seconds(*pair) for pair in pairs])
+        buckets = many_bucketed_seconds(
+            dense * self.sizes.gradient, self.bucket_bytes, self._many_buckets
+        )
+        if self.zero in (1, 2):
+            buckets = buckets + self._slowest_of(
+                "all_gather", dense * self.sizes.weight, self.shard
+            )
+        sizes = experts * self.sizes.gradient
+        return buckets + self._slowest_of("all_reduce", sizes, self.expert_data)
+
     @cached_property
     def _known(self) -> dict[tuple[float, float], float]:
         return {}
@@ -165,6 +183,15 @@ class StageSync:
             seconds += self._slowest("reduce_scatter", size_bytes, self.shard)
         return seconds
 
+    def _many_buckets(self, sizes_bytes: Vector) -> Vector:
+        """:meth:`_bucket` of several sizes."""
+        if self.zero == 0:
+            return self._slowest_of("all_reduce", sizes_bytes, self.data)
+        seconds = self._slowest_of("all_reduce", sizes_bytes / self.shards, self.replicate)
+        if self.zero == 1:
+            seconds = seconds + self._slowest_of("reduce_scatter", sizes_bytes, self.shard)
+        return seconds
+
     def _gather(self, dense: float) -> float:
         if self.zero not in (1, 2):
             return 0.0
@@ -181,3 +208,10 @@ class StageSync:
             ),
             default=0.0,
         )
+
+    def _slowest_of(self, kind: str, sizes_bytes: Vector, shapes: Shapes) -> Vector:
+        """:meth:`_slowest` of several sizes."""
+        found = [
+            self.communication.many(kind, sizes_bytes, group, self.concurrency) for group in shapes
+        ]
+        return np.maximum.reduce(found) if found else np.zeros_like(sizes_bytes)

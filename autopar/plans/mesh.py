@@ -84,4 +84,4 @@ class Mesh:
 
     def fits(self, axes: tuple[str, ...]) -> bool:
         """True when every axis outside ``axes`` has degree 1."""
-        return all(degree == 1 for axis, degree in self.to_dict().items() if axis not in axes)
+        return all(getattr(self, axis) == 1 for axis in (*AXES, "ep") if axis not in axes)

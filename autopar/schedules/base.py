@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from operator import le
+from typing import ClassVar, Literal, NamedTuple
 
 Kind = Literal["forward", "backward", "backward_input", "backward_weight"]
 """``backward`` is both halves at once; a schedule that splits them uses the other two."""
@@ -13,8 +13,7 @@ SETTLED_ROUNDS = 4
 """Rounds of one microbatch per rank after which those in flight have taken all their values."""
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """Run one virtual stage forward or backward for one microbatch."""
 
     kind: Kind
@@ -100,15 +99,22 @@ def peaks(actions: list[Action], stages: tuple[int, ...]) -> tuple[tuple[int, ..
     local = {stage: i for i, stage in enumerate(stages)}
     counts = [0] * len(stages)
     seen: set[tuple[int, ...]] = set()
+    rising = False
     for action in actions:
-        if action.kind == "forward":
+        kind = action.kind
+        if kind == "forward":
             counts[local[action.stage]] += 1
-            seen.add(tuple(counts))
-        elif action.kind != "backward_input":
+            rising = True
+        elif kind != "backward_input":
+            if rising:  # counts before this one are not larger
+                seen.add(tuple(counts))
+                rising = False
             counts[local[action.stage]] -= 1
+    if rising:
+        seen.add(tuple(counts))
     kept: list[tuple[int, ...]] = []
     for candidate in sorted(seen, reverse=True):
-        if not any(all(c <= p for c, p in zip(candidate, peak, strict=True)) for peak in kept):
+        if not any(all(map(le, candidate, peak)) for peak in kept):
             kept.append(candidate)
     return tuple(kept)
 

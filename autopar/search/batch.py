@@ -11,7 +11,10 @@ import numpy.typing as npt
 
 from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
 from autopar.search.chunked import ChunkedBounds, prefix_sums
-from autopar.search.space import PointGroup
+from autopar.search.columns import Columns
+from autopar.search.groups import PointGroup
+from autopar.search.links import RATES
+from autopar.search.row import fullest_rank
 from autopar.search.totals import SHARING, Collectives, RankTotals, Totals, totals_of
 from autopar.search.variants import RECOMPUTE, VariantTable
 
@@ -40,26 +43,30 @@ class Batch:
         self.groups = groups
         self.table: VariantTable = groups[0].variants.table
         self.pp = groups[0].pp
-        self.m = np.array([g.microbatches for g in groups], dtype=float)
+        self.columns = Columns(groups)
+        self.m = self.columns.microbatches.astype(float)
         self.rows = [quick.rows.row(group) for group in groups]
-        self.worlds = [quick.rows.world(group.world) for group in groups]
-        self.rates = [quick.rows.rates(group) for group in groups]
-        hops = [
-            quick.rows.hops(group, row.message_bytes if quick.chained else 0.0)
-            for group, row in zip(groups, self.rows, strict=True)
-        ]
-        self.hops_s = np.array([sums for sums, _ in hops])
-        """Messages from the first pipeline rank down to each ``[group, rank]``."""
-        self.message_s = np.array([slowest for _, slowest in hops])
+        self.worlds = [quick.rows.world(world) for world in self.columns.world.tolist()]
+        self.rates = quick.rows.links.all_rates(self.columns)
+        self.hops_s, self.message_s = quick.rows.links.all_hops(
+            self.columns, self.message_bytes if quick.chained else np.zeros(len(groups))
+        )
+        """Messages from the first pipeline rank down to each ``[group, rank]``, the slowest."""
+        self._ties: dict[tuple[int, int], Array] = {}
         table = self.table
         self.sharing = np.searchsorted(SHARING, np.where(table.zero == 1, 0, table.zero))
         self.time_level = np.where(table.recompute == MIXED, 0, table.recompute)
         self.kept_level = np.minimum(table.recompute, FULL)
 
     @cached_property
+    def message_bytes(self) -> Array:
+        """Fewest bytes that pass a boundary between blocks ``[group]``."""
+        return np.array([row.message_bytes for row in self.rows])
+
+    @cached_property
     def around_s(self) -> Array:
         """Messages from the last pipeline rank to the first ``[group]``."""
-        around_s = self.quick.rows.around_s
+        around_s = self.quick.rows.links.around_s
         return np.array(
             [around_s(g, row.message_bytes) for g, row in zip(self.groups, self.rows, strict=True)]
         )
@@ -122,7 +129,7 @@ class Batch:
         return self.ranks.least
 
     def _rate(self, name: str) -> Array:
-        return np.array([rate[name] for rate in self.rates])[:, None]
+        return np.asarray(self.rates[:, RATES.index(name)][:, None])
 
     @cached_property
     def _work(self) -> Array:
@@ -139,7 +146,7 @@ class Batch:
     @cached_property
     def _kept(self) -> Array:
         """Bytes per microbatch of all blocks ``[group, level]``."""
-        return np.array([[level.sum() for level in row.kept] for row in self.rows])
+        return np.array([row.kept_sums for row in self.rows])
 
     @cached_property
     def _elements(self) -> Array:
@@ -148,11 +155,14 @@ class Batch:
 
     @cached_property
     def _shards(self) -> Array:
-        return np.array([g.dp_shard * g.cp if g.dp_shard > 1 else 1 for g in self.groups])
+        c = self.columns
+        return np.where(c.dp_shard > 1, c.dp_shard * c.cp, 1)
 
     @cached_property
     def _optimizer_per_element(self) -> Array:
-        per_element = np.array([world.optimizer_s for world in self.worlds])
+        per_element = self.columns.once(
+            (self.columns.world,), lambda group: self.quick.rows.world(group.world).optimizer_s
+        )
         shares = np.where(self.table.zero[None, :] >= 1, self._shards[:, None], 1.0)
         return np.asarray(per_element[:, self.table.offload.astype(int)] / shares)
 
@@ -242,9 +252,15 @@ class Batch:
 
     def tie(self, ends: tuple[int, int]) -> Array:
         """Least seconds of the sum over copies of tied parameters ``[group]``."""
-        if not self.quick.rows.ends_tied:
-            return np.zeros(len(self.groups))
-        return np.array([self.quick.rows.tied_s(group, ends) for group in self.groups])
+        if ends not in self._ties:
+            if not self.quick.rows.links.ends_tied or ends[0] == ends[1]:
+                self._ties[ends] = np.zeros(len(self.groups))
+            else:
+                tied_s = self.quick.rows.links.tied_s
+                self._ties[ends] = self.columns.once(
+                    (self.columns.world, self.columns.split), lambda group: tied_s(group, ends)
+                )
+        return self._ties[ends]
 
     def _by_schedule(self, schedule: str) -> Array:
         """The schedule's own bound over all boundaries ``[group, sharing, level]``."""
@@ -329,8 +345,7 @@ class Batch:
     @cached_property
     def room(self) -> Array:
         """Bytes of each rank for parameters and activations ``[group, rank]``."""
-        pairs = zip(self.groups, self.worlds, strict=True)
-        return np.array([self.quick.room(group, world) for group, world in pairs])
+        return self.quick.room(self.columns)
 
     @cached_property
     def bytes_per_element(self) -> Array:
@@ -374,14 +389,3 @@ class Batch:
             if mixed.any() and excess[i].any():
                 result[i] = np.where(mixed, np.interp(excess[i], saved, seconds), 0.0)
         return result
-
-
-def fullest_rank(work: Array, ranks: int) -> Array:
-    """Least work of the fullest rank, along the last axis.
-
-    At least the average; and of the ``j ranks + 1`` largest blocks some rank holds ``j + 1``.
-    """
-    falling = -np.sort(-work, axis=-1)
-    picked = falling[..., ::ranks]
-    counts = np.arange(1, picked.shape[-1] + 1)
-    return np.asarray(np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks))

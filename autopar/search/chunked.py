@@ -47,6 +47,9 @@ class ChunkedBounds:
         self.batch = batch
         self._known: dict[object, list[_Parts]] = {}
         self._held: dict[object, tuple[Array, Array]] = {}
+        self._seconds: dict[object, Array] = {}
+        counts = batch.m.astype(np.intp)
+        self._by_count = [(m, np.flatnonzero(counts == m)) for m in np.unique(counts).tolist()]
 
     def seconds(self, schedule: str, chunks: int, columns: Indices) -> Array:
         """Least step seconds ``[group, column]``.
@@ -57,15 +60,30 @@ class ChunkedBounds:
         batch = self.batch
         found = batch.quick.model.schedule(schedule)
         rank_of = ranks_of(found, batch.pp, batch.pp * chunks)
+        # Schedules that place stages alike have equal bounds.
+        alike = (batch.table.zero, batch.table.offload, batch.time_level, batch.table.plain)
+        key = (
+            tuple(rank_of.tolist()),
+            found.splits_backward,
+            *(of_variant[columns].tobytes() for of_variant in alike),
+        )
+        if key not in self._seconds:
+            self._seconds[key] = self._least_seconds(found, rank_of, columns)
+        return self._seconds[key]
+
+    def _least_seconds(
+        self, schedule: AbstractSchedule, rank_of: Indices, columns: Indices
+    ) -> Array:
+        batch, chunks = self.batch, len(rank_of) // self.batch.pp
         sharing, level = batch.sharing[columns], batch.time_level[columns]
         tails = batch.per_element[:, columns, None]
         ends = (int(rank_of[0]), int(rank_of[-1]))
         tie = batch.tie(ends)[:, None, None]
         own_tie = tie * np.isin(np.arange(batch.pp), ends)
         best = np.full((len(batch.groups), len(columns)), np.inf)
-        for part in self._parts(found, chunks):
+        for part in self._parts(schedule, rank_of):
             # A way back up ends on the rank of stage 0, which then sums tied parameters.
-            back = found.splits_backward or not batch.quick.chained
+            back = schedule.splits_backward or not batch.quick.chained
             around = part.around + (own_tie if back else tie)[:, None]
             own = (part.own + own_tie[:, None])[:, sharing, level]
             first = (own + part.elements[:, None, :] * tails).max(axis=-1)
@@ -74,13 +92,11 @@ class ChunkedBounds:
         # A link carries the messages of all chunks of every microbatch.
         return np.asarray(np.maximum(best, chunks * (batch.m * batch.message_s)[:, None]))
 
-    def _parts(self, schedule: AbstractSchedule, chunks: int) -> list[_Parts]:
+    def _parts(self, schedule: AbstractSchedule, rank_of: Indices) -> list[_Parts]:
         """By partition; schedules that place stages alike share them."""
-        batch = self.batch
-        rank_of = ranks_of(schedule, batch.pp, batch.pp * chunks)
         key = (tuple(rank_of.tolist()), schedule.splits_backward)
         if key not in self._known:
-            every = batch.cuts(len(rank_of))
+            every = self.batch.cuts(len(rank_of))
             self._known[key] = [self._part(c, rank_of, schedule.splits_backward) for c in every]
         return self._known[key]
 
@@ -108,9 +124,8 @@ class ChunkedBounds:
         for cuts in batch.cuts(stages):
             stage_bytes, elements = self._bytes(cuts, mine)
             held = np.empty(stage_bytes.shape[:2])
-            for m in set(batch.m.tolist()):
-                which = batch.m == m
-                peaks = self._peaks(found, stages, int(m))
+            for m, which in self._by_count:
+                peaks = self._peaks(found, stages, m)
                 held[which] = (stage_bytes[which] @ peaks.T).max(axis=-1)
             needed = held[:, level] + elements * batch.bytes_per_element[:, columns]
             misfit &= needed > batch.room[:, :1]

@@ -5,16 +5,36 @@ from __future__ import annotations
 from autopar.cost import CostModel
 from autopar.search.goal import Goal
 from autopar.search.mixed import MixedGoal
+from autopar.search.mixing_bounds import RunBounds
 from autopar.search.options import SearchOptions
 from autopar.search.plans import layout_for
 from autopar.search.point import Point
 
 
-def goal_for(point: Point, model: CostModel, options: SearchOptions) -> Goal:
-    """Objective and limits on the layout of a point."""
-    kind = MixedGoal if point.recompute == "mixed" else Goal
-    return kind(
-        layout=layout_for(point, model, options),
+def goal_for(
+    point: Point,
+    model: CostModel,
+    options: SearchOptions,
+    known: dict[object, RunBounds] | None = None,
+) -> Goal:
+    """Objective and limits on the layout of a point.
+
+    Args:
+        point: The choices.
+        model: Shared caches.
+        options: What is asked.
+        known: What points with equal blocks share, filled as it is needed.
+    """
+    layout = layout_for(point, model, options)
+    if point.recompute != "mixed":
+        return Goal(
+            layout=layout,
+            objective=options.objective,
+            max_memory_bytes=options.max_memory_bytes,
+        )
+    return MixedGoal(
+        layout=layout,
         objective=options.objective,
         max_memory_bytes=options.max_memory_bytes,
+        known={} if known is None else known,
     )

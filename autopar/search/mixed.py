@@ -10,7 +10,7 @@ uniform levels are tried too, so that a mixed plan is never worse than a uniform
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -40,10 +40,12 @@ class StageMixer:
     Attributes:
         layout: Without recompute; one stage per rank.
         limits_bytes: Per pipeline coordinate, for the central estimate.
+        known: What layouts with equal blocks share, filled as it is needed.
     """
 
     layout: Layout
     limits_bytes: tuple[float, ...]
+    known: dict[object, RunBounds] = field(default_factory=dict)
 
     def copies(self, rank: int) -> float:
         """Microbatches in flight on a pipeline coordinate."""
@@ -77,27 +79,36 @@ class StageMixer:
         return self._bounds_of(rank).options
 
     @cached_property
-    def _known(self) -> dict[object, RunBounds]:
+    def _own(self) -> dict[object, RunBounds]:
         return {}
 
     def _bounds_of(self, rank: int) -> RunBounds:
         kind = self.layout.group_kind(rank)
-        if kind not in self._known:
-            columns = zip(
-                zip(*(x.tolist() for x in self._seconds(rank)), strict=True),
-                zip(*(b.block_kept.tolist() for b in self._bytes), strict=True),
-                zip(*(b.block_transient.tolist() for b in self._bytes), strict=True),
-                strict=True,
-            )
-            alike: dict[object, tuple[Option, ...]] = {}
-            for block in (every := list(columns)):
-                if block not in alike:
-                    alike[block] = tuple(
-                        Option(seconds=s, kept_bytes=b, peak_bytes=p)
-                        for s, b, p in zip(*block, strict=True)
-                    )
-            self._known[kind] = RunBounds([alike[block] for block in every])
-        return self._known[kind]
+        if kind not in self._own:
+            layout = self.layout
+            devices = layout.model.kinds(layout.placement, layout.groups[rank])
+            names = tuple((device.name, busy) for device, busy in devices)
+            key = (layout.split, layout.microbatch_size, names, layout.around(rank))
+            if key not in self.known:
+                self.known[key] = self._make_bounds(rank)
+            self._own[kind] = self.known[key]
+        return self._own[kind]
+
+    def _make_bounds(self, rank: int) -> RunBounds:
+        columns = zip(
+            zip(*(x.tolist() for x in self._seconds(rank)), strict=True),
+            zip(*(b.block_kept.tolist() for b in self._bytes), strict=True),
+            zip(*(b.block_transient.tolist() for b in self._bytes), strict=True),
+            strict=True,
+        )
+        alike: dict[object, tuple[Option, ...]] = {}
+        for block in (every := list(columns)):
+            if block not in alike:
+                alike[block] = tuple(
+                    Option(seconds=s, kept_bytes=b, peak_bytes=p)
+                    for s, b, p in zip(*block, strict=True)
+                )
+        return RunBounds([alike[block] for block in every])
 
     @cached_property
     def _whole(self) -> memory.SpanMemory:
@@ -214,7 +225,12 @@ class MixedGoal(Goal):
     """Objective of the best recompute levels for given stage boundaries.
 
     ``layout`` has no recompute and one stage per rank.
+
+    Attributes:
+        known: See :class:`StageMixer`.
     """
+
+    known: dict[object, RunBounds] = field(default_factory=dict)
 
     @property
     def open_levels(self) -> bool:
@@ -227,7 +243,9 @@ class MixedGoal(Goal):
         ranks = range(self.layout.mesh.pp)
         high = self.layout.model.memory.high_factor
         return StageMixer(
-            layout=self.layout, limits_bytes=tuple(self.limit(rank) / high for rank in ranks)
+            layout=self.layout,
+            limits_bytes=tuple(self.limit(rank) / high for rank in ranks),
+            known=self.known,
         )
 
     @cached_property

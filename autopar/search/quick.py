@@ -11,10 +11,12 @@ from autopar.calibration.peak import communicator_count
 from autopar.core.errors import InputError
 from autopar.cost import CostModel
 from autopar.cost.layout import Cuts
-from autopar.search.batch import Array, Batch, Mask, fullest_rank
+from autopar.search.batch import Array, Batch, Mask
 from autopar.search.chunks import chunked_cuts
+from autopar.search.columns import Columns, combined, numbered
 from autopar.search.options import SearchOptions
-from autopar.search.rows import Row, Rows
+from autopar.search.row import Row, fullest_rank
+from autopar.search.rows import Rows
 from autopar.search.space import PointGroup
 from autopar.search.worlds import World
 from autopar.strategies import WHOLE
@@ -40,7 +42,6 @@ class QuickBounds:
         self.first_peaks: dict[tuple[str, int, int, int], Array] = {}
         """Microbatches in flight per stage of the first rank, at its peaks."""
         self._cuts: dict[int, tuple[Cuts, ...]] = {}
-        self._scalars: dict[object, tuple[float, float, float]] = {}
 
     def cuts(self, stages: int) -> tuple[Cuts, ...]:
         """Boundaries of several stages per rank; none where blocks are too few."""
@@ -51,29 +52,88 @@ class QuickBounds:
 
     def groups(self, groups: Sequence[PointGroup]) -> tuple[Array, list[str | None]]:
         """Least objective of any variant of each group, and why none can work if so."""
-        self.rows.prepare(groups)
+        columns = Columns(groups)
+        self.rows.prepare(columns)
+        reasons: list[str | None] = [None] * len(groups)
+        dead = self.rows.of_worlds(columns, lambda world: world.why_not is not None).astype(bool)
+        for index in np.flatnonzero(dead).tolist():
+            reasons[index] = f"no time for {self.options.precision} on a device"
+        limits = self.rows.of_worlds(columns, lambda world: world.memory_limit)
+        held = self._all_held(columns)
+        fit = np.flatnonzero(~dead & (held <= limits))
+        total, fullest, kept = self._all_scalars(columns, fit)
+        held[fit] += kept / columns.pp[fit]
+        for index in np.flatnonzero(~dead & (held > limits)).tolist():
+            reasons[index] = "memory"
         bounds = np.zeros(len(groups))
-        reasons: list[str | None] = []
-        for index, group in enumerate(groups):
-            world = self.rows.world(group.world)
-            if world.why_not is not None:
-                reasons.append(f"no time for {self.options.precision} on a device")
-                continue
-            elements = self.rows.elements(group.split)
-            held = self.least_held(group, world, elements)
-            if held > world.memory_limit:
-                reasons.append("memory")
-                continue
-            rows, of_rank = self.rows.by_rank(group)
-            key = (group.pp, *map(id, rows), of_rank.tobytes() if len(rows) > 1 else b"")
-            if key not in self._scalars:
-                self._scalars[key] = _scalars(rows, of_rank, group.pp)
-            total, fullest, least_kept = self._scalars[key]
-            held += least_kept / group.pp
-            reasons.append("memory" if held > world.memory_limit else None)
-            step = group.microbatches * fullest
-            bounds[index] = self.objective(group, world, step, total, held)
+        step = columns.microbatches[fit] * fullest
+        bounds[fit] = self._objectives([groups[i] for i in fit.tolist()], step, total, held[fit])
         return bounds, reasons
+
+    def _all_held(self, columns: Columns) -> Array:
+        """:meth:`least_held` of every group."""
+        elements = np.array([self.rows.elements(split) for split in columns.splits])[columns.split]
+        zero = np.array([each.most_shared for each in columns.sets])[columns.set]
+        shards = np.where(zero > 0, columns.dp_shard * columns.cp, 1)
+        firsts, which = numbered(combined(columns.set, shards))
+        each = [
+            self.rows.bytes_per_element(
+                int(zero[i]), int(shards[i]), columns.groups[i].variants.may_offload
+            )
+            for i in firsts
+        ]
+        c = self.model.memory
+        inputs = self._all_inputs(columns)
+        own = elements * np.array(each)[which]
+        served = c.allocator_margin * (own / columns.pp + inputs)
+        return np.asarray((served + self._all_framework(columns)) * c.high_factor)
+
+    def _all_framework(self, columns: Columns) -> Array:
+        degrees = (columns.replicas, columns.tp, columns.pp, columns.cp, columns.ep, columns.world)
+        count = np.sum([degree > 1 for degree in degrees], axis=0)
+        context = self.rows.of_worlds(columns, lambda world: world.process_bytes[0])
+        each = self.rows.of_worlds(columns, lambda world: world.process_bytes[1])
+        return np.asarray(context + each * count)
+
+    def _all_scalars(
+        self, columns: Columns, some: npt.NDArray[np.intp]
+    ) -> tuple[Array, Array, Array]:
+        """:func:`_scalars` of some groups, those with equal rows looked at once."""
+        # Equal nodes: what matters of the world is how many devices of a node are busy.
+        regular = self.rows.regular(columns)
+        busy = self.rows.of_worlds(columns, lambda world: world.kinds[0][1]).astype(int)
+        place = np.where(regular, -busy, columns.world)
+        fields = (place, columns.pp, columns.split, columns.size)
+        firsts, which = numbered(combined(*(field[some] for field in fields)))
+        found = np.zeros((len(firsts), 3))
+        simple: dict[int, list[tuple[int, Row]]] = {}
+        for number, first in enumerate(some[firsts].tolist()):
+            group = columns.groups[first]
+            rows, of_rank = self.rows.by_rank(group)
+            if len(rows) == 1:
+                simple.setdefault(group.pp, []).append((number, rows[0]))
+            else:
+                found[number] = _scalars(rows, of_rank)
+        for pp, pairs in simple.items():
+            works = np.array([row.work for _, row in pairs])
+            numbers = [number for number, _ in pairs]
+            found[numbers, 0] = works.sum(axis=1)
+            found[numbers, 1] = fullest_rank(works, pp)
+            found[numbers, 2] = [min(row.kept_sums) for _, row in pairs]
+        total, fullest, kept = found[which].T
+        return total, fullest, kept
+
+    def _objectives(
+        self, groups: Sequence[PointGroup], seconds: Array, computing: Array, held: Array
+    ) -> Array:
+        """Least objectives of steps of some seconds where some rank holds some bytes."""
+        if self.options.objective == "memory":
+            return held / self.model.memory.high_factor
+        if self.options.objective not in ("cost", "energy"):
+            return seconds
+        pairs = [self.slope(group, self.rows.world(group.world)) for group in groups]
+        slopes, floors = np.array(pairs).reshape(-1, 2).T
+        return np.asarray(slopes * seconds + floors * computing)
 
     def least_held(self, group: PointGroup, world: World, elements: float) -> float:
         """Some rank holds at least the average of weights, gradients and states."""
@@ -85,11 +145,22 @@ class QuickBounds:
         served = c.allocator_margin * (own / group.pp + self._input_bytes(group))
         return (served + self._framework_bytes(group, world)) * c.high_factor
 
-    def room(self, group: PointGroup, world: World) -> Array:
-        """Most tensor bytes that fit beside the replica's batch, per pipeline rank."""
+    def room(self, columns: Columns) -> Array:
+        """Most tensor bytes that fit beside the replica's batch ``[group, pipeline rank]``.
+
+        Groups have equal pipelines.
+        """
         c = self.model.memory
-        total = world.limits(group.pp) / c.high_factor - self._framework_bytes(group, world)
-        return np.asarray(total / c.allocator_margin - self._input_bytes(group))
+        limits = columns.once(
+            (columns.world,), lambda group: self.rows.world(group.world).limits(group.pp)
+        )
+        total = limits / c.high_factor - self._all_framework(columns)[:, None]
+        return np.asarray(total / c.allocator_margin - self._all_inputs(columns)[:, None])
+
+    def _all_inputs(self, columns: Columns) -> Array:
+        """Bytes of the replica's batch of every group."""
+        sizes = self.model.profile.input_bytes * columns.size * columns.microbatches
+        return np.asarray(sizes, dtype=float)
 
     def _input_bytes(self, group: PointGroup) -> float:
         return self.model.profile.input_bytes * group.microbatch_size * group.microbatches
@@ -99,15 +170,6 @@ class QuickBounds:
         degrees = (replicas, group.tp, group.pp, group.cp, group.ep)
         context, each = world.process_bytes
         return float(context + each * communicator_count(degrees, group.world))
-
-    def objective(
-        self, group: PointGroup, world: World, seconds: float, computing: float, held: float
-    ) -> float:
-        """The objective when a step takes ``seconds`` and some rank holds ``held`` bytes."""
-        if self.options.objective == "memory":
-            return held / self.model.memory.high_factor
-        slope, floor = self.slope(group, world)
-        return slope * seconds + floor * computing
 
     def slope(self, group: PointGroup, world: World) -> tuple[float, float]:
         """``objective >= slope x step seconds + floor x computing seconds of a microbatch``.
@@ -137,19 +199,14 @@ class QuickBounds:
         return [found[i] for i in range(len(groups))]
 
 
-def _scalars(
-    rows: Sequence[Row], of_rank: npt.NDArray[np.intp], ranks: int
-) -> tuple[float, float, float]:
-    """Least work of all blocks, of the fullest rank, and least bytes kept."""
-    works = [row.seconds.forward + row.seconds.backward for row in rows]
-    kept = min(float(level.sum()) for level in rows[0].kept)
+def _scalars(rows: Sequence[Row], of_rank: npt.NDArray[np.intp]) -> tuple[float, float, float]:
+    """Least work of all blocks, of the fullest of unlike ranks, and least bytes kept."""
+    works = [row.work for row in rows]
     least = np.minimum.reduce(works)
-    if len(rows) == 1:
-        return float(least.sum()), float(fullest_rank(least, ranks)), kept
     speeds = np.array([1 / max(float(work.sum()), 1e-300) for work in works])
     weighed = [work * speed for work, speed in zip(works, speeds, strict=True)]
     mean = float(np.minimum.reduce(weighed).sum() / speeds[of_rank].sum())
-    return float(least.sum()), max(mean, float(least.max())), kept
+    return float(least.sum()), max(mean, float(least.max())), min(rows[0].kept_sums)
 
 
 def _need(rate: float | None, name: str) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -11,55 +10,19 @@ import numpy.typing as npt
 
 from autopar.cluster import Device
 from autopar.cost import CostModel
-from autopar.cost.blocks import BlockSeconds, Surroundings
-from autopar.cost.groups import Group
-from autopar.cost.layout import BUCKET_BYTES
-from autopar.cost.ranks import RankGroups, Shapes
+from autopar.cost.blocks import Surroundings
+from autopar.cost.ranks import RankGroups
 from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
+from autopar.search.columns import Columns, combined, numbered
+from autopar.search.links import Links
 from autopar.search.options import SearchOptions
+from autopar.search.row import Row, least_row, slowest_of
 from autopar.search.space import PointGroup
 from autopar.search.worlds import Kinds, World
 from autopar.strategies import WHOLE, Split
 
 Array = npt.NDArray[np.float64]
-LARGE = 1e13
-"""Bytes at which the latency of a collective no longer counts."""
-RATES = ("scatter", "gather", "bucket_all_reduce", "bucket_scatter", "bucket_replicas")
-"""Names of the rates of a group."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """Blocks divided in one way for one microbatch size, on the fastest device.
-
-    Attributes:
-        seconds: Per block, without ZeRO-2 and ZeRO-3 collectives.
-        accumulate: Seconds per block of adding to earlier gradients, for many microbatches.
-        parameters: Elements per block on a rank, experts left out.
-        untied_parameters: The same without parameters that several blocks read.
-        experts: Expert elements per block.
-        total_parameters: Different elements on all pipeline ranks, experts included.
-        message_bytes: Fewest bytes that pass a boundary between blocks, either way.
-        kept: Bytes per microbatch of every block by recompute level.
-    """
-
-    seconds: BlockSeconds
-    accumulate: Array
-    parameters: Array
-    untied_parameters: Array
-    experts: Array
-    total_parameters: float
-    message_bytes: float
-    kept: tuple[Array, Array, Array]
-
-    @cached_property
-    def again(self) -> tuple[Array, Array]:
-        """Kept bytes that recompute can save and the least seconds for them, both rising.
-
-        In between the line is a lower bound (fractional knapsack).
-        """
-        return _cheapest(self.seconds, self.kept)
 
 
 class Rows:
@@ -73,22 +36,19 @@ class Rows:
     def __init__(self, model: CostModel, options: SearchOptions) -> None:
         self.model = model
         self.options = options
+        self.links = Links(self)
         self._worlds: dict[int, World] = {}
         self._rows: dict[object, Row] = {}
         self._known: dict[object, Row] = {}
         self._elements: dict[int, float] = {}
         self._held: dict[tuple[int, int, tuple[bool, ...]], float] = {}
-        self._group_rates: dict[object, dict[str, float]] = {}
         self._ranks: dict[object, RankGroups] = {}
-        self._rates: dict[object, float] = {}
-        self._hops: dict[object, tuple[Array, float]] = {}
-        self._link_kinds: dict[
-            tuple[int, int], tuple[list[tuple[int, int]], npt.NDArray[np.intp]]
-        ] = {}
         self._classes: dict[
             object, tuple[list[tuple[Kinds, Surroundings]], npt.NDArray[np.intp]]
         ] = {}
         self._class_rows: dict[object, list[Row]] = {}
+        self._untied_of: dict[int, Array] = {}
+        self._adding_of: dict[object, Array] = {}
 
     def world(self, size: int) -> World:
         """Facts of the first ``size`` devices."""
@@ -123,12 +83,14 @@ class Rows:
             )
         return self._ranks[key]
 
-    def prepare(self, groups: Sequence[PointGroup]) -> None:
+    def prepare(self, columns: Columns) -> None:
         """Price the blocks of equal splits for all their microbatch sizes at once."""
-        model = self.model
+        model, groups = self.model, columns.groups
         known: dict[object, list[tuple[Kinds, Surroundings]]] = {}
         wanted: dict[object, tuple[Split, Device, int, Surroundings, dict[int, None]]] = {}
-        for group in groups:
+        depth = np.where(self.regular(columns), 0, columns.pp)
+        firsts, _ = numbered(combined(columns.world, depth, columns.split, columns.size))
+        for group in (groups[i] for i in firsts):
             world = self.world(group.world)
             if world.why_not is not None:
                 continue
@@ -144,6 +106,15 @@ class Rows:
         for split, device, busy, around, sizes in wanted.values():
             model.prepare(split, tuple(sizes), device, busy, around)
 
+    def of_worlds(self, columns: Columns, fact: Callable[[World], float]) -> Array:
+        """A fact of the devices that each group uses."""
+        sizes, inverse = np.unique(columns.world, return_inverse=True)
+        return np.array([fact(self.world(size)) for size in sizes.tolist()])[inverse]
+
+    def regular(self, columns: Columns) -> npt.NDArray[np.bool_]:
+        """True for groups on equal, equally busy nodes."""
+        return self.of_worlds(columns, lambda world: world.regular).astype(bool)
+
     def row(self, group: PointGroup) -> Row:
         """The least of every part over the kinds of pipeline ranks."""
         world = self.world(group.world)
@@ -153,7 +124,7 @@ class Rows:
                 return rows[0]
             key = tuple(map(id, rows))
             if key not in self._known:
-                self._known[key] = _least_row(rows)
+                self._known[key] = least_row(rows)
             return self._known[key]
         # Equal nodes: what matters of the world is how many devices of a node are busy.
         known = (id(group.split), group.microbatch_size, world.kinds[0][1])
@@ -207,27 +178,39 @@ class Rows:
         options = [
             (
                 model.block_seconds(split, samples, device, busy, around),
-                model.accumulate(split, 2, device, busy) * 2,
+                self._adding(split, device, busy),
             )
             for device, busy in kinds
         ]
-        seconds, adding = _slowest(options)
+        seconds, adding = slowest_of(options)
         work = model.work(split)
-        untied = work.parameters.copy()
-        for _, elements, blocks in model.tables(split).tied:
-            untied[list(blocks)] -= elements
         scale = model.kept_scale
         kept = tuple(work.at_level(x, samples) * scale for x in (NONE, SELECTIVE, FULL))
         return Row(
             seconds=seconds,
             accumulate=adding,
             parameters=work.parameters,
-            untied_parameters=np.maximum(untied, 0.0),
+            untied_parameters=self._untied(split),
             experts=work.experts,
             total_parameters=self.elements(split),
             message_bytes=self._least_edge(samples) * model.tables(split).edge_scale,
             kept=(kept[0], kept[1], kept[2]),
         )
+
+    def _untied(self, split: Split) -> Array:
+        if id(split) not in self._untied_of:
+            untied = self.model.work(split).parameters.copy()
+            for _, elements, blocks in self.model.tables(split).tied:
+                untied[list(blocks)] -= elements
+            self._untied_of[id(split)] = np.maximum(untied, 0.0)
+        return self._untied_of[id(split)]
+
+    def _adding(self, split: Split, device: Device, busy: int) -> Array:
+        """Seconds per block of adding gradients to earlier ones."""
+        key = (id(split), device.name, busy)
+        if key not in self._adding_of:
+            self._adding_of[key] = self.model.accumulate(split, 2, device, busy) * 2
+        return self._adding_of[key]
 
     def _least_edge(self, samples: int) -> float:
         """Fewest profiled bytes that pass a boundary between blocks, either way."""
@@ -239,79 +222,6 @@ class Rows:
         chain = self.model.tables(WHOLE).chain[1:-1]
         amounts = [amount for pair in chain for amount in pair]
         return np.array([a.fixed for a in amounts]), np.array([a.per_sample for a in amounts])
-
-    def hops(self, group: PointGroup, size_bytes: float) -> tuple[Array, float]:
-        """Least seconds of messages along the pipeline.
-
-        Args:
-            group: The group.
-            size_bytes: Of a message from one pipeline rank to the next.
-
-        Returns:
-            By pipeline rank, all messages from rank 0 down to it; and the slowest message.
-        """
-        nothing = np.zeros(group.pp)
-        if group.pp == 1 or size_bytes <= 0:
-            return nothing, 0.0
-        key = (group.world, group.pp, size_bytes)
-        if key not in self._hops:
-            ends, kinds = self._links(group.world, group.pp)
-            message_seconds = self.world(group.world).communication.message_seconds
-            each = np.array([message_seconds(size_bytes, *pair) for pair in ends])[kinds]
-            self._hops[key] = np.concatenate((nothing[:1], np.cumsum(each))), float(each.max())
-        return self._hops[key]
-
-    def _links(self, size: int, pp: int) -> tuple[list[tuple[int, int]], npt.NDArray[np.intp]]:
-        """A pair of devices for each kind of link down the pipeline, and the kind of each link."""
-        if (size, pp) not in self._link_kinds:
-            world, stage, cluster = self.world(size), size // pp, self.model.cluster
-            numbers: dict[object, int] = {}
-            pairs, kinds = [], []
-            for rank in range(pp - 1):
-                ends = (world.placement[rank * stage], world.placement[(rank + 1) * stage])
-                kind = (
-                    cluster.node(ends[0]) == cluster.node(ends[1]),
-                    *(cluster.machine(d).name for d in ends),
-                    *(world.communication.ranks_on_host(d) for d in ends),
-                )
-                if kind not in numbers:
-                    numbers[kind] = len(numbers)
-                    pairs.append(ends)
-                kinds.append(numbers[kind])
-            self._link_kinds[size, pp] = (pairs, np.array(kinds))
-        return self._link_kinds[size, pp]
-
-    def around_s(self, group: PointGroup, size_bytes: float) -> float:
-        """Least seconds of a message from the last pipeline rank to the first."""
-        world = self.world(group.world)
-        return world.communication.message_seconds(
-            size_bytes, (group.pp - 1) * (group.world // group.pp), 0
-        )
-
-    @cached_property
-    def ends_tied(self) -> bool:
-        """True when parameters are tied between the first and the last block and no others."""
-        tied, last = self.model.tables(WHOLE).tied, len(self.model.profile.blocks) - 1
-        return bool(tied) and all(blocks == (0, last) for _, _, blocks in tied)
-
-    def tied_s(self, group: PointGroup, ends: tuple[int, int]) -> float:
-        """Least seconds of summing gradients of what the first and the last block share.
-
-        Args:
-            group: The group.
-            ends: Pipeline ranks of the first and of the last stage.
-        """
-        if not self.ends_tied or ends[0] == ends[1]:
-            return 0.0
-        elements = sum(size for _, size, _ in self.model.tables(group.split).tied)
-        world, stage = self.world(group.world), group.world // group.pp
-        devices = tuple(world.placement[rank * stage] for rank in sorted(ends))
-        key = ("tied", group.world, devices, stage, elements)
-        if key not in self._rates:
-            self._rates[key] = world.communication.group_seconds(
-                "all_reduce", elements * self.model.sizes.gradient, devices, concurrency=stage
-            )
-        return self._rates[key]
 
     def elements(self, split: Split) -> float:
         """Different parameter elements on all pipeline ranks together, experts included."""
@@ -331,120 +241,6 @@ class Rows:
             self._held[key] = min(held)
         return self._held[key]
 
-    def rates(self, group: PointGroup) -> dict[str, float]:
-        """Seconds per byte of the collectives over a group's data ranks.
-
-        ``scatter`` and ``gather`` leave latency out; those of gradient buckets have it in.
-        """
-        regular = self.world(group.world).regular
-        degrees = (group.dp_replicate, group.dp_shard, group.cp, group.tp)
-        key = (group.world, *degrees, 1 if regular else group.pp)
-        if key not in self._group_rates:
-            ranks, bucket = self.ranks(group), float(BUCKET_BYTES)
-            shards = group.dp_shard * group.cp if group.dp_shard > 1 else 1
-            every = [0] if regular else range(group.pp)
-            data = {ranks.data(q) for q in every}
-            shard = {ranks.shard(q) for q in every}
-            replicate = {ranks.replicate(q) for q in every}
-            found = (
-                self._fastest("reduce_scatter", shard),
-                self._fastest("all_gather", shard),
-                self._fastest("all_reduce", data, bucket),
-                self._fastest("reduce_scatter", shard, bucket),
-                self._fastest("all_reduce", replicate, bucket / shards),
-            )
-            self._group_rates[key] = dict(zip(RATES, found, strict=True))
-        return self._group_rates[key]
-
-    def _fastest(self, kind: str, ranks: set[Shapes], size_bytes: float | None = None) -> float:
-        """Least rate over pipeline ranks, each as slow as one of its groups."""
-        if size_bytes is None:
-            return min(max(self._rate(kind, s) for s in shapes) for shapes in ranks)
-        return min(max(self._bucket_rate(kind, s, size_bytes) for s in shapes) for shapes in ranks)
-
-    def _rate(self, kind: str, shape: Group) -> float:
-        key = (kind, shape)
-        if key not in self._rates:
-            one, two = (self._seconds(kind, size, shape) for size in (LARGE, 2 * LARGE))
-            self._rates[key] = (two - one) / LARGE
-        return self._rates[key]
-
-    def _bucket_rate(self, kind: str, shape: Group, size_bytes: float) -> float:
-        """Seconds per byte of whole buckets and, as time is concave in bytes, of a smaller one.
-
-        Measured curves may bend the other way: only their slope counts.
-        """
-        if self.model.cluster.curves:
-            return self._rate(kind, shape)
-        key = (kind, shape, size_bytes)
-        if key not in self._rates:
-            self._rates[key] = self._seconds(kind, size_bytes, shape) / size_bytes
-        return self._rates[key]
-
-    @cached_property
-    def _seconds(self) -> Callable[[str, float, Group], float]:
-        return self.world(self.model.cluster.device_count).communication.seconds
-
-
-def _cheapest(seconds: BlockSeconds, kept: Sequence[Array]) -> tuple[Array, Array]:
-    """Bytes saved and least seconds, cheapest blocks and levels first."""
-    saved_some = kept[0] - kept[1]
-    saved_more = kept[1] - kept[2]
-    # A step to full through selective may cost less per byte than selective itself: then only
-    # the whole step counts.
-    cost_some, cost_more = seconds.selective, seconds.full - seconds.selective
-    whole = cost_some * np.maximum(saved_more, 0) > cost_more * np.maximum(saved_some, 0)
-    whole |= (saved_some <= 0) | (saved_more <= 0) | (cost_more < 0)
-    saved = np.concatenate([np.where(whole, 0, saved_some), np.where(whole, 0, saved_more)])
-    cost = np.concatenate([cost_some, cost_more])
-    saved = np.concatenate([saved, np.where(whole, kept[0] - kept[2], 0)])
-    least = np.minimum(seconds.selective, seconds.full)
-    cost = np.concatenate([cost, np.where(saved_some > 0, least, seconds.full)])
-    there = saved > 0
-    saved, cost = saved[there], np.maximum(cost[there], 0.0)
-    order = np.argsort(cost / saved)
-    zero = np.zeros(1)
-    return (
-        np.concatenate([zero, np.cumsum(saved[order])]),
-        np.concatenate([zero, np.cumsum(cost[order])]),
-    )
-
 
 def _names(kinds: Kinds) -> tuple[tuple[str, int], ...]:
     return tuple((device.name, busy) for device, busy in kinds)
-
-
-def _slowest(options: Sequence[tuple[BlockSeconds, Array]]) -> tuple[BlockSeconds, Array]:
-    """The seconds of the kind of device that is slowest everywhere, which a stage then takes.
-
-    Where none is, the least of every part.
-    """
-    names = ("forward", "backward", "selective", "full")
-    for seconds, adding in options:
-        slower = all(
-            (getattr(seconds, name) >= getattr(other, name)).all()
-            for other, _ in options
-            for name in names
-        )
-        if slower and all((adding >= others).all() for _, others in options):
-            return seconds, adding
-    return _fastest([seconds for seconds, _ in options]), np.min([a for _, a in options], axis=0)
-
-
-def _fastest(options: Sequence[BlockSeconds]) -> BlockSeconds:
-    """Least seconds of every part."""
-    return BlockSeconds(
-        **{
-            name: np.min([getattr(option, name) for option in options], axis=0)
-            for name in BlockSeconds.__slots__
-        }
-    )
-
-
-def _least_row(rows: Sequence[Row]) -> Row:
-    """Least seconds of every part; what is held does not depend on devices."""
-    return replace(
-        rows[0],
-        seconds=_fastest([row.seconds for row in rows]),
-        accumulate=np.min([row.accumulate for row in rows], axis=0),
-    )

@@ -8,18 +8,16 @@ points cost what their groups cost.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
-
-import numpy as np
 
 from autopar.cluster import Cluster
 from autopar.graph import GraphProfile
 from autopar.plans import Mesh
 from autopar.schedules import SCHEDULES
+from autopar.search.groups import PointGroup, Space
 from autopar.search.options import EXACT_MODES, SearchOptions
-from autopar.search.point import Point
 from autopar.search.spec import Spec, parse_spec
 from autopar.search.sync_choice import least_steps, sync_choices
 from autopar.search.variants import (
@@ -27,7 +25,6 @@ from autopar.search.variants import (
     RECOMPUTE,
     ZERO,
     Choices,
-    Variant,
     VariantSet,
     VariantTable,
     make_variants,
@@ -35,134 +32,13 @@ from autopar.search.variants import (
 from autopar.strategies import Split, Strategies
 from autopar.sync import parse_sync
 
+__all__ = ["PointGroup", "Space", "build_space", "choices_of", "divisors", "fixed_spec"]
+
 TP_NODES = 2
 """Nodes that tensor parallel ranks may span; beyond, sums across nodes take most of the time
 (published runs: 32 ranks reach a quarter of the throughput of 2)."""
 LEAST_SEQUENCE = 256
 """Tokens of a sequence that a context parallel rank keeps at least."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PointGroup:
-    """Points that divide work alike.
-
-    Attributes:
-        dp_replicate: Replicas.
-        dp_shard: Ranks that share out states.
-        split: How work inside a stage is divided.
-        pp: Pipeline ranks.
-        microbatch_size: Samples.
-        microbatches: Per replica and step.
-        variants: The rest.
-    """
-
-    dp_replicate: int
-    dp_shard: int
-    split: Split
-    pp: int
-    microbatch_size: int
-    microbatches: int
-    variants: VariantSet
-
-    @property
-    def cp(self) -> int:
-        """Context parallel ranks."""
-        return self.split.cp
-
-    @property
-    def tp(self) -> int:
-        """Tensor parallel ranks."""
-        return self.split.tp
-
-    @property
-    def ep(self) -> int:
-        """Expert parallel ranks."""
-        return self.split.ep
-
-    @property
-    def sequence_parallel(self) -> bool:
-        """With sequence parallelism."""
-        return self.split.sequence_parallel
-
-    @property
-    def world(self) -> int:
-        """Devices used."""
-        return self.dp_replicate * self.dp_shard * self.split.cp * self.split.tp * self.pp
-
-    def point(self, variant: Variant) -> Point:
-        """The point of a variant."""
-        return Point(
-            dp_replicate=self.dp_replicate,
-            dp_shard=self.dp_shard,
-            zero=variant.zero,
-            cp=self.cp,
-            tp=self.tp,
-            sequence_parallel="on" if self.sequence_parallel else "off",
-            ep=self.ep,
-            pp=self.pp,
-            schedule=variant.schedule,
-            chunks=variant.chunks,
-            microbatch_size=self.microbatch_size,
-            microbatches=self.microbatches,
-            recompute=variant.recompute,
-            offload=variant.offload,
-            sync=variant.sync,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Space:
-    """The groups that can be priced and the count of points that cannot.
-
-    Attributes:
-        groups: In a fixed order.
-        size: All points, rejected ones included.
-        rejected: Reason -> count.
-        global_batch: Samples per step.
-        choices: Values of the axes that variants combine.
-    """
-
-    groups: tuple[PointGroup, ...]
-    size: int
-    rejected: Counter[str]
-    global_batch: int
-    choices: Choices
-
-    @property
-    def points(self) -> Iterator[Point]:
-        """Every point that can be priced; millions of them for large clusters."""
-        for group in self.groups:
-            for variant in group.variants.variants:
-                yield group.point(variant)
-
-    def keeping(self, wanted: Callable[[Variant], bool]) -> Space:
-        """The same groups with only some of their variants."""
-        kept: dict[int, VariantSet] = {}
-        groups = []
-        for group in self.groups:
-            old = group.variants
-            if id(old) not in kept:
-                some = np.array([wanted(v) for v in old.table.variants], dtype=bool)
-                kept[id(old)] = replace(old, valid=old.valid & some)
-            if kept[id(old)].count:
-                groups.append(replace(group, variants=kept[id(old)]))
-        return replace(self, groups=tuple(groups))
-
-    def values(self, axis: str) -> list[int | str]:
-        """Values of an axis of :class:`Point` that occur."""
-        if axis in AXES:
-            sets = {id(group.variants): group.variants for group in self.groups}
-            found = {getattr(v, axis) for each in sets.values() for v in each.variants}
-        elif axis == "sequence_parallel":
-            found = {"on" if group.sequence_parallel else "off" for group in self.groups}
-        else:
-            found = {getattr(group, axis) for group in self.groups}
-        return sorted(found)
-
-    @cached_property
-    def priceable(self) -> int:
-        """Number of points that can be priced."""
-        return sum(group.variants.count for group in self.groups)
 
 
 def divisors(number: int) -> list[int]:
@@ -228,6 +104,21 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ladder:
+    """All microbatch sizes of a replica's samples.
+
+    Attributes:
+        rungs: ``(size, count, variants)`` of those that can be priced.
+        size: Points, rejected ones included.
+        rejected: Reason -> count.
+    """
+
+    rungs: tuple[tuple[int, int, VariantSet], ...]
+    size: int
+    rejected: Counter[str]
+
+
 @dataclass(kw_only=True)
 class _Builder:
     profile: GraphProfile
@@ -240,6 +131,8 @@ class _Builder:
     groups: list[PointGroup] = field(default_factory=list)
     _variants: dict[object, VariantSet] = field(default_factory=dict)
     _tables: dict[int, VariantTable] = field(default_factory=dict)
+    _ladders: dict[object, _Ladder] = field(default_factory=dict)
+    _divisors: dict[int, list[int]] = field(default_factory=dict)
     _splits: dict[object, Split] = field(default_factory=dict)
     _reasons: dict[Split, str | None] = field(default_factory=dict)
 
@@ -267,10 +160,10 @@ class _Builder:
         """``(dp, cp, tp, pp)`` with the product ``world``, degrees that no model has left out."""
         sequence = self.strategies.context.length
         for tp in self._tp_degrees(world):
-            for cp in divisors(world // tp):
+            for cp in self._dividing(world // tp):
                 if cp > 1 and sequence < cp * self.least_sequence:
                     break
-                for pp in divisors(world // (tp * cp)):
+                for pp in self._dividing(world // (tp * cp)):
                     if pp > len(self.profile.blocks):
                         break
                     yield world // (tp * cp * pp), cp, tp, pp
@@ -279,7 +172,12 @@ class _Builder:
         if not self.strategies.tensor.columns:
             return [1]
         node = max(group.machine.devices_per_node for group in self.cluster.groups)
-        return [tp for tp in divisors(world) if tp <= TP_NODES * node]
+        return [tp for tp in self._dividing(world) if tp <= TP_NODES * node]
+
+    def _dividing(self, number: int) -> list[int]:
+        if number not in self._divisors:
+            self._divisors[number] = divisors(number)
+        return self._divisors[number]
 
     def _mesh(self, dp: int, cp: int, tp: int, pp: int) -> None:
         """Groups of one mesh: sequence parallel or not, shards, experts, microbatches."""
@@ -297,20 +195,19 @@ class _Builder:
                 split = self._split(tp, sequence_parallel, cp, ep)
                 reason = self._split_reason(split)
                 for shard in shards:
-                    for size in divisors(samples):
-                        self._group(split, dp, shard, pp, size, samples // size, reason)
+                    self._climb(split, dp, shard, pp, samples, reason)
 
     def _shard_degrees(self, dp: int, inner: int) -> list[int]:
         """No sharing, sharing among the ranks of a node (HSDP), sharing among all replicas."""
         node = self.cluster.groups[0].machine.devices_per_node
-        inside = max((d for d in divisors(dp) if d * inner <= node), default=1)
+        inside = max((d for d in self._dividing(dp) if d * inner <= node), default=1)
         return sorted({1, inside, dp})
 
     def _ep_degrees(self, ranks: int) -> list[int]:
         experts = self.strategies.expert.experts
         if not experts:
             return [1]
-        return [ep for ep in divisors(ranks) if ep <= experts]
+        return [ep for ep in self._dividing(ranks) if ep <= experts]
 
     def _split(self, tp: int, sequence_parallel: bool, cp: int, ep: int) -> Split:
         """One object per split, so that looking things up by it is cheap."""
@@ -324,34 +221,67 @@ class _Builder:
             self._reasons[split] = self.strategies.why_not(split)
         return self._reasons[split]
 
-    def _group(
-        self, split: Split, dp: int, shard: int, pp: int, size: int, count: int, reason: str | None
+    def _climb(
+        self, split: Split, dp: int, shard: int, pp: int, samples: int, reason: str | None
     ) -> None:
-        if reason is None and size < self.profile.smallest_microbatch:
-            reason = "microbatch too small for the model"
-        wanted = self.wanted_group or self.forbidden
-        values = self._values(split, dp, shard, pp, size, count) if wanted else {}
-        if reason is None and any(values[k] != v for k, v in self.wanted_group.items()):
-            reason = "not what --fix asks for"
-        if reason is not None:
-            self._reject(reason, self._set(pp, count, shard > 1).size)
-            return
-        unfit = self._unfit(split, dp, shard, pp) if self.checks_mesh else frozenset()
-        variants = self._set(pp, count, shard > 1, self._active(values), unfit)
-        self.size += variants.size
-        self.rejected += variants.rejected
-        if variants.count:
-            self.groups.append(
-                PointGroup(
-                    dp_replicate=dp // shard,
-                    dp_shard=shard,
-                    split=split,
-                    pp=pp,
-                    microbatch_size=size,
-                    microbatches=count,
-                    variants=variants,
-                )
+        """Groups of all microbatch sizes of a replica's samples."""
+        unfit = self._unfit(split, dp, shard, pp) if self.checks_mesh and not reason else None
+        key: object = (pp, samples, shard > 1, reason, unfit)
+        if self.wanted_group or self.forbidden:
+            key = None  # each group has values of its own to look at
+        ladder = self._ladders.get(key)
+        if ladder is None:
+            ladder = self._ladder(split, dp, shard, pp, samples, reason, unfit or frozenset())
+        if key is not None:
+            self._ladders[key] = ladder
+        self.size += ladder.size
+        self.rejected.update(ladder.rejected)
+        replicas = dp // shard
+        self.groups += [
+            PointGroup(
+                dp_replicate=replicas,
+                dp_shard=shard,
+                split=split,
+                pp=pp,
+                microbatch_size=size,
+                microbatches=count,
+                variants=variants,
             )
+            for size, count, variants in ladder.rungs
+        ]
+
+    def _ladder(
+        self,
+        split: Split,
+        dp: int,
+        shard: int,
+        pp: int,
+        samples: int,
+        reason: str | None,
+        unfit: frozenset[str],
+    ) -> _Ladder:
+        rungs, points, rejected = [], 0, Counter[str]()
+        for size in self._dividing(samples):
+            count = samples // size
+            values = self._values(split, dp, shard, pp, size, count)
+            why_not = reason or self._why_not(size, values)
+            if why_not is not None:
+                variants = self._set(pp, count, shard > 1)
+                rejected[why_not] += variants.size
+            else:
+                variants = self._set(pp, count, shard > 1, self._active(values), unfit)
+                rejected.update(variants.rejected)
+                if variants.count:
+                    rungs.append((size, count, variants))
+            points += variants.size
+        return _Ladder(rungs=tuple(rungs), size=points, rejected=rejected)
+
+    def _why_not(self, size: int, values: dict[str, int | str]) -> str | None:
+        if size < self.profile.smallest_microbatch:
+            return "microbatch too small for the model"
+        if any(values[k] != v for k, v in self.wanted_group.items()):
+            return "not what --fix asks for"
+        return None
 
     def _values(
         self, split: Split, dp: int, shard: int, pp: int, size: int, count: int

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.search.chunked import prefix_sums, runs
-from autopar.search.rows import Row
+from autopar.search.row import Row
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]

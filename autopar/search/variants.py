@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autopar.schedules import SCHEDULES
+from autopar.schedules import SCHEDULES, AbstractSchedule
 from autopar.search.spec import Spec
 from autopar.sync import parse_sync
 
@@ -121,6 +121,32 @@ class VariantTable:
             for name in dict.fromkeys(names)
         )
 
+    def sharing(self, shared: bool) -> _Sharing:
+        """The combinations of ranks that share states, or of those that do not."""
+        if shared not in self._sharing:
+            here = (self.zero > 0) == shared
+            schedules = [(name, every[here[every]]) for name, every in self.schedules]
+            self._sharing[shared] = _Sharing(
+                here=here,
+                size=int(here.sum()),
+                schedules=tuple((name, mine) for name, mine in schedules if len(mine)),
+            )
+        return self._sharing[shared]
+
+    @cached_property
+    def _sharing(self) -> dict[bool, _Sharing]:
+        return {}
+
+    def schedule(self, name: str) -> AbstractSchedule:
+        """A registered schedule."""
+        if name not in self._loaded:
+            self._loaded[name] = SCHEDULES.load(name)
+        return self._loaded[name]
+
+    @cached_property
+    def _loaded(self) -> dict[str, AbstractSchedule]:
+        return {}
+
     def unwanted(
         self, wanted: Spec, forbidden: list[Spec], unfit: frozenset[str]
     ) -> tuple[Indices, tuple[str, ...]]:
@@ -158,6 +184,21 @@ class VariantTable:
                 other = replace(other, recompute="mixed")
             found.append(index.get(other, -1) if other != variant else -1)
         return np.array(found, dtype=np.intp)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sharing:
+    """Combinations with or without shared states.
+
+    Attributes:
+        here: Which they are.
+        size: Their number.
+        schedules: ``(schedule, chunks)`` and those of them that have it.
+    """
+
+    here: Mask
+    size: int
+    schedules: tuple[tuple[tuple[str, int], Indices], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,27 +264,26 @@ def make_variants(
         forbidden: Specifications no variant may meet.
         unfit: Sync modes that do not run on the mesh.
     """
-    here = (table.zero > 0) == shared
+    mine = table.sharing(shared)
     reasons, names = table.unwanted(wanted, forbidden, unfit)
     rejected: Counter[str] = Counter()
-    valid = here & (reasons < 0)
-    for (schedule, chunks), every in table.schedules:
-        mine = every[here[every]]
-        reason = _impossible(schedule, chunks, table, microbatches) if len(mine) else None
+    valid = mine.here & (reasons < 0)
+    for (schedule, chunks), columns in mine.schedules:
+        reason = _impossible(schedule, chunks, table, microbatches)
         if reason is not None:
-            valid[mine] = False
-            rejected[reason] += len(mine)
+            valid[columns] = False
+            rejected[reason] += len(columns)
             continue
-        for code in reasons[mine][reasons[mine] >= 0].tolist():
+        for code in reasons[columns][reasons[columns] >= 0].tolist():
             rejected[names[code]] += 1
-    return VariantSet(table=table, valid=valid, rejected=rejected, size=int(here.sum()))
+    return VariantSet(table=table, valid=valid, rejected=rejected, size=mine.size)
 
 
 def _impossible(name: str, chunks: int, table: VariantTable, microbatches: int) -> str | None:
     stages = table.pp * chunks
     if stages > table.choices.blocks:
         return "more stages than blocks"
-    if SCHEDULES.load(name).check(table.pp, stages, microbatches) is not None:
+    if table.schedule(name).check(table.pp, stages, microbatches) is not None:
         return "schedule does not fit the microbatches"
     return None
 

@@ -17,8 +17,10 @@ from autopar.cost import CostModel
 from autopar.cost.layout import Cuts
 from autopar.cost.work import Levels
 from autopar.results import Certificate
+from autopar.search.candidates import Candidate, Entry, Queue
 from autopar.search.goal import Goal
 from autopar.search.goals import goal_for
+from autopar.search.mixing_bounds import RunBounds
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch, Solution
 from autopar.search.plans import build_plan
@@ -40,64 +42,6 @@ GROUPS_AT_ONCE = 512
 """Groups whose variants are bounded together."""
 LOOK_AHEAD = 1.05
 """Groups with bounds up to this factor of the next one are bounded with it."""
-
-
-@dataclass(kw_only=True)
-class Candidate:
-    """A point on its way through the search.
-
-    Attributes:
-        point: The choices.
-        bound: No plan of the point has a smaller objective.
-        partition: Search over its stage boundaries, once it was looked at.
-        entry: Where it came from.
-    """
-
-    point: Point
-    bound: float
-    partition: PartitionSearch | None = None
-    entry: _Entry | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    """A variant of a group that was not looked at yet.
-
-    Attributes:
-        group: The group.
-        index: Variant in the group's table.
-        behind: ``(bound, variant)`` that cannot be better unless this one does not fit.
-    """
-
-    group: PointGroup
-    index: int
-    behind: tuple[tuple[float, int], ...]
-
-
-@dataclass(slots=True, kw_only=True)
-class _Queue:
-    """The variants of a group by rising bound.
-
-    Attributes:
-        group: The group.
-        order: Variants in the group's table, best bound first.
-        bounds: By variant.
-        waits: Variants that wait behind another one.
-        taken: How many of ``order`` are gone.
-        sharp_to: Bounds below this are as high as they become without a layout.
-    """
-
-    group: PointGroup
-    order: npt.NDArray[np.intp]
-    bounds: npt.NDArray[np.float64]
-    waits: npt.NDArray[np.bool_]
-    taken: int = 0
-    sharp_to: float = -math.inf
-
-    @property
-    def left(self) -> int:
-        """Variants that were not taken."""
-        return len(self.order) - self.taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +88,8 @@ class Walk:
     _settled: set[Point] = field(default_factory=set)
     _proved: dict[Point, float] = field(default_factory=dict)
     _elsewhere: list[tuple[float, int, Candidate]] = field(default_factory=list)
-    _heap: list[tuple[float, int, Candidate | _Entry | _Queue]] = field(default_factory=list)
+    _runs: dict[object, RunBounds] = field(default_factory=dict)
+    _heap: list[tuple[float, int, Candidate | Entry | Queue]] = field(default_factory=list)
     _waiting: int = 0
     _groups: list[int] = field(default_factory=list)
     _bounds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -164,8 +109,8 @@ class Walk:
         for group, reason in zip(self.space.groups, reasons, strict=True):
             if reason is not None:
                 self.rejected[reason] += group.variants.count
-        kept = [i for i, reason in enumerate(reasons) if reason is None]
-        self._groups = sorted(kept, key=lambda i: float(bounds[i]))
+        kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.intp)
+        self._groups = kept[np.argsort(bounds[kept], kind="stable")].tolist()
         self._bounds = bounds
 
     def _open_groups(self, cutoff: float) -> None:
@@ -196,10 +141,10 @@ class Walk:
             if len(at_hand):
                 least_of = np.maximum(bounds, floor)
                 order = at_hand[np.argsort(least_of[at_hand], kind="stable")]
-                queue = _Queue(group=group, order=order, bounds=least_of, waits=waits)
+                queue = Queue(group=group, order=order, bounds=least_of, waits=waits)
                 self._offer(float(least_of[order[0]]), queue)
 
-    def _take(self, queue: _Queue) -> _Entry:
+    def _take(self, queue: Queue) -> Entry:
         """The best variant of a group; the others go back on the heap."""
         index = int(queue.order[queue.taken])
         queue.taken += 1
@@ -207,20 +152,20 @@ class Walk:
             self._offer(float(queue.bounds[queue.order[queue.taken]]), queue)
         wider = queue.group.variants.table.wider
         behind = np.flatnonzero(queue.waits & (wider == index))
-        return _Entry(
+        return Entry(
             group=queue.group,
             index=index,
             behind=tuple((float(queue.bounds[i]), int(i)) for i in behind),
         )
 
-    def _sharpen(self, first: _Queue, bound: float) -> None:
+    def _sharpen(self, first: Queue, bound: float) -> None:
         """Raise the bounds of a queue, and of those that can beat the best, before it is taken."""
         limit = max(self.best, bound * LOOK_AHEAD)
         queues, others = [first], []
         for entry in self._heap:
             _, _, item = entry
             if (
-                isinstance(item, _Queue)
+                isinstance(item, Queue)
                 and item.sharp_to <= entry[0] < limit
                 and item.group.pp == first.group.pp
                 and len(queues) < GROUPS_AT_ONCE
@@ -237,21 +182,21 @@ class Walk:
             queue.order = left[np.argsort(bounds[left], kind="stable")]
             self._offer(float(bounds[queue.order[0]]), queue)
 
-    def _offer(self, bound: float, item: Candidate | _Entry | _Queue) -> None:
+    def _offer(self, bound: float, item: Candidate | Entry | Queue) -> None:
         heapq.heappush(self._heap, (bound, self._serial, item))
         self._serial += 1
 
-    def _release(self, entry: _Entry | None) -> None:
+    def _release(self, entry: Entry | None) -> None:
         """A point does not fit: the ones it would have included may."""
         if entry is None:
             return
         for bound, index in entry.behind:
             self._waiting -= 1
-            self._offer(bound, _Entry(group=entry.group, index=index, behind=()))
+            self._offer(bound, Entry(group=entry.group, index=index, behind=()))
 
     def goal(self, point: Point) -> Goal:
         """Objective and limits on a point."""
-        return goal_for(point, self.model, self.options)
+        return goal_for(point, self.model, self.options, self._runs)
 
     @property
     def best(self) -> float:
@@ -358,7 +303,7 @@ class Walk:
             self._release(candidate.entry)
         return None
 
-    def _candidate(self, entry: _Entry, bound: float) -> Candidate:
+    def _candidate(self, entry: Entry, bound: float) -> Candidate:
         variant = entry.group.variants.table.variants[entry.index]
         return Candidate(point=entry.group.point(variant), bound=bound, entry=entry)
 
@@ -382,7 +327,7 @@ class Walk:
             if not self._heap or self._heap[0][0] >= cutoff:
                 return None
             bound, index, item = heapq.heappop(self._heap)
-            if isinstance(item, _Queue):
+            if isinstance(item, Queue):
                 if item.sharp_to <= bound and math.isfinite(self.best):
                     self._sharpen(item, bound)
                     continue
@@ -420,7 +365,7 @@ class Walk:
         return Certificate(
             space=self.space.size,
             rejected={k: n for k, n in sorted(self.rejected.items()) if n},
-            bounded=sum(i.left if isinstance(i, _Queue) else 1 for _, _, i in self._heap)
+            bounded=sum(i.left if isinstance(i, Queue) else 1 for _, _, i in self._heap)
             + self._waiting
             + len(self.beaten)
             + sum(self.space.groups[i].variants.count for i in closed),

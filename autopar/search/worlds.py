@@ -36,6 +36,7 @@ class World:
         most = max(memory.device_capacity(device) for device, _ in self.kinds)
         self.memory_limit = min(most, options.max_memory_bytes or most)
         self.regular = self.communication.shapes.regular
+        self._limits: dict[int, Array] = {}
         self._place = {(device.name, busy): i for i, (device, busy) in enumerate(self.kinds)}
         self._model = model
         contexts, each = zip(
@@ -74,12 +75,13 @@ class World:
 
     def limits(self, pp: int) -> Array:
         """Bytes of the smallest device of every pipeline rank, or what the user allows."""
-        stage = len(self.placement) // pp
-        sizes = [
-            min(memory.device_capacity(d) for d, _ in self.kinds_of(q * stage, (q + 1) * stage))
-            for q in range(pp)
-        ]
-        return np.minimum(sizes, self.memory_limit)
+        if pp not in self._limits:
+            stage = len(self.placement) // pp
+            starts = range(0, len(self.placement), stage) if len(self.kinds) > 1 else (0,)
+            kinds = [self.kinds_of(start, start + stage) for start in starts]
+            sizes = [min(memory.device_capacity(d) for d, _ in each) for each in kinds]
+            self._limits[pp] = np.minimum(np.broadcast_to(sizes, pp), self.memory_limit)
+        return self._limits[pp]
 
 
 def _least(values: list[float | None], factor: float) -> float | None:

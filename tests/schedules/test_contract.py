@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autopar.core.errors import InputError
 from autopar.cost.simulate import compile_program
 from autopar.schedules import SCHEDULES, AbstractSchedule, Action
+from autopar.schedules.base import peaks
 
 Shape = tuple[int, int, int]
 ALL = list(itertools.product(range(1, 10), range(1, 5), range(1, 41)))
@@ -179,3 +180,26 @@ def test_unknown_schedule_names_the_closest():
     with pytest.raises(InputError) as caught:
         SCHEDULES.load("1f1")
     assert "1f1b" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["interleaved", "interleaved_zb", "zbv", "dualpipev"])
+def test_peaks_are_all_moments_that_no_other_exceeds(name: str):
+    for ranks, chunks, microbatches in ((2, 2, 6), (4, 2, 12), (4, 3, 8), (3, 4, 9)):
+        schedule, stages = SCHEDULES.load(name), ranks * chunks
+        if schedule.check(ranks, stages, microbatches) is not None:
+            continue
+        for rank, actions in enumerate(schedule.actions(ranks, stages, microbatches)):
+            mine = schedule.stages_of(rank, ranks, stages)
+            moments = {tuple(live_after(actions[:n], mine)) for n in range(len(actions) + 1)}
+            found = peaks(actions, mine)
+            assert set(found) <= moments
+            for moment in moments:
+                assert any(all(a <= b for a, b in zip(moment, p, strict=True)) for p in found)
+            for one, other in itertools.permutations(found, 2):
+                assert any(a > b for a, b in zip(one, other, strict=True))
+
+
+def live_after(actions: list[Action], stages: tuple[int, ...]) -> list[int]:
+    """Microbatches in flight of each stage once some actions ran."""
+    change = {"forward": 1, "backward_input": 0}
+    return [sum(change.get(a.kind, -1) for a in actions if a.stage == s) for s in stages]

@@ -1,0 +1,119 @@
+"""Fields of many groups as arrays, read from the groups once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from autopar.search.groups import PointGroup
+from autopar.search.variants import VariantSet
+from autopar.strategies import Split
+
+Array = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.intp]
+_FIELDS = 7
+
+
+class Columns:
+    """Groups of a space; every array has an entry for each.
+
+    Args:
+        groups: In the order of the space.
+
+    Attributes:
+        dp_replicate: Replicas.
+        dp_shard: Ranks that share out states.
+        pp: Pipeline ranks.
+        size: Samples of a microbatch.
+        microbatches: Per replica and step.
+        splits: The different splits.
+        split: Number of each group's split.
+        sets: The different sets of variants.
+        set: Number of each group's set.
+    """
+
+    def __init__(self, groups: Sequence[PointGroup]) -> None:
+        self.groups = groups
+        fields = np.array(
+            [
+                (
+                    g.dp_replicate,
+                    g.dp_shard,
+                    g.pp,
+                    g.microbatch_size,
+                    g.microbatches,
+                    id(g.split),
+                    id(g.variants),
+                )
+                for g in groups
+            ],
+            dtype=np.int64,
+        ).reshape(-1, _FIELDS)
+        self.dp_replicate, self.dp_shard, self.pp, self.size, self.microbatches = fields.T[:5]
+        firsts, self.split = numbered(fields[:, 5])
+        self.splits: list[Split] = [groups[i].split for i in firsts]
+        firsts, self.set = numbered(fields[:, 6])
+        self.sets: list[VariantSet] = [groups[i].variants for i in firsts]
+
+    def of_split(self, axis: str) -> Numbers:
+        """A degree of each group's split."""
+        degrees = [getattr(split, axis) for split in self.splits]
+        return np.array(degrees, dtype=np.int64)[self.split]
+
+    def once(
+        self,
+        columns: Sequence[Numbers | Indices],
+        fact: Callable[[PointGroup], float | Sequence[float] | Array],
+    ) -> Array:
+        """A fact of every group that is equal where some columns are, looked up once for each."""
+        firsts, which = numbered(combined(*columns))
+        return np.array([fact(self.groups[i]) for i in firsts], dtype=float)[which]
+
+    @cached_property
+    def tp(self) -> Numbers:
+        """Tensor parallel ranks."""
+        return self.of_split("tp")
+
+    @cached_property
+    def cp(self) -> Numbers:
+        """Context parallel ranks."""
+        return self.of_split("cp")
+
+    @cached_property
+    def ep(self) -> Numbers:
+        """Expert parallel ranks."""
+        return self.of_split("ep")
+
+    @cached_property
+    def replicas(self) -> Numbers:
+        """Ranks that see different samples."""
+        return np.asarray(self.dp_replicate * self.dp_shard)
+
+    @cached_property
+    def world(self) -> Numbers:
+        """Devices used."""
+        return np.asarray(self.replicas * self.cp * self.tp * self.pp)
+
+
+def numbered(values: Numbers) -> tuple[list[int], Indices]:
+    """Where each different value comes first, in rising order, and the number of every value."""
+    _, firsts, inverse = np.unique(values, return_index=True, return_inverse=True)
+    order = np.argsort(firsts)
+    number = np.empty_like(order)
+    number[order] = np.arange(len(order))
+    return firsts[order].tolist(), number[inverse]
+
+
+def combined(*columns: Numbers | Indices | Array) -> Numbers:
+    """One number for each combination of values."""
+    result = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        _, inverse = np.unique(column, return_inverse=True)
+        result = result * (int(inverse.max(initial=0)) + 1) + inverse
+        # Counted anew, so that the products of many columns stay small.
+        _, result = np.unique(result, return_inverse=True)
+    return result

@@ -1,0 +1,137 @@
+"""What a search space consists of: groups of points that divide work alike."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from autopar.search.point import Point
+from autopar.search.variants import AXES, Choices, Variant, VariantSet
+from autopar.strategies import Split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PointGroup:
+    """Points that divide work alike.
+
+    Attributes:
+        dp_replicate: Replicas.
+        dp_shard: Ranks that share out states.
+        split: How work inside a stage is divided.
+        pp: Pipeline ranks.
+        microbatch_size: Samples.
+        microbatches: Per replica and step.
+        variants: The rest.
+    """
+
+    dp_replicate: int
+    dp_shard: int
+    split: Split
+    pp: int
+    microbatch_size: int
+    microbatches: int
+    variants: VariantSet
+
+    @property
+    def cp(self) -> int:
+        """Context parallel ranks."""
+        return self.split.cp
+
+    @property
+    def tp(self) -> int:
+        """Tensor parallel ranks."""
+        return self.split.tp
+
+    @property
+    def ep(self) -> int:
+        """Expert parallel ranks."""
+        return self.split.ep
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """With sequence parallelism."""
+        return self.split.sequence_parallel
+
+    @property
+    def world(self) -> int:
+        """Devices used."""
+        return self.dp_replicate * self.dp_shard * self.split.cp * self.split.tp * self.pp
+
+    def point(self, variant: Variant) -> Point:
+        """The point of a variant."""
+        return Point(
+            dp_replicate=self.dp_replicate,
+            dp_shard=self.dp_shard,
+            zero=variant.zero,
+            cp=self.cp,
+            tp=self.tp,
+            sequence_parallel="on" if self.sequence_parallel else "off",
+            ep=self.ep,
+            pp=self.pp,
+            schedule=variant.schedule,
+            chunks=variant.chunks,
+            microbatch_size=self.microbatch_size,
+            microbatches=self.microbatches,
+            recompute=variant.recompute,
+            offload=variant.offload,
+            sync=variant.sync,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The groups that can be priced and the count of points that cannot.
+
+    Attributes:
+        groups: In a fixed order.
+        size: All points, rejected ones included.
+        rejected: Reason -> count.
+        global_batch: Samples per step.
+        choices: Values of the axes that variants combine.
+    """
+
+    groups: tuple[PointGroup, ...]
+    size: int
+    rejected: Counter[str]
+    global_batch: int
+    choices: Choices
+
+    @property
+    def points(self) -> Iterator[Point]:
+        """Every point that can be priced; millions of them for large clusters."""
+        for group in self.groups:
+            for variant in group.variants.variants:
+                yield group.point(variant)
+
+    def keeping(self, wanted: Callable[[Variant], bool]) -> Space:
+        """The same groups with only some of their variants."""
+        kept: dict[int, VariantSet] = {}
+        groups = []
+        for group in self.groups:
+            old = group.variants
+            if id(old) not in kept:
+                some = np.array([wanted(v) for v in old.table.variants], dtype=bool)
+                kept[id(old)] = replace(old, valid=old.valid & some)
+            if kept[id(old)].count:
+                groups.append(replace(group, variants=kept[id(old)]))
+        return replace(self, groups=tuple(groups))
+
+    def values(self, axis: str) -> list[int | str]:
+        """Values of an axis of :class:`Point` that occur."""
+        if axis in AXES:
+            sets = {id(group.variants): group.variants for group in self.groups}
+            found = {getattr(v, axis) for each in sets.values() for v in each.variants}
+        elif axis == "sequence_parallel":
+            found = {"on" if group.sequence_parallel else "off" for group in self.groups}
+        else:
+            found = {getattr(group, axis) for group in self.groups}
+        return sorted(found)
+
+    @cached_property
+    def priceable(self) -> int:
+        """Number of points that can be priced."""
+        return sum(group.variants.count for group in self.groups)
