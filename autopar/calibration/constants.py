@@ -199,6 +199,7 @@ class Constants:
     ) -> None:
         self._values = dict(values)
         self.notes = notes
+        self.__dict__.update(values)  # formulas read them often; other names are looked for below
 
     def __getattr__(self, name: str) -> float:
         """The value of a constant; arrays are typed as floats, formulas serve both."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cost.layout import Cuts, Layout
+from autopar.cost.sync import StageSync
 from autopar.cost.tables import Table
 
 Vector = npt.NDArray[np.float64]
@@ -138,20 +139,25 @@ class Bounds:
 
     def tails(self, stage: int) -> Table:
         """Gradient synchronisation and optimizer of a rank that holds a run."""
-        layout = self.layout
-        rank = layout.rank_of(stage)
-        key = layout.group_kind(rank)
-        if key not in self._tails:
-            sync = layout.syncs[rank]
-            dense, experts = (self.band.take(t) for t in (layout.tables.parameters, self._experts))
-            tail = sync.optimizer_seconds(1.0) * dense + sync.optimizer_seconds(0.0, 1.0) * experts
-            if layout.mesh.pp > 1:
-                nothing = np.zeros_like
-                tail = tail + _by_value(dense, lambda some: sync.many(some, nothing(some)))
-                if experts.any():
-                    tail = tail + _by_value(experts, lambda some: sync.many(nothing(some), some))
-            self._tails[key] = tail
-        return self._tails[key] + self._forced_tie(stage)
+        rank = self.layout.rank_of(stage)
+        kind = self.layout.group_kind(rank)
+        if kind not in self._tails:
+            shared, sync = self.layout.model.shared, self.layout.syncs[rank]
+            key = ("tails", self.layout.split, self.band, self.layout.mesh.pp > 1, sync.key)
+            if key not in shared:
+                shared[key] = self._tail_of(sync)
+            self._tails[kind] = shared[key]
+        return self._tails[kind] + self._forced_tie(stage)
+
+    def _tail_of(self, sync: StageSync) -> Table:
+        layout, nothing = self.layout, np.zeros_like
+        dense, experts = (self.band.take(t) for t in (layout.tables.parameters, self._experts))
+        tail = sync.optimizer_seconds(1.0) * dense + sync.optimizer_seconds(0.0, 1.0) * experts
+        if layout.mesh.pp > 1:
+            tail = tail + _by_value(dense, lambda some: sync.many(some, nothing(some)))
+            if experts.any():
+                tail = tail + _by_value(experts, lambda some: sync.many(nothing(some), some))
+        return np.asarray(tail)
 
     @cached_property
     def _experts(self) -> Table:

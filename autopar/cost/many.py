@@ -28,23 +28,27 @@ def ends_of_many(program: Program, durations: Array, hops: Array) -> Array:
             ``[stages - 1, case]``; 0 where both are on one rank.
     """
     cases = durations.shape[1]
-    free = [np.zeros(cases) for _ in range(program.ranks)]
+    free = list(np.zeros((program.ranks, cases)))
+    maximum, add = np.maximum, np.add
     links: dict[tuple[int, int], Array] = {}
     arrivals: list[dict[int, Array]] = [{} for _ in range(program.nodes)]
     seconds = list(durations)
     receivers = _receivers(program, list(hops))
     for rank, node, microbatch in program.order:
         now = free[rank]
-        came = arrivals[node].get(microbatch)
+        came = arrivals[node].pop(microbatch, None)
         if came is not None:
-            now = np.maximum(now, came)
-        now = now + seconds[node]
-        free[rank] = now
+            maximum(now, came, out=now)
+        add(now, seconds[node], out=now)
         if node not in receivers:
             continue
         receiver, link, message = receivers[node]
         begin = links.get(link)
-        sent = (now if begin is None else np.maximum(begin, now)) + message
+        if begin is None:
+            sent = now + message
+        else:
+            sent = maximum(begin, now)
+            add(sent, message, out=sent)
         links[link] = sent
         arrivals[receiver][microbatch] = sent
     return np.array(free)

@@ -141,6 +141,8 @@ class CostModel:
         self._spans: dict[object, SpanSeconds] = {}
         self._communication: dict[object, CommunicationModel] = {}
         self._kinds: dict[object, tuple[tuple[Device, int], ...]] = {}
+        self.shared: dict[object, Table] = {}
+        """Tables that layouts with equal parts have in common, filled by who makes them."""
         self._routes: dict[tuple[object, int], Routes] = {}
         self._firsts: dict[int, tuple[int, ...]] = {}
 

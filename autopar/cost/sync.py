@@ -70,6 +70,24 @@ class StageSync:
         """The mode, ``None`` for plain synchronisation of gradients."""
         return None if self.mode == PLAIN else parse_sync(self.mode)
 
+    @cached_property
+    def key(self) -> object:
+        """Equal where the seconds of any rank are."""
+        return (
+            id(self.communication),
+            self.zero,
+            self.shards,
+            self.data,
+            self.shard,
+            self.replicate,
+            self.expert_data,
+            self.concurrency,
+            self.bucket_bytes,
+            self.optimizer_s,
+            self.mode,
+            None if self.mode == PLAIN else (self.memory_bytes_per_s, self.compute_s),
+        )
+
     def _group(self) -> SyncGroup:
         return SyncGroup(ranks=self.data[0].ranks, nodes=self.data[0].nodes)
 

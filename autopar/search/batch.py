@@ -92,7 +92,7 @@ class Batch:
         work = self._columns(self._work) + again
         if self.pp == 1:
             # Buckets may hide, but do not start before the last backward.
-            forward = self._columns(self.totals.forward.sum(axis=3))
+            forward = self.totals.forward.sum(axis=3)[:, self.sharing, 0]
             hidden = (m - 1) * work + forward + self._tails
             seconds = np.maximum(m * work + self._optimizer, hidden)
         else:
@@ -306,7 +306,7 @@ class Batch:
         rounds = self.m[:, None] + ratio * tail
         part = self.ranks.forward_part[:, sharing, level]
         filled = 1 - (1 - np.minimum(part / rounds, 1.0)) ** self.pp
-        forward = self.totals.forward.sum(axis=3)[:, sharing, level]
+        forward = self.totals.forward.sum(axis=3)[:, sharing, 0]
         some = rounds * self._fullest[:, sharing, level]
         return np.asarray(np.maximum(some, forward / np.maximum(filled, 1e-300)))
 

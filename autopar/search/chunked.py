@@ -164,15 +164,18 @@ def ranks_of(schedule: AbstractSchedule, ranks: int, stages: int) -> Indices:
 
 
 def by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
-    """Sums over the stages of each rank, along the last axis."""
-    member = np.zeros((len(rank_of), ranks))
-    member[np.arange(len(rank_of)), rank_of] = 1.0
-    return np.asarray(values @ member)
+    """Sums over the stages of each rank, along the last axis; ranks have equally many."""
+    stages = np.argsort(rank_of, kind="stable").reshape(ranks, -1)
+    total = values[..., stages[:, 0]]
+    for column in stages.T[1:]:
+        total += values[..., column]
+    return np.asarray(total)
 
 
 def before(values: Array, firsts: Indices) -> Array:
     """Sums over the stages before some stages, along the last axis."""
-    return np.asarray((np.cumsum(values, axis=-1) - values)[..., firsts])
+    some = values[..., : int(firsts.max()) + 1]
+    return np.asarray((np.cumsum(some, axis=-1) - some)[..., firsts])
 
 
 def prefix_sums(values: Array) -> Array:

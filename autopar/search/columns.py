@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from autopar.search.groups import PointGroup
 from autopar.search.variants import VariantSet
 from autopar.strategies import Split
+
+if TYPE_CHECKING:
+    from autopar.search.groups import PointGroup
 
 Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
@@ -63,6 +66,11 @@ class Columns:
         """A degree of each group's split."""
         degrees = [getattr(split, axis) for split in self.splits]
         return np.array(degrees, dtype=np.int64)[self.split]
+
+    def of_axis(self, axis: str) -> Numbers:
+        """An axis of :class:`~autopar.search.point.Point` that is a number and no variant's."""
+        values: Numbers = getattr(self, "size" if axis == "microbatch_size" else axis)
+        return values
 
     def once(
         self,

@@ -43,7 +43,7 @@ def exhaust(members: Members, space: Space) -> Outcome:
 def bounded_points(members: Members, space: Space) -> tuple[list[Point], Vectors]:
     """The points that may fit, and their lower bounds ``[point, objective]``."""
     quick = [QuickBounds(members.model, question) for question in members.questions]
-    reasons = quick[0].groups(space.groups)[1]
+    reasons = quick[0].groups(space.columns)[1]
     groups = [g for g, reason in zip(space.groups, reasons, strict=True) if reason is None]
     found = [each.variants(groups) for each in quick]
     points: list[Point] = []
@@ -61,7 +61,7 @@ def open_bounds(members: Members, space: Space) -> Vectors:
     """Bounds of the groups of points that no priced plan covers, one vector per group."""
     columns, fits = [], np.ones(len(space.groups), dtype=bool)
     for question in members.questions:
-        bounds, reasons = QuickBounds(members.model, question).groups(space.groups)
+        bounds, reasons = QuickBounds(members.model, question).groups(space.columns)
         fits &= np.array([reason is None for reason in reasons], dtype=bool)
         columns.append(bounds)
     vectors = np.stack(columns, axis=1)[fits]

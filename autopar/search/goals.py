@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from autopar.cost import CostModel
 from autopar.search.goal import Goal
-from autopar.search.mixed import MixedGoal
-from autopar.search.mixing_bounds import RunBounds
+from autopar.search.mixed import Known, MixedGoal
 from autopar.search.options import SearchOptions
 from autopar.search.plans import layout_for
 from autopar.search.point import Point
@@ -15,7 +14,7 @@ def goal_for(
     point: Point,
     model: CostModel,
     options: SearchOptions,
-    known: dict[object, RunBounds] | None = None,
+    known: Known | None = None,
 ) -> Goal:
     """Objective and limits on the layout of a point.
 
@@ -36,5 +35,5 @@ def goal_for(
         layout=layout,
         objective=options.objective,
         max_memory_bytes=options.max_memory_bytes,
-        known={} if known is None else known,
+        known=known or Known(),
     )

@@ -9,8 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
+from autopar.search.columns import Columns
 from autopar.search.point import Point
-from autopar.search.variants import AXES, Choices, Variant, VariantSet
+from autopar.search.variants import AXES, Choices, Mask, Variant, VariantSet
 from autopar.strategies import Split
 
 
@@ -120,18 +121,37 @@ class Space:
                 groups.append(replace(group, variants=kept[id(old)]))
         return replace(self, groups=tuple(groups))
 
+    @cached_property
+    def columns(self) -> Columns:
+        """Fields of the groups as arrays."""
+        return Columns(self.groups)
+
     def values(self, axis: str) -> list[int | str]:
         """Values of an axis of :class:`Point` that occur."""
+        columns = self.columns
         if axis in AXES:
-            sets = {id(group.variants): group.variants for group in self.groups}
-            found = {getattr(v, axis) for each in sets.values() for v in each.variants}
+            found = {getattr(variant, axis) for variant in self._variants}
         elif axis == "sequence_parallel":
-            found = {"on" if group.sequence_parallel else "off" for group in self.groups}
+            found = {"on" if split.sequence_parallel else "off" for split in columns.splits}
         else:
-            found = {getattr(group, axis) for group in self.groups}
+            found = set(columns.of_axis(axis).tolist())
         return sorted(found)
+
+    @cached_property
+    def _variants(self) -> tuple[Variant, ...]:
+        """Combinations that occur in some group, once for each kind of table."""
+        valid: dict[int, Mask] = {}
+        variants: dict[int, tuple[Variant, ...]] = {}
+        for some in self.columns.sets:
+            key = id(some.table.variants)
+            variants[key] = some.table.variants
+            valid[key] = some.valid | valid[key] if key in valid else some.valid
+        return tuple(
+            variants[key][i] for key in valid for i in np.flatnonzero(valid[key]).tolist()
+        )
 
     @cached_property
     def priceable(self) -> int:
         """Number of points that can be priced."""
-        return sum(group.variants.count for group in self.groups)
+        counts = np.array([each.count for each in self.columns.sets], dtype=np.int64)
+        return int(counts[self.columns.set].sum())

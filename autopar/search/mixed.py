@@ -34,18 +34,31 @@ _EQUAL = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
+class Known:
+    """What layouts with equal blocks share, filled as it is needed.
+
+    Attributes:
+        runs: Bounds of runs of blocks, by split, microbatch size, devices and surroundings.
+        bytes: Bytes at each level, by split and microbatch size.
+    """
+
+    runs: dict[object, RunBounds] = field(default_factory=dict)
+    bytes: dict[object, tuple[memory.RunBytes, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageMixer:
     """Recompute levels of the blocks of a stage that is alone on its rank.
 
     Attributes:
         layout: Without recompute; one stage per rank.
         limits_bytes: Per pipeline coordinate, for the central estimate.
-        known: What layouts with equal blocks share, filled as it is needed.
+        known: What other layouts may share.
     """
 
     layout: Layout
     limits_bytes: tuple[float, ...]
-    known: dict[object, RunBounds] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
     def copies(self, rank: int) -> float:
         """Microbatches in flight on a pipeline coordinate."""
@@ -53,12 +66,14 @@ class StageMixer:
 
     @cached_property
     def _bytes(self) -> tuple[memory.RunBytes, ...]:
-        """Bytes at each level."""
-        count = self.layout.tables.count
-        return tuple(
-            memory.RunBytes(layout=replace(self.layout, levels=(level,) * count))
-            for level in LEVELS
-        )
+        """Bytes of activations at each level; no others are asked for here."""
+        key, count = (self.layout.split, self.layout.microbatch_size), self.layout.tables.count
+        if key not in self.known.bytes:
+            self.known.bytes[key] = tuple(
+                memory.RunBytes(layout=replace(self.layout, levels=(level,) * count))
+                for level in LEVELS
+            )
+        return self.known.bytes[key]
 
     def _seconds(self, rank: int) -> tuple[Vector, ...]:
         """Recompute seconds of every block at each level, one microbatch."""
@@ -89,9 +104,9 @@ class StageMixer:
             devices = layout.model.kinds(layout.placement, layout.groups[rank])
             names = tuple((device.name, busy) for device, busy in devices)
             key = (layout.split, layout.microbatch_size, names, layout.around(rank))
-            if key not in self.known:
-                self.known[key] = self._make_bounds(rank)
-            self._own[kind] = self.known[key]
+            if key not in self.known.runs:
+                self.known.runs[key] = self._make_bounds(rank)
+            self._own[kind] = self.known.runs[key]
         return self._own[kind]
 
     def _make_bounds(self, rank: int) -> RunBounds:
@@ -230,7 +245,7 @@ class MixedGoal(Goal):
         known: See :class:`StageMixer`.
     """
 
-    known: dict[object, RunBounds] = field(default_factory=dict)
+    known: Known = field(default_factory=Known)
 
     @property
     def open_levels(self) -> bool:

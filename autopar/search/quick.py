@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +50,9 @@ class QuickBounds:
             self._cuts[stages] = chunked_cuts(self.model.profile, stages) if enough else ()
         return self._cuts[stages]
 
-    def groups(self, groups: Sequence[PointGroup]) -> tuple[Array, list[str | None]]:
+    def groups(self, columns: Columns) -> tuple[Array, list[str | None]]:
         """Least objective of any variant of each group, and why none can work if so."""
-        columns = Columns(groups)
+        groups = columns.groups
         self.rows.prepare(columns)
         reasons: list[str | None] = [None] * len(groups)
         dead = self.rows.of_worlds(columns, lambda world: world.why_not is not None).astype(bool)
@@ -188,15 +188,22 @@ class QuickBounds:
 
     def variants(self, groups: Sequence[PointGroup]) -> list[tuple[Array, Mask]]:
         """Per group: least objective of every variant of its table, and which cannot fit."""
-        by_depth: dict[int, list[int]] = {}
-        for index, group in enumerate(groups):
-            by_depth.setdefault(group.pp, []).append(index)
         found: dict[int, tuple[Array, Mask]] = {}
-        for members in by_depth.values():
-            bounds, misfits = Batch(self, [groups[i] for i in members]).bounds()
+        for members, bounds, misfits in self.by_depth(groups):
             for position, index in enumerate(members):
                 found[index] = (bounds[position], misfits[position])
         return [found[i] for i in range(len(groups))]
+
+    def by_depth(self, groups: Sequence[PointGroup]) -> Iterator[tuple[list[int], Array, Mask]]:
+        """:meth:`variants` of the groups of each pipeline depth ``[group, variant]``.
+
+        Groups are told by their position.
+        """
+        members: dict[int, list[int]] = {}
+        for index, group in enumerate(groups):
+            members.setdefault(group.pp, []).append(index)
+        for some in members.values():
+            yield some, *Batch(self, [groups[i] for i in some]).bounds()
 
 
 def _scalars(rows: Sequence[Row], of_rank: npt.NDArray[np.intp]) -> tuple[float, float, float]:

@@ -86,6 +86,8 @@ def slowest_of(options: Sequence[tuple[BlockSeconds, Array]]) -> tuple[BlockSeco
 
     Where none is, the least of every part.
     """
+    if len(options) == 1:
+        return options[0]
     names = ("forward", "backward", "selective", "full")
     for seconds, adding in options:
         slower = all(

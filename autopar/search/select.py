@@ -117,7 +117,7 @@ def ranked_points(model: CostModel, options: SearchOptions) -> list[Point]:
     """Points by rising bound, those left out that memory cannot hold."""
     space = build_space(model.profile, model.cluster, options, model.strategies)
     quick = QuickBounds(model, options)
-    _, reasons = quick.groups(space.groups)
+    _, reasons = quick.groups(space.columns)
     groups = [g for g, reason in zip(space.groups, reasons, strict=True) if reason is None]
     ranked: list[tuple[float, int, Point]] = []
     best_only = space.priceable > MANY

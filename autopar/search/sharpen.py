@@ -100,7 +100,7 @@ class _Cases:
         place = (self.rows, batch.sharing[self.columns], batch.time_level[self.columns])
         overhead = model.cluster.overhead
         rank_of = np.array(self.program.rank_of)
-        forward = batch.ranks.runs("forward_sums", cuts, rank_of)[place]
+        forward = batch.ranks.runs("forward_sums", cuts, rank_of)[*place[:2], 0]
         backward = batch.ranks.runs("work_sums", cuts, rank_of)[place] - forward
         forward, backward = (
             forward + overhead.forward_action_s,

@@ -335,7 +335,8 @@ class _Builder:
         if key not in self._variants:
             forbidden = [{k: v for k, v in self.forbidden[i].items() if k in AXES} for i in active]
             if pp not in self._tables:
-                self._tables[pp] = VariantTable(self.choices, pp)
+                like = next((t for d, t in self._tables.items() if (d > 1) == (pp > 1)), None)
+                self._tables[pp] = like.at(pp) if like else VariantTable(self.choices, pp)
             self._variants[key] = make_variants(
                 self._tables[pp], count, shared, self.wanted, forbidden, unfit
             )

@@ -23,7 +23,7 @@ class Totals:
     """Seconds per block ``[group, sharing, level, block]``.
 
     Attributes:
-        forward: Forward.
+        forward: Forward, the same at each level: that axis has one entry.
         work: Forward, backward and recompute.
         weight: Part of backward that only weight gradients need ``[group, block]``.
     """
@@ -78,14 +78,14 @@ def totals_of(rows: Sequence[Row], microbatches: Array, beside: Collectives) -> 
         for name in ("forward", "backward", "full", "selective", "weight")
     )
     shape = (len(rows), len(SHARING), 3, forward.shape[1])
-    forwards, works = np.empty(shape), np.empty(shape)
+    forwards, works = np.empty((*shape[:2], 1, shape[3])), np.empty(shape)
     for index, zero in enumerate(SHARING):
         f = _beside(forward, beside.gather, beside.contention) if zero == 3 else forward
         collective = beside.scatter + (beside.gather if zero == 3 else 0.0)
         b = _beside(backward, collective, beside.contention) if zero else backward
         both = f + b + adding
         again = _beside(full, beside.gather, beside.contention) if zero == 3 else full
-        forwards[:, index] = f[:, None]
+        forwards[:, index, 0] = f
         works[:, index, 0] = both
         works[:, index, 1] = both + selective
         works[:, index, 2] = both + again

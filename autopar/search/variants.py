@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -67,6 +68,10 @@ class Variant:
 AXES = ("schedule", "chunks", "recompute", "zero", "offload", "sync")
 
 
+_OF_ALL_DEPTHS = ("plain", "least_multiplier", "schedules", "wider", "_sharing", "_loaded")
+"""Facts of a table that do not depend on the pipeline depth."""
+
+
 class VariantTable:
     """All combinations for one pipeline depth, with their axes as arrays.
 
@@ -100,6 +105,15 @@ class VariantTable:
         self.recompute = np.array(
             [RECOMPUTE.index(v.recompute) for v in self.variants], dtype=np.intp
         )
+
+    def at(self, pp: int) -> VariantTable:
+        """The same combinations for another depth, of two or more ranks like this one."""
+        assert (pp > 1) == (self.pp > 1)  # else there are other schedules
+        for name in _OF_ALL_DEPTHS:
+            getattr(self, name)
+        other = copy.copy(self)  # with what is known by now
+        other.pp = pp
+        return other
 
     @cached_property
     def plain(self) -> Mask:
@@ -177,12 +191,12 @@ class VariantTable:
         index = {variant: i for i, variant in enumerate(self.variants)}
         found = []
         for variant in self.variants:
-            other = variant
-            if variant.offload == "on":
-                other = replace(other, offload="off")
-            if variant.chunks == 1 and variant.recompute != "mixed":
-                other = replace(other, recompute="mixed")
-            found.append(index.get(other, -1) if other != variant else -1)
+            mixed = variant.chunks == 1 and variant.recompute != "mixed"
+            if not mixed and variant.offload == "off":
+                found.append(-1)
+                continue
+            recompute = "mixed" if mixed else variant.recompute
+            found.append(index.get(replace(variant, offload="off", recompute=recompute), -1))
         return np.array(found, dtype=np.intp)
 
 

@@ -20,7 +20,7 @@ from autopar.results import Certificate
 from autopar.search.candidates import Candidate, Entry, Queue
 from autopar.search.goal import Goal
 from autopar.search.goals import goal_for
-from autopar.search.mixing_bounds import RunBounds
+from autopar.search.mixed import Known
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch, Solution
 from autopar.search.plans import build_plan
@@ -88,7 +88,7 @@ class Walk:
     _settled: set[Point] = field(default_factory=set)
     _proved: dict[Point, float] = field(default_factory=dict)
     _elsewhere: list[tuple[float, int, Candidate]] = field(default_factory=list)
-    _runs: dict[object, RunBounds] = field(default_factory=dict)
+    _known: Known = field(default_factory=Known)
     _heap: list[tuple[float, int, Candidate | Entry | Queue]] = field(default_factory=list)
     _waiting: int = 0
     _groups: list[int] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Walk:
     def start(self) -> None:
         """Bound every group; reject those that cannot fit or have no time for the precision."""
         self.rejected += self.space.rejected
-        bounds, reasons = self.quick.groups(self.space.groups)
+        bounds, reasons = self.quick.groups(self.space.columns)
         for group, reason in zip(self.space.groups, reasons, strict=True):
             if reason is not None:
                 self.rejected[reason] += group.variants.count
@@ -128,21 +128,31 @@ class Walk:
 
     def _push(self, groups: list[PointGroup], least: npt.NDArray[np.float64]) -> None:
         """Put the variants of groups on the heap; those that another includes wait behind it."""
-        found = self.quick.variants(groups)
-        for group, floor, (bounds, misfits) in zip(groups, least, found, strict=True):
-            valid, wider = group.variants.valid, group.variants.table.wider
+        queues: dict[int, Queue] = {}
+        for members, bounds, misfits in self.quick.by_depth(groups):
+            wider = groups[members[0]].variants.table.wider
+            valid = np.array([groups[i].variants.valid for i in members])
             self.rejected["memory"] += int((misfits & valid).sum())
             open_ = valid & ~misfits
-            waits = open_ & (wider >= 0) & open_[wider]
+            waits = open_ & (wider >= 0) & open_[:, wider]
             if self.options.objective == "memory":
                 waits = np.zeros_like(waits)  # the wider choice is faster, not smaller
             self._waiting += int(waits.sum())
-            at_hand = np.flatnonzero(open_ & ~waits)
-            if len(at_hand):
-                least_of = np.maximum(bounds, floor)
-                order = at_hand[np.argsort(least_of[at_hand], kind="stable")]
-                queue = Queue(group=group, order=order, bounds=least_of, waits=waits)
-                self._offer(float(least_of[order[0]]), queue)
+            at_hand = open_ & ~waits
+            least_of = np.maximum(bounds, least[members][:, None])
+            # What is not at hand comes last.
+            order = np.argsort(np.where(at_hand, least_of, np.nan), axis=1, kind="stable")
+            for row, (index, count) in enumerate(zip(members, at_hand.sum(axis=1), strict=True)):
+                if count:
+                    queues[index] = Queue(
+                        group=groups[index],
+                        order=order[row, :count],
+                        bounds=least_of[row],
+                        waits=waits[row],
+                    )
+        for index in sorted(queues):
+            queue = queues[index]
+            self._offer(float(queue.bounds[queue.order[0]]), queue)
 
     def _take(self, queue: Queue) -> Entry:
         """The best variant of a group; the others go back on the heap."""
@@ -196,7 +206,7 @@ class Walk:
 
     def goal(self, point: Point) -> Goal:
         """Objective and limits on a point."""
-        return goal_for(point, self.model, self.options, self._runs)
+        return goal_for(point, self.model, self.options, self._known)
 
     @property
     def best(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 
@@ -11,6 +10,7 @@ from autopar.graph import Amount, Block, GraphProfile, Op
 from autopar.strategies.context import ContextSplit
 from autopar.strategies.expert import ExpertSplit
 from autopar.strategies.matmul import Attention, Matmul, Products
+from autopar.strategies.parts import BlockOps, larger, scaled, smaller, weighed
 from autopar.strategies.split import Split
 from autopar.strategies.tensor import Collective, TensorSplit
 from autopar.strategies.work import BlockWork
@@ -41,6 +41,7 @@ class Strategies:
         self.undivided: dict[int, BlockWork] = {}
         """Blocks that were looked at, whole, by index."""
         self._works: dict[Split, tuple[BlockWork, ...]] = {}
+        self._ops: dict[int, BlockOps] = {}
 
     @cached_property
     def tensor(self) -> TensorSplit:
@@ -95,6 +96,30 @@ class Strategies:
             known = [_Division(self, split, block).work() for block in self._first_of_kind]
             self._works[split] = tuple(known[number] for number in self._kind_numbers)
         return self._works[split]
+
+    def block_ops(self, block: Block) -> BlockOps:
+        """The ops of a block."""
+        if block.index not in self._ops:
+            self._ops[block.index] = self._look_at(block)
+        return self._ops[block.index]
+
+    def _look_at(self, block: Block) -> BlockOps:
+        ops = tuple(self.profile.ops[block.first_op : block.stop_op])
+        matmuls = [(i, self.products.matmul(op)) for i, op in enumerate(ops)]
+        attention = [(i, self.products.attention(op)) for i, op in enumerate(ops)]
+        kept = [larger(op.saved_bytes, op.output_bytes) for op in ops]
+        streams = [op.forward_flop == Amount() for op in ops]
+        return BlockOps(
+            ops=ops,
+            places=tuple(
+                (op.index in self.tensor.divided, op.index in self.context.whole) for op in ops
+            ),
+            streams=tuple(i for i, stream in enumerate(streams) if stream),
+            products=tuple((i, kept[i]) for i, stream in enumerate(streams) if not stream),
+            matmuls=tuple((i, matmul) for i, matmul in matmuls if matmul is not None),
+            attention=tuple((i, call) for i, call in attention if call is not None),
+            losses=tuple((i, kept[i]) for i, op in enumerate(ops) if op.target in CLASS_LOSSES),
+        )
 
     @cached_property
     def _kind_numbers(self) -> tuple[int, ...]:
@@ -165,19 +190,17 @@ class _Division:
         self.s = strategies
         self.split = split
         self.block = block
-        self.ops = strategies.profile.ops[block.first_op : block.stop_op]
+        self.seen = strategies.block_ops(block)
+        self.ops = self.seen.ops
 
     def work(self) -> BlockWork:
         """The block on one rank."""
         if self.split == Split():
             return self._whole()
         matmuls, attention = self._products()
-        parts = [self._share(op) for op in self.ops]
-        streams = [
-            (op, share)
-            for op, share in zip(self.ops, parts, strict=True)
-            if op.forward_flop == Amount()
-        ]
+        shares = {place: self._share_at(*place) for place in set(self.seen.places)}
+        parts = [shares[place] for place in self.seen.places]
+        streams = [(self.ops[i], parts[i]) for i in self.seen.streams]
         dense, experts = self._parameters()
         whole = self._whole_share()
         work = self._whole()
@@ -186,15 +209,15 @@ class _Division:
             work,
             matmuls=matmuls,
             attention=attention,
-            forward_bytes=_sum((op.forward_bytes, share) for op, share in streams),
-            backward_bytes=_sum((op.backward_bytes, share) for op, share in streams),
-            forward_flop_share=self._flop_share(),
+            forward_bytes=weighed((op.forward_bytes, share) for op, share in streams),
+            backward_bytes=weighed((op.backward_bytes, share) for op, share in streams),
+            forward_flop_share=self._flop_share(parts),
             parameter_bytes=dense,
             expert_parameter_bytes=experts,
             saved_bytes=self._saved(parts),
             selective_saved_bytes=self._selective(parts),
-            selective_bytes=_sum((op.forward_bytes, share) for op, share in streams),
-            boundary_bytes=_scaled(self.block.boundary_bytes, whole),
+            selective_bytes=weighed((op.forward_bytes, share) for op, share in streams),
+            boundary_bytes=scaled(self.block.boundary_bytes, whole),
             peak_transient_bytes=self._largest(parts, collectives),
             logit_bytes=self._logits(parts),
             collectives=collectives,
@@ -210,16 +233,15 @@ class _Division:
     def _undivided(self) -> BlockWork:
         block = self.block
         ones = [1.0] * len(self.ops)
-        streams = [op for op in self.ops if op.forward_flop == Amount()]
+        streams = [self.ops[i] for i in self.seen.streams]
         experts = sum(
             self.s.profile.parameters[name][1]
             for name in block.parameters
             if name in self.s.expert.parameters
         )
-        pairs = [(self.s.products.matmul(op), self.s.products.attention(op)) for op in self.ops]
         return BlockWork(
-            matmuls=tuple(matmul for matmul, _ in pairs if matmul is not None),
-            attention=tuple(call for _, call in pairs if call is not None),
+            matmuls=tuple(matmul for _, matmul in self.seen.matmuls),
+            attention=tuple(call for _, call in self.seen.attention),
             forward_bytes=Amount.total([op.forward_bytes for op in streams]),
             backward_bytes=Amount.total([op.backward_bytes for op in streams]),
             forward_flop_share=1.0,
@@ -246,38 +268,35 @@ class _Division:
             return 1
         return self.split.cp
 
-    def _share(self, op: Op) -> float:
+    def _share_at(self, divided: bool, whole: bool) -> float:
         """Part of an op's output that a rank holds."""
-        if self.split.tp > 1 and op.index in self.s.tensor.divided:
-            return 1.0 / (self.split.tp * self._cp(op))
+        cp = 1 if whole else self.split.cp
+        if self.split.tp > 1 and divided:
+            return 1.0 / (self.split.tp * cp)
         sequence = self.split.tp if self.split.sequence_parallel else 1
-        return 1.0 / (self._cp(op) * sequence)
+        return 1.0 / (cp * sequence)
 
-    def _flop_share(self) -> float:
+    def _flop_share(self, parts: list[float]) -> float:
         total = self.block.forward_flop.at(self.s.profile.batch)
         if total <= 0:
             return self._whole_share()
         mine = 0.0
-        for op in self.ops:
-            share = self._share(op)
+        for op, part in zip(self.ops, parts, strict=True):
+            share = part
             if self.split.tp > 1 and op.index in self.s.tensor.rows:
                 share = 1.0 / (self.split.tp * self._cp(op))
             mine += op.forward_flop.at(self.s.profile.batch) * share
         return mine / total
 
     def _products(self) -> tuple[tuple[Matmul, ...], tuple[Attention, ...]]:
-        matmuls, calls = [], []
-        for op in self.ops:
-            matmul, call = self.s.products.matmul(op), self.s.products.attention(op)
-            if matmul is not None:
-                matmuls.append(self._matmul(op, matmul))
-            if call is not None:
-                share = self._share(op)
-                tp = self.split.tp if op.index in self.s.tensor.divided else 1
-                calls.append(
-                    replace(call, flop=_scaled(call.flop, share), heads=max(1, call.heads // tp))
-                )
-        return tuple(matmuls), tuple(calls)
+        matmuls = tuple(self._matmul(self.ops[i], matmul) for i, matmul in self.seen.matmuls)
+        calls = []
+        for i, call in self.seen.attention:
+            divided = self.seen.places[i][0]
+            share = self._share_at(*self.seen.places[i])
+            heads = max(1, call.heads // (self.split.tp if divided else 1))
+            calls.append(replace(call, flop=scaled(call.flop, share), heads=heads))
+        return matmuls, tuple(calls)
 
     def _matmul(self, op: Op, matmul: Matmul) -> Matmul:
         split, tensor = self.split, self.s.tensor
@@ -289,7 +308,7 @@ class _Division:
             if matmul.weight:
                 n /= split.tp
             else:
-                batch = _scaled(batch, 1.0 / split.tp)
+                batch = scaled(batch, 1.0 / split.tp)
         elif split.sequence_parallel:
             rows /= split.tp
         if split.ep > 1 and set(op.parameters) & self.s.expert.parameters:
@@ -312,17 +331,13 @@ class _Division:
 
     def _selective(self, parts: list[float]) -> Amount:
         """Outputs of products and attention, and what enters the block."""
-        kept = [
-            (_larger(op.saved_bytes, op.output_bytes), share)
-            for op, share in zip(self.ops, parts, strict=True)
-            if op.forward_flop != Amount()
-        ]
-        outputs = _sum(kept) + _scaled(self.block.boundary_bytes, self._whole_share())
-        return _smaller(outputs + self._gathered(), self._saved(parts))
+        kept = [(size, parts[i]) for i, size in self.seen.products]
+        outputs = weighed(kept) + scaled(self.block.boundary_bytes, self._whole_share())
+        return smaller(outputs + self._gathered(), self._saved(parts))
 
     def _saved(self, parts: list[float]) -> Amount:
         """Parts of what ops keep for backward, and what attention has gathered for it."""
-        own = _sum((op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True))
+        own = weighed((op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True))
         return own + self._gathered()
 
     def _gathered(self) -> Amount:
@@ -331,7 +346,7 @@ class _Division:
         if cp == 1:
             return Amount()
         found = self.s.context.gathered
-        return _sum(
+        return weighed(
             (found[op.index].forward, (1.0 - 1.0 / cp) * self._heads_share(op))
             for op in self.ops
             if op.index in found and found[op.index].kept
@@ -345,19 +360,13 @@ class _Division:
     def _largest(self, parts: list[float], collectives: tuple[Collective, ...]) -> Amount:
         """Largest op output, or tensor that tensor parallel ranks gather or sum."""
         batch = self.s.profile.batch
-        sizes = [
-            _scaled(op.output_bytes, share) for op, share in zip(self.ops, parts, strict=True)
-        ]
+        sizes = [scaled(op.output_bytes, share) for op, share in zip(self.ops, parts, strict=True)]
         sizes += [item.size_bytes for item in collectives if item.axis == "tp"]
         return max(sizes, key=lambda size: size.at(batch), default=Amount())
 
     def _logits(self, parts: list[float]) -> Amount:
         """What losses keep is as large as the scores they read."""
-        return _sum(
-            (_larger(op.saved_bytes, op.output_bytes), share)
-            for op, share in zip(self.ops, parts, strict=True)
-            if op.target in CLASS_LOSSES
-        )
+        return weighed((size, parts[i]) for i, size in self.seen.losses)
 
     def _collectives(self) -> list[Collective]:
         split, found = self.split, []
@@ -372,7 +381,7 @@ class _Division:
             for op in self.ops:
                 for item in by_op.get(op.index, ()):
                     share = self._collective_share(op, axis)
-                    found.append(replace(item, size_bytes=_scaled(item.size_bytes, share)))
+                    found.append(replace(item, size_bytes=scaled(item.size_bytes, share)))
         return found
 
     def _collective_share(self, op: Op, axis: str) -> float:
@@ -381,24 +390,3 @@ class _Division:
             return self._heads_share(op)
         sequence = self.split.tp if axis == "ep" and self.split.sequence_parallel else 1
         return 1.0 / (self.split.cp * sequence)
-
-
-def _scaled(amount: Amount, share: float) -> Amount:
-    """Per-sample part divided; what does not depend on samples is there on each rank."""
-    return Amount(amount.fixed, amount.per_sample * share) if share != 1.0 else amount
-
-
-def _sum(parts: Iterable[tuple[Amount, float]]) -> Amount:
-    fixed = per_sample = 0.0
-    for amount, share in parts:
-        fixed += amount.fixed
-        per_sample += amount.per_sample * share
-    return Amount(fixed, per_sample)
-
-
-def _larger(a: Amount, b: Amount) -> Amount:
-    return Amount(max(a.fixed, b.fixed), max(a.per_sample, b.per_sample))
-
-
-def _smaller(a: Amount, b: Amount) -> Amount:
-    return Amount(min(a.fixed, b.fixed), min(a.per_sample, b.per_sample))

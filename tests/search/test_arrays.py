@@ -12,7 +12,7 @@ from autopar.cost.bounds import Bounds
 from autopar.search import SearchOptions
 from autopar.search.columns import Columns, combined, numbered
 from autopar.search.goals import goal_for
-from autopar.search.mixing_bounds import RunBounds
+from autopar.search.mixed import Known
 from autopar.search.quick import QuickBounds
 from autopar.search.row import fullest_rank
 from autopar.search.space import PointGroup, build_space
@@ -56,7 +56,7 @@ def test_columns_hold_the_fields_of_the_groups(name: str):
 @pytest.mark.parametrize("memory", [None, 60e6])
 def test_groups_are_bounded_together_as_alone(name: str, memory: float | None):
     groups, quick = groups_of(name, max_memory_bytes=memory)
-    bounds, reasons = quick.groups(groups)
+    bounds, reasons = quick.groups(Columns(groups))
     for group, bound, reason in zip(groups, bounds.tolist(), reasons, strict=True):
         world = quick.rows.world(group.world)
         held = quick.least_held(group, world, quick.rows.elements(group.split))
@@ -70,7 +70,7 @@ def test_groups_are_bounded_together_as_alone(name: str, memory: float | None):
 
 def test_no_groups_have_no_bounds():
     _, quick = groups_of("launches")
-    bounds, reasons = quick.groups(())
+    bounds, reasons = quick.groups(Columns(()))
     assert bounds.size == 0 and reasons == []
 
 
@@ -103,7 +103,7 @@ def test_ranks_synchronise_together_as_alone(name: str):
 
 def test_points_with_equal_blocks_share_their_runs():
     groups, quick = groups_of("mixed, uneven")
-    known: dict[object, RunBounds] = {}
+    known = Known()
     tried = 0
     for group in groups:
         for variant in group.variants.variants:
@@ -116,4 +116,4 @@ def test_points_with_equal_blocks_share_their_runs():
             assert isinstance(shared.bounds, Bounds)
             for stage in range(point.stages):
                 assert (shared.stage_table(stage) == alone.stage_table(stage)).all()
-    assert 0 < len(known) < tried
+    assert 0 < len(known.bytes) <= len(known.runs) < tried
