@@ -10,7 +10,9 @@ from typing import Any
 from autopar.core.io import read_document, write_document
 from autopar.core.provenance import provenance
 from autopar.core.stats import median
-from autopar.validation.overhead import BY_HAND, SIZES, TIMELINE, Duel, Row, Size, fight
+from autopar.validation.duels import BY_HAND, SIZES, TIMELINE, Duel, Size
+from autopar.validation.overhead import fight
+from autopar.validation.overhead_row import Row
 
 Rows = dict[str, list[Row]]
 """Heading of a table -> its rows."""

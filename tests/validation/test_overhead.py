@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from autopar.validation.overhead import BY_HAND, SIZES, TIMELINE, Duel, Row, fight
+from autopar.validation.duels import BY_HAND, SIZES, TIMELINE, Duel
+from autopar.validation.overhead import fight
 from autopar.validation.overhead_report import page
+from autopar.validation.overhead_row import Row
 
 pytest.importorskip("transformers")
 
