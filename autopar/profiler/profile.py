@@ -16,7 +16,8 @@ from autopar.core.version import __version__
 from autopar.graph import GraphProfile
 from autopar.profiler.blocks import build_blocks, named_parameters
 from autopar.profiler.dataflow import CountedGraph, Progress, count
-from autopar.profiler.measure import Load, host_load, measure
+from autopar.profiler.host_load import Load, host_load
+from autopar.profiler.measure import measure
 from autopar.profiler.optimizer import make_optimizer, optimizer_state
 from autopar.profiler.points import PointStore
 from autopar.profiler.policy import MeasurePolicy
