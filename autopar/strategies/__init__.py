@@ -1,9 +1,9 @@
 """What dividing a traced graph over ranks does to each block: work, bytes, communication."""
 
 from autopar.core.registry import Entry, Registry
-from autopar.strategies.block import Strategies
 from autopar.strategies.matmul import Attention, Matmul, Products
 from autopar.strategies.split import WHOLE, Split, Strategy
+from autopar.strategies.strategies import Strategies
 from autopar.strategies.tensor import Collective
 from autopar.strategies.work import BlockWork
 
