@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from autopar.api import convergence
 from autopar.api.convergence import measure_convergence, task_key, with_convergence
+from autopar.api.convergence_goal import Goal
+from autopar.api.convergence_probe import Probe
 from autopar.api.places import convergence_path
 from autopar.api.profiling import profile
 from autopar.api.sync_table import gradient_bytes
@@ -76,7 +77,7 @@ def test_a_mode_that_learns_half_as_fast_needs_twice_the_steps(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The harness must see a known multiplier: one mode is run with half the learning rate."""
-    run = convergence._Probe.run
+    run = Probe.run
 
     lengths: dict[str, list[int]] = {}
 
@@ -85,7 +86,7 @@ def test_a_mode_that_learns_half_as_fast_needs_twice_the_steps(
         lengths.setdefault(name, []).append(steps)
         return run(self, "all_reduce", seed, steps)
 
-    monkeypatch.setattr(convergence._Probe, "run", slowed)
+    monkeypatch.setattr(Probe, "run", slowed)
     found, _ = measure_convergence(
         linear(),
         sync="ps_sync,ps_sync:1",
@@ -105,7 +106,7 @@ def test_a_mode_that_learns_half_as_fast_needs_twice_the_steps(
 
 
 def test_runs_are_as_long_as_what_a_mode_repeats():
-    goal = convergence._Goal(target=1.0, window=10, exact_steps=[101.0])
+    goal = Goal(target=1.0, window=10, exact_steps=[101.0])
     assert goal.lengths(parse_sync("all_reduce+int8"), 0) == [162, 313]
     assert goal.lengths(parse_sync("local_sgd:8"), 0) == [168, 320]
     assert replace(goal, slack=7.0).lengths(parse_sync("ps_async"), 0) == [162, 313, 616, 717]
