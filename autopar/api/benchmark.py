@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autopar.api.clusters import Progress, resolve_cluster
 from autopar.api.places import REPORTS, slug
-from autopar.api.planning import resolve_profile, search_options
+from autopar.api.plan_options import PlanOptions
+from autopar.api.planning import resolve_profile
 from autopar.api.profiling import load_task
 from autopar.api.running import load_plan, run
 from autopar.cluster import Cluster
@@ -120,12 +122,12 @@ def _choose(
     from autopar.cost import price
     from autopar.search import search, spread
 
-    options = search_options(global_batch=global_batch, fix=fix)
+    options = PlanOptions(global_batch=global_batch, fix=fix).search()
     chosen: list[RankedPlan] = []
     for text in plans:
         kind, _, number = text.partition(":")
         if kind == "top":
-            wanted = search_options(global_batch=global_batch, fix=fix, top=int(number))
+            wanted = replace(options, top=int(number))
             chosen += search(what, where, wanted).top[: int(number)]
         elif kind == "spread":
             chosen += spread(what, where, options, int(number))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopar.api.clusters import Progress, resolve_cluster
 from autopar.api.convergence import with_convergence
+from autopar.api.plan_options import PlanOptions
 from autopar.api.profiling import profile_stored
 from autopar.cluster import Cluster
-from autopar.core.units import parse_bytes
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
 from autopar.tasks import Task
@@ -42,79 +42,49 @@ class Planned:
 def plan(
     profile: GraphProfile | Task | str | Path,
     cluster: Cluster | str | Path = "local",
-    **options: Any,
-) -> SearchResult:
-    """Find the best plan, prove it, and say why; see :func:`plan_search` for the arguments."""
-    return plan_search(profile, cluster, **options).result
-
-
-def plan_search(
-    profile: GraphProfile | Task | str | Path,
-    cluster: Cluster | str | Path = "local",
     *,
-    global_batch: int | None = None,
-    objective: str = "time",
-    sync: str = "exact",
-    fix: Sequence[str] = (),
-    forbid: Sequence[str] = (),
-    max_memory: str | int | None = None,
-    precision: str = "auto",
-    top: int = 5,
-    seed: int = 0,
-    storage: str | None = None,
-    space: str = "auto",
     tune: bool = False,
     out: Path | str | None = None,
     progress: Progress | None = None,
-) -> Planned:
+    **options: Any,
+) -> SearchResult:
     """Find the best plan, prove it, and say why.
 
     Args:
         profile: A profile, its file, a task or a target string (profiled first, cached).
         cluster: A cluster, its file, a catalogue string or ``local[:ranks]``.
-        global_batch: Samples per optimizer step over all replicas.
-        objective: ``time``, ``memory``, ``energy`` or ``cost``; several joined by commas also find
-            ``.pareto``, the plans that no other beats in all of them, and the best plan is the
-            best in the first.
-        sync: ``exact``, ``any``, or mode names joined by commas (``local_sgd:8``).
-        fix: ``axis=value`` constraints a plan must meet.
-        forbid: ``axis=value`` combinations a plan must avoid.
-        max_memory: Memory limit per device (``"20GiB"``), the device's own by default.
-        precision: Compute dtype; ``auto`` is bfloat16, else float16 (float32 master weights),
-            where every device has a peak for it, float32 elsewhere and on measured clusters.
-        space: ``full``, ``runnable`` (what :func:`autopar.run` executes), or ``auto``: runnable
-            on a measured cluster, full elsewhere.
-        top: How many plans to rank.
-        seed: Seed of the search.
-        storage: Optuna storage URL or ``journal:FILE``; in memory by default. Processes with the
-            same storage share priced points.
         tune: Tune the gradient bucket size of the best plan, with Optuna.
         out: File to write the search result to.
         progress: ``progress(stage, done, total)`` of profiling and cluster measurement.
+        options: Fields of :class:`~autopar.api.plan_options.PlanOptions`.
 
     Raises:
         InputError: A name or number is wrong.
         InfeasibleError: Nothing fits; the hint names the smallest relaxation that works.
     """
+    wanted = PlanOptions(**options)
+    found = plan_search(profile, cluster, wanted, tune=tune, progress=progress).result
+    if out is not None:
+        found.save(Path(out))
+    return found
+
+
+def plan_search(
+    profile: GraphProfile | Task | str | Path,
+    cluster: Cluster | str | Path,
+    wanted: PlanOptions,
+    *,
+    tune: bool = False,
+    progress: Progress | None = None,
+) -> Planned:
+    """:func:`plan`, with what the result was searched on."""
     from autopar.search import search
-    from autopar.search.pareto import pareto_search, parse_objectives
+    from autopar.search.pareto import pareto_search
     from autopar.search.reasons import Explainer
     from autopar.search.tune import tuned_result
 
-    objectives = parse_objectives(objective) if "," in objective else (objective,)
-    options = search_options(
-        global_batch=global_batch,
-        objective=objectives[0],
-        sync=sync,
-        fix=fix,
-        forbid=forbid,
-        max_memory=max_memory,
-        precision=precision,
-        top=top,
-        seed=seed,
-        storage=storage,
-        space=space,
-    )
+    objectives = wanted.objectives()
+    options = wanted.search(objectives[0])
     where = resolve_cluster(cluster, progress=progress)
     options = options.resolved(where)
     what, path = resolve_profile(profile, where, progress=progress)
@@ -126,12 +96,15 @@ def plan_search(
     if tune:
         result, tuning = tuned_result(result, what, where, options)
     why = Explainer(result=result, profile=what, cluster=where, options=options)
-    result = with_reasons(result, why)
-    if path is not None:
-        result = replace(result, profile={**result.profile, "path": str(path.absolute())})
-    if out is not None:
-        result.save(Path(out))
+    result = with_profile_path(with_reasons(result, why), path)
     return Planned(result=result, profile=what, cluster=where, options=options, tuning=tuning)
+
+
+def with_profile_path(result: SearchResult, path: Path | None) -> SearchResult:
+    """The result with the place of its profile, if that has one."""
+    if path is None:
+        return result
+    return replace(result, profile={**result.profile, "path": str(path.absolute())})
 
 
 def with_reasons(
@@ -153,43 +126,6 @@ def with_reasons(
         result,
         explanation=(*opening, *result.explanation),
         reasons=lambda: (*opening, *searched, *why()),
-    )
-
-
-def search_options(
-    *,
-    global_batch: int | None = None,
-    objective: str = "time",
-    sync: str = "exact",
-    fix: Sequence[str] = (),
-    forbid: Sequence[str] = (),
-    max_memory: str | int | None = None,
-    precision: str = "auto",
-    top: int = 5,
-    seed: int = 0,
-    storage: str | None = None,
-    space: str = "auto",
-) -> SearchOptions:
-    """Search options from the words of the command line.
-
-    Raises:
-        InputError: A word does not parse.
-    """
-    from autopar.search import SearchOptions
-
-    limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
-    return SearchOptions(
-        global_batch=global_batch,
-        objective=objective,
-        sync=sync,
-        fix=tuple(fix),
-        forbid=tuple(forbid),
-        max_memory_bytes=limit,
-        precision=precision,
-        top=top,
-        seed=seed,
-        storage=storage,
-        space=space,
     )
 
 

@@ -31,3 +31,6 @@ ClusterName = Annotated[
         "--cluster", help="local[:RANKS], NODESxDEVICES:MACHINE, several joined by +, or a file."
     ),
 ]
+Fix = Annotated[
+    list[str] | None, typer.Option("--fix", help="Demand axis=value, e.g. pp=2; repeatable.")
+]

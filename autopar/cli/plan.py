@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autopar.cli.options import GlobalBatch, Json, Out
+from autopar.cli import plan_options as options
+from autopar.cli.options import Fix, GlobalBatch, Json, Out
 from autopar.cli.session import session
 from autopar.core.errors import InputError
 from autopar.core.units import format_bytes, format_seconds, parse_seconds
@@ -19,95 +19,36 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from autopar.api.plan_options import PlanOptions
     from autopar.api.planning import Planned
+    from autopar.cli.session import Session
     from autopar.search.machines import MachineChoice
-
-
-MACHINES = "Which machines"
-
-
-class Space(StrEnum):
-    """Which plans compete."""
-
-    AUTO = "auto"
-    FULL = "full"
-    RUNNABLE = "runnable"
+    from autopar.search.offers import Wishes
 
 
 def command(
     profile: Annotated[
         str, typer.Argument(help="A profile file, or a target to profile first (cached).")
     ],
-    cluster: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="local[:RANKS], NODESxDEVICES:MACHINE, several joined by +, or a file; "
-            "repeat it to choose among clusters.",
-            show_default="local",
-        ),
-    ] = None,
+    cluster: options.Clusters = None,
     global_batch: GlobalBatch = None,
-    samples: Annotated[
-        int | None, typer.Option(min=1, help="Samples to train on.", rich_help_panel=MACHINES)
-    ] = None,
-    deadline: Annotated[
-        str | None,
-        typer.Option(help="Longest time, e.g. 24h, 90min, 3d.", rich_help_panel=MACHINES),
-    ] = None,
-    budget: Annotated[
-        float | None, typer.Option(help="Most money, in USD.", rich_help_panel=MACHINES)
-    ] = None,
-    objective: Annotated[
-        str,
-        typer.Option(
-            help="time, time-to-target, memory, energy or cost; a list like time,memory for the "
-            "plans that no other beats in all of them."
-        ),
-    ] = "time",
-    sync: Annotated[
-        str,
-        typer.Option(
-            help="Sync modes that compete: exact, any (with time-to-target), or names joined by "
-            "commas: all_reduce, ps_sync, ps_stale, ps_async, local_sgd, post_local_sgd, "
-            "hierarchical, diloco; options as local_sgd:8, compression as all_reduce+int8. "
-            "See autopar catalog sync."
-        ),
-    ] = "exact",
-    fix: Annotated[
-        list[str] | None, typer.Option(help="Demand axis=value, e.g. pp=2; repeatable.")
-    ] = None,
-    forbid: Annotated[
-        list[str] | None, typer.Option(help="Rule out axis=value; repeatable.")
-    ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option(help="Memory limit per device, e.g. 20GiB.")
-    ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Compute dtype: float32, tf32, bfloat16, float16, float8 or auto.")
-    ] = "auto",
-    space: Annotated[
-        Space,
-        typer.Option(help="full, what autopar run executes, or auto: runnable where measured."),
-    ] = Space.AUTO,
-    top: Annotated[int, typer.Option(min=1, help="Plans to rank.")] = 5,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Tune the best plan's gradient bucket size.")
-    ] = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say why, with numbers.")] = False,
-    why_not: Annotated[
-        str | None, typer.Option(help="Why not this plan, e.g. 'pp=2,schedule=gpipe'.")
-    ] = None,
-    what_if: Annotated[
-        str | None, typer.Option(help="What changes, e.g. inter_node_bandwidth=x0.25.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and data in the plan.")] = 0,
-    storage: Annotated[
-        str | None,
-        typer.Option(
-            help="Keep the search: sqlite:///FILE, journal:FILE or another Optuna URL; several "
-            "processes that name the same share the work."
-        ),
-    ] = None,
+    samples: options.Samples = None,
+    deadline: options.Deadline = None,
+    budget: options.Budget = None,
+    objective: options.Objective = "time",
+    sync: options.Sync = "exact",
+    fix: Fix = None,
+    forbid: options.Forbid = None,
+    max_memory: options.MaxMemory = None,
+    precision: options.Precision = "auto",
+    space: options.Space = options.SpaceName.AUTO,
+    top: options.Top = 5,
+    tune: options.Tune = False,
+    explain: options.Explain = False,
+    why_not: options.WhyNot = None,
+    what_if: options.WhatIf = None,
+    seed: options.Seed = 0,
+    storage: options.Storage = None,
     out: Out = None,
     json_output: Json = False,
 ) -> None:
@@ -121,12 +62,15 @@ def command(
     `autopar plan gpt.json --cluster 8x8:h100-sxm --samples 1000000 --deadline 24h`.
     """
     with session("plan", json_output=json_output) as talk:
-        planned, choice = _search(
-            profile,
-            tuple(cluster or ("local",)),
+        from autopar.api.plan_options import PlanOptions
+        from autopar.search.offers import Wishes
+
+        wishes = Wishes(
             samples=samples,
             deadline_s=None if deadline is None else parse_seconds(deadline),
             budget_usd=budget,
+        )
+        wanted = PlanOptions(
             global_batch=global_batch,
             objective=objective,
             sync=sync,
@@ -134,82 +78,94 @@ def command(
             forbid=forbid or (),
             max_memory=max_memory,
             precision=precision,
+            space=str(space),
             top=top,
             seed=seed,
             storage=storage,
-            space=str(space),
-            tune=tune,
-            progress=talk.progress,
         )
-        answers = [planned.tuning] if planned.tuning is not None else []
-        answers += _answers(planned, why_not, what_if)
-        result = planned.result
-        if explain and result.reasons is not None:
-            result = replace(result, explanation=result.reasons())
-        if answers:
-            result = replace(result, explanation=(*result.explanation, *answers))
-        if out is not None:
-            result.save(out)
-        for text in result.warnings:
-            talk.warn(text)
-        data = {**result.to_dict(), "out": str(out) if out else None, "answers": answers}
-
-        def show(console: Console) -> None:
-            if choice is not None:
-                from autopar.cli.plan_machines import show_machines
-
-                show_machines(console, choice)
-            _show(console, result, explain, answers, out)
-
-        talk.finish(data if choice is None else {**data, **choice.to_dict()}, show)
+        clusters = tuple(cluster or ("local",))
+        planned, choice = _search(talk, profile, clusters, wishes, wanted, tune=tune)
+        answers = _answers(planned, why_not, what_if)
+        result = _explained(planned.result, answers, explain=explain)
+        _finish(talk, result, choice, answers, explain=explain, out=out)
 
 
 def _search(
+    talk: Session,
     profile: str,
     clusters: tuple[str, ...],
+    wishes: Wishes,
+    wanted: PlanOptions,
     *,
-    samples: int | None,
-    deadline_s: float | None,
-    budget_usd: float | None,
-    **options: Any,
+    tune: bool,
 ) -> tuple[Planned, MachineChoice | None]:
     """The search on the cluster, or on the machines that are chosen first."""
-    if len(clusters) == 1 and samples is deadline_s is budget_usd is None:
+    from autopar.search.offers import Wishes
+
+    if len(clusters) == 1 and wishes == Wishes():
         from autopar.api.planning import plan_search
 
-        return plan_search(profile, clusters[0], **options), None
-    tune = options.pop("tune")
-    if tune or "," in options["objective"]:
+        found = plan_search(profile, clusters[0], wanted, tune=tune, progress=talk.progress)
+        return found, None
+    if tune or "," in wanted.objective:
         raise InputError(
             "several objectives and --tune are for one cluster without wishes for machines",
             hint="choose the machines first, then plan on them",
         )
     from autopar.api.machines import machine_search
 
-    found = machine_search(
-        profile,
-        clusters,
-        samples=samples,
-        deadline_s=deadline_s,
-        budget_usd=budget_usd,
-        **options,
-    )
-    return found.planned, found.choice
+    chosen = machine_search(profile, clusters, wishes, wanted, progress=talk.progress)
+    return chosen.planned, chosen.choice
 
 
 def _answers(planned: Planned, why_not: str | None, what_if: str | None) -> list[str]:
-    """Answers to the two questions, as paragraphs."""
+    """What tuning brought, and answers to the two questions, as paragraphs."""
+    answers = [planned.tuning] if planned.tuning is not None else []
     if why_not is None and what_if is None:
-        return []
+        return answers
     from autopar.search import questions
 
     known = (planned.result, planned.profile, planned.cluster, planned.options)
-    answers = []
     if why_not is not None:
         answers.append(questions.why_not(why_not, *known))
     if what_if is not None:
         answers.append(questions.what_if(what_if, *known))
     return answers
+
+
+def _explained(result: SearchResult, answers: list[str], *, explain: bool) -> SearchResult:
+    """The result with its full reasons, if they are asked for, and the answers."""
+    if explain and result.reasons is not None:
+        result = replace(result, explanation=result.reasons())
+    return replace(result, explanation=(*result.explanation, *answers)) if answers else result
+
+
+def _finish(
+    talk: Session,
+    result: SearchResult,
+    choice: MachineChoice | None,
+    answers: list[str],
+    *,
+    explain: bool,
+    out: Path | None,
+) -> None:
+    """Write, warn and print."""
+    if out is not None:
+        result.save(out)
+    for text in result.warnings:
+        talk.warn(text)
+    data = {**result.to_dict(), "out": str(out) if out else None, "answers": answers}
+    if choice is not None:
+        data |= choice.to_dict()
+
+    def show(console: Console) -> None:
+        if choice is not None:
+            from autopar.cli.plan_machines import show_machines
+
+            show_machines(console, choice)
+        _show(console, result, explain, answers, out)
+
+    talk.finish(data, show)
 
 
 def _show(
