@@ -3,27 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from autopar.api.clusters import Progress, resolve_cluster
-from autopar.api.places import REPORTS, slug
+from autopar.api.places import REPORTS, bench_folder, slug
 from autopar.api.plan_options import PlanOptions
 from autopar.api.planning import resolve_profile
 from autopar.api.profiling import load_task
 from autopar.api.running import load_plan, run
 from autopar.cluster import Cluster
 from autopar.core.errors import AutoparError, EnvironmentUnableError, InputError, TrainingError
-from autopar.core.io import content_hash
-from autopar.core.stats import median, quantile
+from autopar.core.provenance import provenance
+from autopar.core.stats import COUNTED_QUANTILE, median, quantile
 from autopar.graph import GraphProfile
-from autopar.results import RankedPlan
+from autopar.results import RankedPlan, RunRecord
 from autopar.results.bench import BenchResult, BenchRow
 from autopar.tasks import Task
 
-COUNTED_QUANTILE = 0.25
-"""Quantile of the step times that counts, in profiling too: other programs only add time."""
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Which plans are run, and how often; fields as the arguments of :func:`bench`.
+
+    Raises:
+        InputError: A word of ``plans`` names none.
+    """
+
+    plans: Sequence[str] = ("spread:6",)
+    global_batch: int | None = None
+    steps: int = 20
+    warmup: int = 3
+    repeats: int = 2
+    fix: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for text in self.plans:
+            kind, _, number = text.partition(":")
+            counted = kind in ("top", "spread") and number.isdigit() and int(number) > 0
+            if not counted and Path(text).suffix != ".json":
+                raise InputError(
+                    f"--plans {text} names no plans", hint="use top:N, spread:N or plan files"
+                )
+
+
+@dataclass(kw_only=True)
+class _Launches:
+    """What the launches of one plan gave: step times, largest peak, why one failed."""
+
+    times_s: list[float] = field(default_factory=list)
+    peak_bytes: float | None = None
+    failure: str | None = None
+
+    def add(self, record: RunRecord) -> None:
+        self.times_s += record.step_times_s
+        self.peak_bytes = max(self.peak_bytes or 0.0, *record.peak_memory_bytes)
 
 
 def bench(
@@ -52,14 +86,34 @@ def bench(
         repeats: Launches per plan, in rotating order so that drift of the machine hits all plans
             alike; the lower quartile of the steps of all launches counts, as in profiling.
         fix: ``axis=value`` constraints.
-        out: File to write the result to; under ``reports/`` by default.
+        out: File to write the result to; ``bench.json`` in a fresh folder under ``reports/``,
+            beside the runs, by default.
         progress: ``progress(stage, done, total)``.
 
     Raises:
         InputError: A name or number is wrong.
         TrainingError: Every run failed.
     """
-    _check_words(plans)
+    wanted = BenchOptions(
+        plans=plans,
+        global_batch=global_batch,
+        steps=steps,
+        warmup=warmup,
+        repeats=repeats,
+        fix=fix,
+    )
+    return bench_stored(task, cluster, wanted, out=out, progress=progress)[0]
+
+
+def bench_stored(
+    task: Task | str,
+    cluster: Cluster | str | Path,
+    wanted: BenchOptions,
+    *,
+    out: Path | str | None = None,
+    progress: Progress | None = None,
+) -> tuple[BenchResult, Path]:
+    """:func:`bench`, with the file it wrote."""
     job = load_task(task)
     where = resolve_cluster(cluster, progress=progress)
     if not where.measured:
@@ -68,67 +122,66 @@ def bench(
             hint="use --cluster local:2, or `autopar plan` for other machines",
         )
     what, _ = resolve_profile(job, where, progress=progress)
-    chosen = _choose(plans, what, where, global_batch, fix)
-    folder = Path(out).parent if out is not None else REPORTS
-    name = f"bench-{slug(job.name)}-{content_hash([c.plan.hash for c in chosen])[:6]}"
-    times: dict[int, list[float]] = {i: [] for i in range(len(chosen))}
-    memory: dict[int, float] = {}
-    failures: dict[int, str] = {}
-    for launch in range(repeats):
+    chosen = _choose(wanted, what, where)
+    parent = Path(out).parent if out is not None else REPORTS
+    folder = bench_folder(job.name, [item.plan.hash for item in chosen], parent)
+    found = _launch(chosen, job, wanted, folder, progress)
+    if all(one.failure for one in found):
+        raise TrainingError(
+            f"every plan failed; the first: {found[0].failure}", hint=f"see {folder}"
+        )
+    rows = [_row(item, one) for item, one in zip(chosen, found, strict=True)]
+    result = BenchResult(
+        task=job.name, cluster=where.name, rows=tuple(rows), provenance=provenance()
+    )
+    path = Path(out) if out is not None else folder / "bench.json"
+    result.save(path)
+    return result, path
+
+
+def _launch(
+    chosen: Sequence[RankedPlan],
+    job: Task,
+    wanted: BenchOptions,
+    folder: Path,
+    progress: Progress | None,
+) -> list[_Launches]:
+    """Run every plan in turn, and all of them again; a plan that failed is left out."""
+    found = [_Launches() for _ in chosen]
+    for launch in range(wanted.repeats):
         for i, item in enumerate(chosen):
-            if i in failures:
+            if found[i].failure is not None:
                 continue
             try:
                 record = run(
                     item.plan.with_predicted(item.price.to_dict()),
                     job,
-                    steps=steps,
-                    warmup=warmup,
-                    out=folder / name / f"{i}-{slug(item.name)}-{launch}",
+                    steps=wanted.steps,
+                    warmup=wanted.warmup,
+                    out=folder / f"{i}-{slug(item.name)}-{launch}",
                     report=launch == 0,
                 )
             except AutoparError as error:
-                failures[i] = error.message
+                found[i].failure = error.message
                 continue
-            times[i] += record.step_times_s
-            memory[i] = max(memory.get(i, 0.0), *record.peak_memory_bytes)
+            found[i].add(record)
             if progress is not None:
-                progress("measured plans", launch * len(chosen) + i + 1, repeats * len(chosen))
-    if len(failures) == len(chosen):
-        raise TrainingError(f"every plan failed; the first: {failures[0]}", hint=f"see {folder}")
-    rows = [_row(item, times[i], memory.get(i), failures.get(i)) for i, item in enumerate(chosen)]
-    result = make_result(job, where, rows)
-    result.save(Path(out) if out is not None else folder / name / "bench.json")
-    return result
+                done = launch * len(chosen) + i + 1
+                progress("measured plans", done, wanted.repeats * len(chosen))
+    return found
 
 
-def _check_words(plans: Sequence[str]) -> None:
-    for text in plans:
-        kind, _, number = text.partition(":")
-        counted = kind in ("top", "spread") and number.isdigit() and int(number) > 0
-        if not counted and Path(text).suffix != ".json":
-            raise InputError(
-                f"--plans {text} names no plans", hint="use top:N, spread:N or plan files"
-            )
-
-
-def _choose(
-    plans: Sequence[str],
-    what: GraphProfile,
-    where: Cluster,
-    global_batch: int | None,
-    fix: Sequence[str],
-) -> list[RankedPlan]:
+def _choose(wanted: BenchOptions, what: GraphProfile, where: Cluster) -> list[RankedPlan]:
     from autopar.cost import price
     from autopar.search import search, spread
 
-    options = PlanOptions(global_batch=global_batch, fix=fix).search()
+    options = PlanOptions(global_batch=wanted.global_batch, fix=wanted.fix).search()
     chosen: list[RankedPlan] = []
-    for text in plans:
+    for text in wanted.plans:
         kind, _, number = text.partition(":")
         if kind == "top":
-            wanted = replace(options, top=int(number))
-            chosen += search(what, where, wanted).top[: int(number)]
+            ranked = search(what, where, replace(options, top=int(number))).top
+            chosen += ranked[: int(number)]
         elif kind == "spread":
             chosen += spread(what, where, options, int(number))
         else:
@@ -137,26 +190,16 @@ def _choose(
     return chosen
 
 
-def _row(
-    item: RankedPlan, times: list[float], memory: float | None, failure: str | None
-) -> BenchRow:
-    step = item.price.step_time_s
+def _row(item: RankedPlan, found: _Launches) -> BenchRow:
+    step, times = item.price.step_time_s, found.times_s
     return BenchRow(
         plan=item.plan.with_predicted(item.price.to_dict()),
         predicted_s=step.value,
         measured_s=quantile(times, COUNTED_QUANTILE) if times else None,
         measured_median_s=median(times) if times else None,
         predicted_memory_bytes=item.price.peak_memory_bytes.value,
-        measured_memory_bytes=memory,
+        measured_memory_bytes=found.peak_bytes,
         predicted_low_s=step.low,
         predicted_high_s=step.high,
-        failure=failure,
+        failure=found.failure,
     )
-
-
-def make_result(job: Task, where: Cluster, rows: list[BenchRow]) -> BenchResult:
-    """The rows with their summary figures and provenance."""
-    from autopar.core.provenance import provenance
-
-    facts: dict[str, Any] = provenance()
-    return BenchResult(task=job.name, cluster=where.name, rows=tuple(rows), provenance=facts)

@@ -9,14 +9,13 @@ from pathlib import Path
 from autopar.api.shard_overhead import measure_shard_overhead
 from autopar.cluster import Cluster
 from autopar.cluster.overhead import HostOverhead
-from autopar.core.stats import quantile
+from autopar.core.stats import COUNTED_QUANTILE, quantile
 from autopar.plans import Mesh, Plan, Stage
 from autopar.results import RunRecord
 
 TARGET = "zoo:mlp?inputs=4&width=4&depth=4&classes=2"
 MICROBATCHES = 16
 STEPS = 30
-COUNTED_QUANTILE = 0.25
 
 
 def with_overhead(cluster: Cluster) -> Cluster:

@@ -39,7 +39,15 @@ def convergence_paths(key: str) -> list[Path]:
 
 def run_folder(task: str, plan_name: str, plan_hash: str) -> Path:
     """A fresh run folder under ``reports/``; numbered when the plan ran before."""
-    base = REPORTS / f"run-{slug(task)}-{slug(plan_name)}-{plan_hash[:6]}"
+    return _fresh(REPORTS / f"run-{slug(task)}-{slug(plan_name)}-{plan_hash[:6]}")
+
+
+def bench_folder(task: str, plan_hashes: list[str], parent: Path = REPORTS) -> Path:
+    """A fresh folder for the runs of a bench; numbered when the same plans were benched before."""
+    return _fresh(parent / f"bench-{slug(task)}-{content_hash(plan_hashes)[:6]}")
+
+
+def _fresh(base: Path) -> Path:
     folder, number = base, 1
     while folder.exists():
         number += 1

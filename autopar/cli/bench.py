@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autopar.cli.options import ClusterName, GlobalBatch, Json, Out
+from autopar.cli import convergence_options as options
+from autopar.cli.options import ClusterName, Fix, GlobalBatch, Json, Out
 from autopar.cli.session import session
 from autopar.core.units import format_bytes, format_seconds
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from autopar.results.bench import BenchResult
-
-
-PANEL = "Steps to a loss"
 
 
 def command(
@@ -32,38 +30,14 @@ def command(
     steps: Annotated[int, typer.Option(min=1, help="Measured steps per run.")] = 20,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before measuring.")] = 3,
     repeats: Annotated[int, typer.Option(min=1, help="Launches per plan, rotating.")] = 2,
-    fix: Annotated[
-        list[str] | None, typer.Option(help="Demand axis=value, e.g. pp=2; repeatable.")
-    ] = None,
-    convergence: Annotated[
-        bool,
-        typer.Option(
-            "--convergence",
-            help="Measure steps to the same loss of each sync mode instead of plans.",
-            rich_help_panel=PANEL,
-        ),
-    ] = False,
-    sync: Annotated[
-        str | None,
-        typer.Option(help="Modes, joined by commas; every one by default.", rich_help_panel=PANEL),
-    ] = None,
-    target_loss: Annotated[
-        float | None,
-        typer.Option(help="Smoothed loss to reach; the task's own.", rich_help_panel=PANEL),
-    ] = None,
-    ranks: Annotated[
-        int | None, typer.Option(help="Replicas, 2 by default.", rich_help_panel=PANEL)
-    ] = None,
-    probe_steps: Annotated[
-        int, typer.Option(help="Steps of exact training.", rich_help_panel=PANEL)
-    ] = 200,
-    seeds: Annotated[int, typer.Option(help="Runs of each mode.", rich_help_panel=PANEL)] = 3,
-    slack: Annotated[
-        float,
-        typer.Option(
-            help="Times the steps of exact training that a mode may take.", rich_help_panel=PANEL
-        ),
-    ] = 3.0,
+    fix: Fix = None,
+    convergence: options.Convergence = False,
+    sync: options.Sync = None,
+    target_loss: options.TargetLoss = None,
+    ranks: options.Ranks = None,
+    probe_steps: options.ProbeSteps = 200,
+    seeds: options.Seeds = 3,
+    slack: options.Slack = 3.0,
     out: Out = None,
     json_output: Json = False,
 ) -> None:
@@ -89,26 +63,20 @@ def command(
                 out=out,
             )
             return
-        from autopar.api.benchmark import bench
-        from autopar.api.places import REPORTS, slug
+        from autopar.api.benchmark import BenchOptions, bench_stored
         from autopar.reporting import write_report
 
-        result = bench(
-            target,
-            cluster,
+        wanted = BenchOptions(
             plans=tuple(plans or ("spread:6",)),
             global_batch=global_batch,
             steps=steps,
             warmup=warmup,
             repeats=repeats,
             fix=tuple(fix or ()),
-            out=out,
-            progress=talk.progress,
         )
-        stored = out or REPORTS / f"bench-{slug(result.task)}.json"
-        result.save(stored)
-        page = write_report(stored, out=stored.with_suffix(".html"))
-        data = {**result.to_dict(), "report": str(page), "bench": str(stored)}
+        result, path = bench_stored(target, cluster, wanted, out=out, progress=talk.progress)
+        page = write_report(path, out=path.with_suffix(".html"))
+        data = {**result.to_dict(), "report": str(page), "bench": str(path)}
         talk.finish(data, lambda console: _show(console, result, page))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+COUNTED_QUANTILE = 0.25
+"""Quantile of repeated step times that counts: other programs only ever add time."""
+
 
 def quantile(values: Sequence[float], q: float) -> float:
     """Linear-interpolated quantile of a non-empty sequence, ``0 <= q <= 1``."""

@@ -16,16 +16,13 @@ from typing import Any
 
 from autopar.cluster import Cluster
 from autopar.core.io import write_text_atomic
-from autopar.core.stats import median, quantile
+from autopar.core.stats import COUNTED_QUANTILE, median, quantile
 from autopar.cost import price
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import PlanPrice
 from autopar.search import SearchOptions, plan_for
 from autopar.tasks import Task
-
-COUNTED_QUANTILE = 0.25
-"""Of all step times of a plan, as in profiling: other programs only add time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

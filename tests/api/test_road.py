@@ -11,6 +11,7 @@ import pytest
 import autopar
 from autopar.api.places import profile_path, run_folder, slug
 from autopar.cli.main import _run
+from autopar.results.bench import BenchResult
 
 TASK = """
 import torch
@@ -92,6 +93,15 @@ def test_command_line_road(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert Path(compared["report"]).is_file()
     envelope(capsys, f"report {ran['run_dir']} --fail-if step_time>0s", code=5)
     envelope(capsys, "run bare.json --steps 2 --tolerance 0.0000001", code=5)
+
+    line = "bench mine.py:task --cluster local:2 --plans bare.json --steps 2 --repeats 1"
+    first, second = envelope(capsys, line), envelope(capsys, line)
+    assert (
+        BenchResult.load(Path(first["bench"])).rows[0].measured_s == first["rows"][0]["measured_s"]
+    )
+    assert first["bench"] != second["bench"]
+    assert len(list(Path("reports").rglob("bench.json"))) == 2
+    assert Path(second["report"]).stat().st_size > 100_000
 
 
 @pytest.mark.slow
