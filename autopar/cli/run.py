@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from autopar.cli import run_options as options
 from autopar.cli import server_options as servers
 from autopar.cli.options import Json, NNodes, NodeRank, Rendezvous
 from autopar.cli.session import session
@@ -17,39 +16,24 @@ from autopar.core.units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autopar.cli.session import Session
     from autopar.plans import Plan
     from autopar.results import RunRecord, VerifyResult
 
 
 def command(
-    plan: Annotated[Path, typer.Argument(help="A plan or search result file.")],
-    pick: Annotated[int, typer.Option(help="Plan number in a search result.")] = 0,
-    steps: Annotated[int, typer.Option(min=1, help="Measured steps.")] = 20,
-    warmup: Annotated[int, typer.Option(min=0, help="Steps before measuring.")] = 3,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="First compare one step with one process.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, start nothing.")
-    ] = False,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Exit 5 when the prediction is off by more, e.g. 0.15.")
-    ] = None,
-    data_split: Annotated[
-        str | None,
-        typer.Option(help="random, contiguous, shard or balanced; the plan's by default."),
-    ] = None,
-    sampler: Annotated[
-        str | None,
-        typer.Option(help="shuffle, weighted or bucketed, of a dataset; the task's by default."),
-    ] = None,
-    clip_norm: Annotated[float | None, typer.Option(help="Gradient norm limit.")] = None,
-    checkpoint_every: Annotated[
-        int | None, typer.Option(min=1, help="Write a checkpoint every so many steps.")
-    ] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Checkpoint folder of an earlier run to go on from.")
-    ] = None,
+    plan: options.PlanFile,
+    pick: options.Pick = 0,
+    steps: options.Steps = 20,
+    warmup: options.Warmup = 3,
+    verify: options.Verify = False,
+    dry_run: options.DryRun = False,
+    tolerance: options.Tolerance = None,
+    data_split: options.DataSplit = None,
+    sampler: options.Sampler = None,
+    clip_norm: options.ClipNorm = None,
+    checkpoint_every: options.CheckpointEvery = None,
+    resume: options.Resume = None,
     nnodes: NNodes = 1,
     node_rank: NodeRank = 0,
     rdzv_endpoint: Rendezvous = None,
@@ -60,7 +44,7 @@ def command(
     server_address: servers.Address = None,
     server_on_loss: servers.Loss = servers.OnLoss.FAIL,
     server_checkpoint_every: servers.CheckpointEvery = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder.")] = None,
+    out: options.RunFolder = None,
     json_output: Json = False,
 ) -> None:
     """Execute a plan with torch.distributed, measure it and write an HTML report.
@@ -68,6 +52,7 @@ def command(
     Examples: `autopar run plan.json --steps 50`, `autopar run plan.json --verify`.
     """
     with session("run", json_output=json_output) as talk:
+        from autopar.api.places import run_folder
         from autopar.api.running import load_plan, run
 
         chosen, found = load_plan(plan, pick=pick)
@@ -75,16 +60,11 @@ def command(
             data = _dry_run(chosen, nnodes)
             talk.finish(data, lambda console: _show_dry_run(console, data))
             return
-        if tolerance is not None and not (tolerance > 0 and chosen.predicted):
-            raise InputError(
-                f"--tolerance {tolerance} cannot be checked: "
-                + ("it must be positive" if chosen.predicted else "the plan has no prediction"),
-                hint="use a plan made by `autopar plan`, and a tolerance such as 0.15",
-            )
-        record, folder = run_with_folder(
-            run,
+        _check_tolerance(tolerance, chosen)
+        folder = out or run_folder(chosen.task.name, chosen.name, chosen.hash)
+        record = run(
             chosen,
-            out,
+            out=folder,
             search=found,
             steps=steps,
             warmup=warmup,
@@ -107,25 +87,29 @@ def command(
                 checkpoint_every=server_checkpoint_every,
             ),
         )
-        for text in record.warnings:
-            talk.warn(text)
-        data = run_data(record, folder)
-        talk.data = data
-        _gates(record, data, tolerance)
-        talk.finish(data, lambda console: _show(console, record, data))
+        _finish(talk, record, folder, tolerance)
 
 
-def run_with_folder(
-    run: Any, plan: Plan, out: Path | None, **options: Any
-) -> tuple[RunRecord, Path]:
-    """Run and return the record with the folder it was written to."""
-    from autopar.api.places import run_folder
+def _check_tolerance(tolerance: float | None, plan: Plan) -> None:
+    if tolerance is not None and not (tolerance > 0 and plan.predicted):
+        raise InputError(
+            f"--tolerance {tolerance} cannot be checked: "
+            + ("it must be positive" if plan.predicted else "the plan has no prediction"),
+            hint="use a plan made by `autopar plan`, and a tolerance such as 0.15",
+        )
 
-    folder = out or run_folder(plan.task.name, plan.name, plan.hash)
-    return run(plan, out=folder, **options), folder
+
+def _finish(talk: Session, record: RunRecord, folder: Path, tolerance: float | None) -> None:
+    """Warn, print, and let the gates decide."""
+    for text in record.warnings:
+        talk.warn(text)
+    data = _data(record, folder)
+    talk.data = data
+    _gates(record, data, tolerance)
+    talk.finish(data, lambda console: _show(console, record, data))
 
 
-def run_data(record: RunRecord, folder: Path) -> dict[str, Any]:
+def _data(record: RunRecord, folder: Path) -> dict[str, Any]:
     """The contract's ``data`` of a run."""
     predicted = record.plan.predicted
     median_s = record.step_time_quantiles_s["median"]
@@ -205,7 +189,7 @@ def _dry_run(plan: Plan, nnodes: int) -> dict[str, Any]:
     from autopar.executor.options import RunOptions
     from autopar.executor.torchrun import command as torchrun_command
 
-    options = RunOptions(
+    how = RunOptions(
         out=Path("RUN_DIR"), nnodes=nnodes, rdzv_endpoint="HOST:PORT" if nnodes > 1 else None
     )
     ranks = []
@@ -227,7 +211,7 @@ def _dry_run(plan: Plan, nnodes: int) -> dict[str, Any]:
         "dry_run": True,
         "name": plan.name,
         "plan_hash": plan.hash,
-        "command": torchrun_command(Path("RUN_DIR/job.json"), options, plan.world_size // nnodes),
+        "command": torchrun_command(Path("RUN_DIR/job.json"), how, plan.world_size // nnodes),
         "ranks": ranks,
         "predicted": {
             key: plan.predicted.get(key) for key in ("step_time_s", "peak_memory_bytes")
