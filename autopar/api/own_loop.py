@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from autopar.executor.own_loop import Session
+    from autopar.executor.own_loop_options import SessionOptions
 
 
 def parallelize(
@@ -53,32 +54,52 @@ def parallelize(
         InputError: Something is missing, or does not fit the plan or the processes.
         GateError: ``verify`` found a difference.
     """
-    from autopar.executor.given import task_of
     from autopar.executor.own_loop import Session
-    from autopar.executor.own_loop_options import SessionOptions
 
     chosen, _ = as_plan(plan)
+    how = _session_options(options)
+    parts = {"loss": loss, "optimizer": optimizer, "scheduler": scheduler}
+    task = _task(model, chosen.task.name, example, parts)
+    return Session(chosen, task, how)
+
+
+def _session_options(options: dict[str, Any]) -> SessionOptions:
+    from autopar.executor.own_loop_options import SessionOptions
+
     try:
-        how = SessionOptions(**options)
+        return SessionOptions(**options)
     except TypeError as error:
         raise InputError(
             f"parallelize: {error}",
             hint="options are " + ", ".join(SessionOptions.__dataclass_fields__),
         ) from error
-    parts = {"loss": loss, "optimizer": optimizer, "scheduler": scheduler}
-    given = [name for name, value in {**parts, "example": example}.items() if value is not None]
+
+
+def _task(
+    model: Task | torch.nn.Module | Callable[[], torch.nn.Module],
+    name: str,
+    example: tuple[Any, Any] | None,
+    parts: dict[str, Any],
+) -> Task:
+    """The task, or one made of a model and the parts a task has besides.
+
+    Raises:
+        InputError: A part is missing, or given twice.
+    """
+    from autopar.executor.given import task_of
+
+    given = [key for key, value in {**parts, "example": example}.items() if value is not None]
     if isinstance(model, Task):
         if given:
             raise InputError(
                 f"parallelize got a task and {given[0]} besides",
                 hint=f"set {given[0]} in the task",
             )
-        return Session(chosen, model, how)
-    missing = [name for name in ("loss", "example", "optimizer") if name not in given]
+        return model
+    missing = [key for key in ("loss", "example", "optimizer") if key not in given]
     if missing or example is None:
         raise InputError(
             f"parallelize needs {', '.join(missing)} besides the model",
             hint="or pass an autopar.Task, which has them all",
         )
-    task = task_of(model, name=chosen.task.name, example=example, parts=parts)
-    return Session(chosen, task, how)
+    return task_of(model, name=name, example=example, parts=parts)

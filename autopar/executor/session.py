@@ -85,13 +85,7 @@ def run_session(
         InputError: Plan, task and options do not fit each other.
         TrainingError: The loss is not finite.
     """
-    plan = replace(
-        plan,
-        data_split=options.data_split or plan.data_split,
-        clip_norm=options.clip_norm if options.clip_norm is not None else plan.clip_norm,
-    )
-    if options.sampler is not None:
-        task = replace(task, sampler=options.sampler)
+    plan, task = _overridden(plan, task, options)
     context = make_context(plan, task, device, store, link, options.node_size)
     context.warnings.extend(warnings)
     memory = PeakMemory(device)
@@ -113,6 +107,30 @@ def run_session(
     lowering.synchroniser.begin(start, start + options.warmup + options.steps)
     with quiet_collector():
         found = _train(context, lowering, options, checkpoints, start, progress)
+    return _finish(context, lowering, options, found, outcome, memory)
+
+
+def _overridden(plan: Plan, task: Task, options: RunOptions) -> tuple[Plan, Task]:
+    """Plan and task with what the options replace of them."""
+    plan = replace(
+        plan,
+        data_split=options.data_split or plan.data_split,
+        clip_norm=options.clip_norm if options.clip_norm is not None else plan.clip_norm,
+    )
+    if options.sampler is not None:
+        task = replace(task, sampler=options.sampler)
+    return plan, task
+
+
+def _finish(
+    context: Context,
+    lowering: Lowering,
+    options: RunOptions,
+    found: Measurements,
+    outcome: VerifyResult | None,
+    memory: PeakMemory,
+) -> RunRecord:
+    """Let synchroniser and servers go, and gather what all ranks found."""
     _tell_uneven(context, lowering, options, found)
     lowering.synchroniser.finish()
     lowering.synchroniser.close()

@@ -3,86 +3,19 @@
 from __future__ import annotations
 
 import copy
-import gc
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import executor_helpers as helpers
 import executor_models as models
 import pytest
 import torch
-import torch.distributed as dist
 from executor_ranks import on_ranks
+from own_loop_helpers import PLANS, STEPS, adam, data, given, mse, own_model, plain_loop
 
 import autopar
 from autopar.core.errors import GateError, InputError
 from autopar.executor.given import copied
-from autopar.plans import Mesh, Plan
 from autopar.tasks import Task
-from autopar.tasks.resolve import resolve
-
-ROOT = Path(__file__).parents[2]
-STEPS = 3
-PLANS: dict[str, dict[str, Any]] = {
-    "dp2": {"dp": 2, "microbatches": 2},
-    "pp2": {"pp": 2, "microbatches": 4},
-    "interleaved": {"pp": 2, "stages": 4, "schedule": "interleaved", "microbatches": 4},
-    "tp2": {"mesh": Mesh(tp=2), "microbatches": 4},
-    "zero1": {"mesh": Mesh(dp_shard=2), "zero": 1, "microbatches": 2},
-    "zero3": {"mesh": Mesh(dp_shard=2), "zero": 3, "microbatches": 2},
-    "zero2 pp2": {"mesh": Mesh(dp_shard=2, pp=2), "zero": 2, "microbatches": 2},
-    "zero bubble": {"pp": 2, "schedule": "zero_bubble", "microbatches": 4},
-    "recompute": {"dp": 2, "microbatches": 2, "recompute": {0: ((0, 3),)}},
-}
-
-
-def decay(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-
-
-def adam(parameters: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-2)
-
-
-def mse(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.mse_loss(output, target)
-
-
-def data(step: int, count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(100 + step)
-    return torch.randn(count, 8, generator=generator), torch.randn(count, 8, generator=generator)
-
-
-def own_model(seed: int = 5) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    return models.Mlp(8, 4, 0.0)
-
-
-def plain_loop(model: torch.nn.Module, steps: int, clip_norm: float | None = None) -> list[float]:
-    optimizer = adam(model.parameters())
-    scheduler = decay(optimizer)
-    losses = []
-    for step in range(steps):
-        inputs, target = data(step)
-        loss = mse(model(inputs), target)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def given(**changes: Any) -> dict[str, Any]:
-    return {"loss": mse, "example": data(0), "optimizer": adam, "scheduler": decay, **changes}
 
 
 @pytest.mark.parametrize("shape", PLANS)
@@ -239,12 +172,6 @@ def test_replicas_that_train_apart_are_one_model_when_asked(sync: str) -> None:
         assert not torch.equal(value, own_model().state_dict()[name])
 
 
-def test_post_local_sgd_needs_the_number_of_steps() -> None:
-    plan = helpers.make_plan(models.mlp(), dp=2, sync="post_local_sgd:2:0.5")
-    with pytest.raises(InputError, match="share of all steps"):
-        autopar.parallelize(own_model(), plan, **given())
-
-
 def test_tied_weights_and_buffers_come_back_whole() -> None:
     task = models.knotted(dropout=0.0)
     plan = helpers.make_plan(task, pp=2)
@@ -262,140 +189,9 @@ def test_tied_weights_and_buffers_come_back_whole() -> None:
     assert int(weights["blocks.0.norm.num_batches_tracked"]) == 4
 
 
-def test_wrong_use_is_refused(tmp_path: Path) -> None:
-    one = helpers.make_plan(models.mlp(), microbatches=2)
-    two = helpers.make_plan(models.mlp(), dp=2)
-    with pytest.raises(InputError) as caught:
-        autopar.parallelize(own_model(), two, **given())
-    assert any("torchrun --nproc-per-node=2" in note for note in caught.value.__notes__)
-    for arguments, message in [
-        ((own_model(), two, given()), "has 2 ranks, this script runs on its own"),
-        ((own_model(), one, given(loss=None, example=None)), "needs loss, example besides"),
-        ((own_model(), one, given(colour=1)), "colour"),
-        ((models.mlp(), one, {"loss": mse}), "a task and loss besides"),
-        ((3, one, given()), "model is int"),
-        ((own_model(), one, given(example=data(0)[0])), "example is Tensor"),
-        ((own_model(), one, given(example=(data(0)[0], data(0, 3)[1]))), r"\[3, 8\] samples"),
-        ((torch.nn.DataParallel(own_model()), one, given()), "wrapped in DataParallel"),
-        ((torch.nn.Linear(8, 8, device="meta"), one, given()), "meta device"),
-        ((own_model(), tmp_path / "missing.json", given()), "missing.json"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            autopar.parallelize(arguments[0], arguments[1], **arguments[2])
-
-    def alone(number: int) -> None:
-        session = autopar.parallelize(own_model(), one, **given())
-        with pytest.raises(InputError, match=r"\[3\] samples .* takes 4"):
-            session.step(*data(0, 3))
-        with pytest.raises(InputError, match=r"the global batch .* takes 4"):
-            session.part(*data(0, 8))
-        session.close()
-        with pytest.raises(InputError, match="session is closed"):
-            session.step(*data(0, 4))
-        with pytest.raises(InputError, match="has 2 ranks, 1 processes were started"):
-            autopar.parallelize(own_model(), two, **given())
-        with pytest.raises(InputError, match="plan is for another model"):
-            autopar.parallelize(torch.nn.Linear(8, 8), one, **given())
-
-    on_ranks(1, alone)
-
-
-def test_different_models_on_different_ranks_are_refused() -> None:
-    plan = helpers.make_plan(models.mlp(), dp=2)
-
-    def rank(number: int) -> None:
-        with pytest.raises(InputError, match="rank 1 built another model than rank 0"):
-            autopar.parallelize(models.Mlp(8, 4 + number, 0.0), plan, **given())
-
-    on_ranks(2, rank)
-
-
-def test_one_rank_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
-        monkeypatch.delenv(key, raising=False)
-    plan = helpers.make_plan(models.mlp(), microbatches=4)
-    with autopar.parallelize(own_model(), plan, **given()) as session:
-        assert (session.rank, session.replica, session.is_last) == (0, 0, True)
-        losses = [session.step(*data(step)) for step in range(STEPS)]
-    assert losses == pytest.approx(plain_loop(own_model(), STEPS), rel=1e-5)
-    assert not dist.is_initialized()
-
-
-def test_a_closed_session_leaves_no_threads_that_forks_would_wait_for() -> None:
-    """A gloo group that only a reference cycle holds would hang the collector of a fork."""
-
-    def rank(number: int) -> None:
-        plan = helpers.make_plan(models.mlp())
-        dist.destroy_process_group()
-        session = autopar.parallelize(own_model(), plan, **given())
-        session.step(*data(0, 2))
-        session.cycle = session  # type: ignore[attr-defined]
-        session.close()
-        del session
-        child = os.fork()
-        if child == 0:
-            gc.collect()
-            os._exit(0)
-        for _ in range(500):
-            if os.waitpid(child, os.WNOHANG)[0]:
-                return
-            time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        raise AssertionError("the fork hangs")
-
-    on_ranks(1, rank)
-
-
 def test_copies_keep_ties_and_take_no_memory() -> None:
     model = models.Knotted()
     empty = copied(model, meta=True)
     assert empty.head.weight is empty.embedding.weight
     assert all(t.is_meta for t in (*empty.parameters(), *empty.buffers()))
     assert not any(t.is_meta for t in model.parameters())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", ["dp2", "pp2"])
-def test_the_documented_script_under_torchrun(shape: str, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "own-loop.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
-    assert found is not None
-    script = tmp_path / "train.py"
-    script.write_text(found[1], encoding="utf-8")
-    assert len(found[1].splitlines()) <= 42
-    task = resolve(f"{script}:task")
-    plan: Plan = helpers.make_plan(task, **PLANS[shape], microbatch_size=4)
-    assert plan.global_batch == 16
-    plan.save(tmp_path / "plan.json")
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    outcome = subprocess.run(
-        [*line, str(script), "plan.json"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert outcome.returncode == 0, outcome.stderr
-    assert "Warning" not in outcome.stderr
-    losses = [float(row.split()[1]) for row in outcome.stdout.splitlines()]
-    names: dict[str, Any] = {"__name__": "train"}
-    exec(found[1], names)
-    torch.manual_seed(1)
-    model = names["model"]()
-    optimizer = names["adam"](model.parameters())
-    scheduler = names["decay"](optimizer)
-    expected = []
-    for step in range(10):
-        inputs, target = names["data"](step)
-        loss = names["loss"](model(inputs), target)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        expected.append(float(loss.detach()))
-    assert losses == pytest.approx(expected, rel=1e-4)
-    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
-    for name, value in model.state_dict().items():
-        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-5)
