@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -180,40 +181,16 @@ def gantt_figure(gantt: Gantt) -> go.Figure:
         uniformtext={"minsize": 9, "mode": "hide"},
     )
     few = sum(len(lane.events) for lane in gantt.lanes) <= MAX_LABELLED
-    for kind, ink in EVENTS.items():
+    for kind in EVENTS:
         picked = [
             (event, lane, y)
             for lane, y in zip(gantt.lanes, positions, strict=True)
             for event in lane.events
             if event.kind == kind
         ]
-        if not picked:
-            continue
-        numbered = few and kind.startswith(("forward", "backward", "recompute"))
-        result.add_bar(
-            x=[(e.end_s - e.start_s) * factor for e, _, _ in picked],
-            base=[e.start_s * factor for e, _, _ in picked],
-            y=[y for _, _, y in picked],
-            width=0.86,
-            orientation="h",
-            name=ink.label,
-            marker={**marker(ink), "opacity": 0.35 if kind == "idle" else 1.0},
-            text=[str(e.microbatch) if e.microbatch >= 0 else "" for e, _, _ in picked]
-            if numbered
-            else None,
-            textposition="inside",
-            insidetextanchor="middle",
-            textangle=0,
-            textfont={"size": 10, "color": "#ffffff" if kind == "forward" else "#111111"},
-            customdata=[
-                [lane.rank, lane.source, _place(e), round((e.end_s - e.start_s) * factor, 4)]
-                for e, lane, _ in picked
-            ],
-            hovertemplate=(
-                f"rank %{{customdata[0]}} %{{customdata[1]}}<br>{ink.label} %{{customdata[2]}}"
-                f"<br>%{{customdata[3]}} {unit} from %{{base:.4g}} {unit}<extra></extra>"
-            ),
-        )
+        if picked:
+            numbered = few and kind.startswith(("forward", "backward", "recompute"))
+            result.add_bar(**_bars(kind, picked, factor, unit, numbered=numbered))
     labels = [_label(lane, both) for lane in gantt.lanes]
     result.update_yaxes(
         tickmode="array",
@@ -224,6 +201,42 @@ def gantt_figure(gantt: Gantt) -> go.Figure:
     )
     result.update_xaxes(range=[0, gantt.duration_s * factor * 1.01])
     return result
+
+
+def _bars(
+    kind: str,
+    picked: list[tuple[Event, Lane, float]],
+    factor: float,
+    unit: str,
+    *,
+    numbered: bool,
+) -> dict[str, Any]:
+    """One trace: the events of a kind, each with its lane and vertical place."""
+    ink = EVENTS[kind]
+    return {
+        "x": [(e.end_s - e.start_s) * factor for e, _, _ in picked],
+        "base": [e.start_s * factor for e, _, _ in picked],
+        "y": [y for _, _, y in picked],
+        "width": 0.86,
+        "orientation": "h",
+        "name": ink.label,
+        "marker": {**marker(ink), "opacity": 0.35 if kind == "idle" else 1.0},
+        "text": [str(e.microbatch) if e.microbatch >= 0 else "" for e, _, _ in picked]
+        if numbered
+        else None,
+        "textposition": "inside",
+        "insidetextanchor": "middle",
+        "textangle": 0,
+        "textfont": {"size": 10, "color": "#ffffff" if kind == "forward" else "#111111"},
+        "customdata": [
+            [lane.rank, lane.source, _place(e), round((e.end_s - e.start_s) * factor, 4)]
+            for e, lane, _ in picked
+        ],
+        "hovertemplate": (
+            f"rank %{{customdata[0]}} %{{customdata[1]}}<br>{ink.label} %{{customdata[2]}}"
+            f"<br>%{{customdata[3]}} {unit} from %{{base:.4g}} {unit}<extra></extra>"
+        ),
+    }
 
 
 def _positions(gantt: Gantt, both: bool) -> list[float]:

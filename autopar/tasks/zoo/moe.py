@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -69,32 +70,56 @@ def moe(  # noqa: PLR0913 (each argument is an option users can set)
     places = min(seq, math.ceil(capacity * top_k * seq / experts))
 
     def model() -> nn.Module:
-        network = hf.build(
-            "MixtralForCausalLM",
-            "MixtralConfig",
-            num_hidden_layers=layers,
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            # The experts of transformers are thrown away: make them as small as can be.
-            intermediate_size=1,
-            num_local_experts=1,
-            num_experts_per_tok=1,
-            vocab_size=vocab,
-            max_position_embeddings=seq,
-            attention_dropout=dropout,
-            sliding_window=None,
+        return _mixtral(
+            lambda: Experts(hidden, ffn, experts, top_k, places),
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            kv_heads=kv_heads,
+            vocab=vocab,
+            seq=seq,
+            dropout=dropout,
         )
-        network.model.rotary_emb = hf.Rotary(hidden // heads, ROPE_THETA)
-        for layer in network.model.layers:
-            layer.mlp = Experts(hidden, ffn, experts, top_k, places)
-        return hf.Logits(network, use_cache=False)
 
     def batch(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         ids = data.sequences(n, seq + 1, 0, vocab, generator)
         return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
     return Task(name="moe", model=model, batch=batch, loss=token_loss, optimizer=adamw)
+
+
+def _mixtral(
+    experts: Callable[[], nn.Module],
+    *,
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    vocab: int,
+    seq: int,
+    dropout: float,
+) -> nn.Module:
+    """The model of ``transformers`` with other experts in every block."""
+    network = hf.build(
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        # The experts of transformers are thrown away: make them as small as can be.
+        intermediate_size=1,
+        num_local_experts=1,
+        num_experts_per_tok=1,
+        vocab_size=vocab,
+        max_position_embeddings=seq,
+        attention_dropout=dropout,
+        sliding_window=None,
+    )
+    network.model.rotary_emb = hf.Rotary(hidden // heads, ROPE_THETA)
+    for layer in network.model.layers:
+        layer.mlp = experts()
+    return hf.Logits(network, use_cache=False)
 
 
 class Experts(nn.Module):

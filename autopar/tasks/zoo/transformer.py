@@ -58,35 +58,49 @@ def transformer(
     require_probability(dropout=dropout)
 
     def model() -> nn.Module:
-        network = hf.build(
-            "BartForConditionalGeneration",
-            "BartConfig",
-            encoder_layers=layers,
-            decoder_layers=layers,
-            d_model=hidden,
-            encoder_attention_heads=heads,
-            decoder_attention_heads=heads,
-            encoder_ffn_dim=ffn,
-            decoder_ffn_dim=ffn,
-            vocab_size=vocab,
-            max_position_embeddings=max(seq, target_length),
+        return _bart(
+            layers=layers,
+            hidden=hidden,
+            heads=heads,
+            ffn=ffn,
+            vocab=vocab,
+            positions=max(seq, target_length),
             dropout=dropout,
-            attention_dropout=dropout,
-            activation_dropout=0.0,
-            # 0.02 at the published width; narrow encoders would hardly be heard otherwise.
-            init_std=0.02 * (768 / hidden) ** 0.5,
-            pad_token_id=0,
-            bos_token_id=START,
-            eos_token_id=START,
-            decoder_start_token_id=START,
-            forced_eos_token_id=None,
         )
-        return EncoderDecoder(network)
 
     def batch(n: int, generator: torch.Generator) -> tuple[object, torch.Tensor]:
         return _reversal_batch(n, seq, target_length, vocab, generator)
 
     return Task(name="transformer", model=model, batch=batch, loss=token_loss, optimizer=adamw)
+
+
+def _bart(
+    *, layers: int, hidden: int, heads: int, ffn: int, vocab: int, positions: int, dropout: float
+) -> nn.Module:
+    network = hf.build(
+        "BartForConditionalGeneration",
+        "BartConfig",
+        encoder_layers=layers,
+        decoder_layers=layers,
+        d_model=hidden,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        encoder_ffn_dim=ffn,
+        decoder_ffn_dim=ffn,
+        vocab_size=vocab,
+        max_position_embeddings=positions,
+        dropout=dropout,
+        attention_dropout=dropout,
+        activation_dropout=0.0,
+        # 0.02 at the published width; narrow encoders would hardly be heard otherwise.
+        init_std=0.02 * (768 / hidden) ** 0.5,
+        pad_token_id=0,
+        bos_token_id=START,
+        eos_token_id=START,
+        decoder_start_token_id=START,
+        forced_eos_token_id=None,
+    )
+    return EncoderDecoder(network)
 
 
 class EncoderDecoder(nn.Module):
