@@ -114,7 +114,7 @@ def _cost(units: list[int], seconds: list[float], weights: int) -> ShardCost:
 
 
 def _passes(task: Task, traced: TracedTask, ranks: int, zero: int, units: int) -> Passes:
-    plan = _plan(task, traced, ranks, zero, units)
+    plan = _plan(traced, ranks, zero, units)
     record = _run(plan, task)
 
     def seconds(kind: str, first: int, stop: int) -> float:
@@ -135,7 +135,7 @@ def _passes(task: Task, traced: TracedTask, ranks: int, zero: int, units: int) -
     )
 
 
-def _plan(task: Task, traced: TracedTask, ranks: int, zero: int, units: int) -> Plan:
+def _plan(traced: TracedTask, ranks: int, zero: int, units: int) -> Plan:
     count = len(traced.nodes)
     legal = sorted(c for c in traced.cuts if 0 < c < count)
     wanted = [count * i / units for i in range(1, units)]

@@ -110,15 +110,6 @@ def load_machine(name: str) -> Machine:
     return load_entry(name).machine
 
 
-def load_device(name: str) -> Device:
-    """The device of a machine, to price a graph without the hardware.
-
-    Raises:
-        InputError: No such machine; the hint names the closest ones.
-    """
-    return load_entry(name).machine.device
-
-
 def _read(name: str) -> dict[str, Any]:
     names = machine_names()
     if name not in names:  # the listing, not the file system, decides: no paths in names

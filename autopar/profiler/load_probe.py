@@ -15,7 +15,6 @@ from autopar.profiler.collective_probe import all_reduce_seconds, share
 
 _MIX_MATRIX = 384
 _MIX_BYTES = 32 * 1024**2
-_MIX_SMALL_OPS = 2000
 _PART_SECONDS = 12e-3
 _BEFORE_SECONDS = 4e-4
 _OVERLAP_BYTES = 4 * 1024**2

@@ -53,12 +53,10 @@ class Prose:
 
     Attributes:
         paragraphs: The texts.
-        preformatted: Keep the spacing of the text.
         opened: Each paragraph opens with what it is about, which is set in bold.
     """
 
     paragraphs: tuple[str, ...]
-    preformatted: bool = False
     opened: bool = False
 
 

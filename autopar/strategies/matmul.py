@@ -143,7 +143,7 @@ class Products:
             k=k,
             batch=_amount(groups, batch, per_sample and not in_rows),
             weight=bool(op.parameters),
-            grouped=self._grouped(op, shape, k),
+            grouped=self._grouped(op, k),
         )
 
     def _linear(self, op: Op, shape: tuple[int, ...]) -> bool:
@@ -155,7 +155,7 @@ class Products:
         k = op.forward_flop.at(self.profile.batch) / (2.0 * math.prod(shape))
         return count < stack * k * shape[-1] or stack == 1
 
-    def _grouped(self, op: Op, shape: tuple[int, ...], k: float) -> bool:
+    def _grouped(self, op: Op, k: float) -> bool:
         if not op.target.startswith(CONVOLUTIONS):
             return False
         channels = [self.shapes[i][1] for i in self.inputs[op.index] if len(self.shapes[i]) > 2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 from autopar.plans import Mesh, Plan, Stage
-from autopar.tasks import Task
 from autopar.trace import TracedTask
 from autopar.validation.duels import SEED, Duel, Size
 
@@ -14,7 +13,7 @@ _NORM = "model.network.transformer.ln_f."
 """Names of the weights of blocks, and of what comes after them."""
 
 
-def make_plan(task: Task, traced: TracedTask, duel: Duel, size: Size) -> Plan:
+def make_plan(traced: TracedTask, duel: Duel, size: Size) -> Plan:
     """Our plan of a duel: stages and units begin where the model's blocks do."""
     mesh = Mesh(**duel.mesh)
     starts, stop = _block_starts(traced), len(traced.nodes)

@@ -70,7 +70,6 @@ def _row(entry: Entry) -> Row:
         fingerprint=entry.fingerprint,
         model=entry.text("model"),
         framework=framework.name,
-        software=entry.text("framework"),
         platform=platform,
         shape=shape,
         devices_per_node=entry.whole("gpus_per_node", platform.devices_per_node),

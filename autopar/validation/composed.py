@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from autopar.cluster import Cluster
-from autopar.core.io import write_text_atomic
 from autopar.core.stats import COUNTED_QUANTILE, median, quantile
 from autopar.cost import price
 from autopar.graph import GraphProfile
@@ -191,11 +190,6 @@ class Campaign:
             return []
         rows = [json.loads(line) for line in self._notes.read_text("utf-8").splitlines()]
         return [row for row in rows if row["kind"] == kind]
-
-    def forget_runs(self) -> None:
-        """Drop what was run, keep profiles and plans."""
-        rows = [*self.notes("profile"), *self.notes("plan")]
-        write_text_atomic(self._notes, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

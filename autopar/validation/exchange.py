@@ -28,8 +28,8 @@ import numpy.typing as npt
 
 from autopar.core.errors import InputError
 from autopar.core.io import read_document, write_document
+from autopar.validation.held_out import FOLDS, fold_of
 from autopar.validation.predictor import Prediction
-from autopar.validation.score import FOLDS, fold_of
 from autopar.validation.table import Entry
 
 Array = npt.NDArray[np.float64]

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from autopar.calibration.memory import MEMORY_SPECS, MemoryConstants
 from autopar.core.units import GIB
+from autopar.validation.held_out import fold_of
 from autopar.validation.memory import peak_memory, predict
 from autopar.validation.memory_facts import HABITS
 from autopar.validation.memory_fit import fit_memory, usable_rows
 from autopar.validation.oom import NOT_MEMORY, unjudged, usable_bytes
 from autopar.validation.rows import Row
-from autopar.validation.score import fold_of
 
 Array = npt.NDArray[np.float64]
 

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.calibration.memory import MemoryConstants
+from autopar.validation.held_out import fold_of
 from autopar.validation.memory import peak_memory
 from autopar.validation.memory_fit import fit_memory
 from autopar.validation.memory_report import calibrate, hold_out, ranged
 from autopar.validation.oom import oom_verdict
 from autopar.validation.rows import Row
-from autopar.validation.score import fold_of
 
 Array = npt.NDArray[np.float64]
 
@@ -25,14 +25,10 @@ class MemoryPrediction:
 
     Attributes:
         value_bytes: Central estimate, as the source counts.
-        low_bytes: Lower end of the range.
-        high_bytes: Upper end.
-        fits: Whether the run fits, by the upper end.
+        fits: Whether the run fits, by the upper end of the range.
     """
 
     value_bytes: Array
-    low_bytes: Array
-    high_bytes: Array
     fits: npt.NDArray[np.bool_]
 
 
@@ -84,11 +80,10 @@ def _joined(
     count: int, parts: Sequence[tuple[list[int], MemoryConstants | None]], rows: Sequence[Row]
 ) -> MemoryPrediction:
     """Predictions of parts of the rows, each by its constants, in the order of the rows."""
-    value, low, high = (np.zeros(count) for _ in range(3))
-    fits = np.zeros(count, bool)
+    value, fits = np.zeros(count), np.zeros(count, bool)
     for inside, constants in parts:
         if inside:
             some = [rows[i] for i in inside]
-            value[inside], low[inside], high[inside] = peak_memory(some, constants)
+            value[inside], _, _ = peak_memory(some, constants)
             fits[inside] = oom_verdict(some, constants)
-    return MemoryPrediction(value_bytes=value, low_bytes=low, high_bytes=high, fits=fits)
+    return MemoryPrediction(value_bytes=value, fits=fits)

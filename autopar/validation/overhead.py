@@ -27,7 +27,7 @@ RANKS = 2
 def fight(duel: Duel, size: Size, *, pairs: int) -> Row:
     """Run a duel on forked ranks."""
     task = resolve(size.target)
-    plan = make_plan(task, trace(task, size.samples, device="meta"), duel, size)
+    plan = make_plan(trace(task, size.samples, device="meta"), duel, size)
 
     def body(_: int) -> tuple[_Sides, float]:
         bench = Bench(task, plan)

@@ -21,7 +21,6 @@ class Row:
         fingerprint: Hash of the configuration.
         model: Name as printed.
         framework: Framework generation, the key of its constants.
-        software: Framework text as printed.
         platform: Device and links.
         shape: Transformer.
         devices: Number of devices.
@@ -66,7 +65,6 @@ class Row:
     fingerprint: str
     model: str
     framework: str
-    software: str
     platform: Platform
     shape: Shape
     devices: int

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -12,12 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.core.stats import kendall_tau
-from autopar.validation.predictor import Prediction, Predictor
+from autopar.validation.predictor import Prediction
 from autopar.validation.rows import Row
 
 Array = npt.NDArray[np.float64]
 
-FOLDS = 10
 LEAST_PLANS = 5
 """Measured plans a group needs to say something about choosing."""
 
@@ -76,30 +74,6 @@ class ChoiceScore:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self)
-
-
-def fold_of(group: str, folds: int = FOLDS) -> int:
-    """Fold of a group, the same on every machine."""
-    return int(hashlib.sha256(group.encode()).hexdigest(), 16) % folds
-
-
-def cross_validate(
-    rows: Sequence[Row], progress: Callable[[int, int], None] | None = None
-) -> Prediction:
-    """Predict every row by a model that saw no row of its group.
-
-    Groups are model, device and count; see :attr:`~autopar.validation.rows.Row.group`.
-    """
-    value, low, high = (np.full(len(rows), np.nan) for _ in range(3))
-    for fold in range(FOLDS):
-        held = [i for i, row in enumerate(rows) if fold_of(row.group) == fold]
-        if held:
-            seen = [row for row in rows if fold_of(row.group) != fold]
-            found = Predictor(seen).predict([rows[i] for i in held])
-            value[held], low[held], high[held] = found.value_s, found.low_s, found.high_s
-        if progress is not None:
-            progress(fold + 1, FOLDS)
-    return Prediction(value_s=value, low_s=low, high_s=high)
 
 
 class Measured(Protocol):

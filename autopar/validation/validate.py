@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,19 @@ import numpy as np
 from autopar.validation import exchange
 from autopar.validation.completion import complete
 from autopar.validation.exchange import ExchangeRow, exchange_row
+from autopar.validation.held_out import Progress, held_out
 from autopar.validation.memory_unseen import predict_memory
 from autopar.validation.oom import unjudged
 from autopar.validation.predictor import Prediction, Predictor
 from autopar.validation.rows import Row, Unpriced
 from autopar.validation.score import (
-    FOLDS,
     ChoiceScore,
     FamilyScore,
     choice_scores,
     family_scores,
-    fold_of,
 )
 from autopar.validation.shipped import seen, shipped_predictor
 from autopar.validation.table import read_entries
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +173,10 @@ def validate(
     if zero_shot:
         found, how = Predictor(()).predict(rows), ["zero-shot"] * len(rows)
     elif fitted is not None:
-        found, how = _held_out(rows, [row for row in fitted if row.measured_s], None, progress)
+        found, how = held_out(rows, [row for row in fitted if row.measured_s], None, progress)
     else:
         known = [row for row in rows if row.measured_s and seen(row)]
-        found, how = _held_out(rows, known, shipped_predictor(), progress)
+        found, how = held_out(rows, known, shipped_predictor(), progress)
     measured = [i for i, row in enumerate(rows) if row.measured_s]
     some = [rows[i] for i in measured]
     part = Prediction(
@@ -239,34 +236,3 @@ def _family_scores(
         [*rows, *(exchanges[i] for i in some)],
         Prediction(value_s=ends[0], low_s=ends[1], high_s=ends[2]),
     )
-
-
-def _held_out(
-    rows: Sequence[Row],
-    known: Sequence[Row],
-    ready: Predictor | None,
-    progress: Progress | None,
-) -> tuple[Prediction, list[str]]:
-    """Rows the fit knows fold by fold, each without its group; the others by the whole fit."""
-    prints = {row.fingerprint for row in known}
-    again = [i for i, row in enumerate(rows) if row.fingerprint in prints]
-    new = [i for i, row in enumerate(rows) if row.fingerprint not in prints]
-    value, low, high = (np.full(len(rows), np.nan) for _ in range(3))
-    how = ["new to the fit"] * len(rows)
-
-    def put(indices: list[int], found: Prediction) -> None:
-        value[indices], low[indices], high[indices] = found.value_s, found.low_s, found.high_s
-
-    if new:
-        predictor = ready if ready is not None else Predictor(known)
-        put(new, predictor.predict([rows[i] for i in new]))
-    for fold in range(FOLDS):
-        held = [i for i in again if fold_of(rows[i].group) == fold]
-        if held:
-            others = [row for row in known if fold_of(row.group) != fold]
-            put(held, Predictor(others).predict([rows[i] for i in held]))
-        if progress is not None and again:
-            progress("cross-validation", fold + 1, FOLDS)
-    for index in again:
-        how[index] = "cross-validated"
-    return Prediction(value_s=value, low_s=low, high_s=high), how

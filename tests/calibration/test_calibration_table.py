@@ -7,7 +7,7 @@ import pytest
 from autopar.calibration import Calibration, Constants
 from autopar.calibration.constants import SPECS
 from autopar.calibration.table import architecture, device_class
-from autopar.cluster.catalog import load_device, machine_names
+from autopar.cluster.catalog import load_machine, machine_names
 from autopar.core.errors import InputError
 
 FACTORS = {
@@ -69,7 +69,7 @@ def test_the_shipped_calibration_knows_its_rows_and_stays_in_reason():
 
 
 def test_every_cuda_device_of_the_catalogue_has_an_architecture():
-    devices = [load_device(name) for name in machine_names()]
+    devices = [load_machine(name).device for name in machine_names()]
     unknown = {
         device.name
         for device in devices

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import autopar.cluster.catalog as catalog_module
-from autopar.cluster.catalog import load_device, load_entry, load_machine, machine_names
+from autopar.cluster.catalog import load_entry, load_machine, machine_names
 from autopar.core.errors import InputError
 
 NAMES = machine_names()
@@ -63,7 +63,7 @@ def test_figures_are_in_the_range_of_real_machines(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_peaks_are_dense_and_rise_as_precision_falls(name):
-    peaks = load_device(name).peak_flop_per_s
+    peaks = load_machine(name).device.peak_flop_per_s
     ladder = [peaks[d] for d in ("float32", "tf32", "bfloat16", "float8") if d in peaks]
     assert ladder == sorted(ladder)
     if "bfloat16" in peaks and "float8" in peaks:  # a sparse figure would make it 4
@@ -72,16 +72,18 @@ def test_peaks_are_dense_and_rise_as_precision_falls(name):
 
 def test_generations_are_in_order():
     half = [
-        load_device(n).peak_flop_per_s["float16"]
+        load_machine(n).device.peak_flop_per_s["float16"]
         for n in ("t4", "v100-32gb", "a100-80gb-sxm", "h100-sxm", "b200-sxm", "gb200")
     ]
     assert half == sorted(half)
     assert half[2] == 312e12
     assert half[3] == pytest.approx(989.4e12)
-    memory = [load_device(n).memory_bytes_per_s for n in ("t4", "v100-32gb", "a100-40gb-sxm")]
-    memory += [load_device(n).memory_bytes_per_s for n in ("a100-80gb-sxm", "h100-sxm")]
+    memory = [
+        load_machine(n).device.memory_bytes_per_s for n in ("t4", "v100-32gb", "a100-40gb-sxm")
+    ]
+    memory += [load_machine(n).device.memory_bytes_per_s for n in ("a100-80gb-sxm", "h100-sxm")]
     assert memory == sorted(memory)
-    assert "bfloat16" not in load_device("v100-32gb").peak_flop_per_s
+    assert "bfloat16" not in load_machine("v100-32gb").device.peak_flop_per_s
 
 
 def test_export_models_differ_from_their_originals_in_the_link_only():
@@ -116,7 +118,7 @@ def test_a_part_of_a_node_has_a_part_of_its_ports():
 )
 def test_hosts_on_sale_are_named_and_repeat_no_device(host, device, devices, gigabit_per_s):
     machine = load_machine(host)
-    assert machine.name == host and machine.device == load_device(device)
+    assert machine.name == host and machine.device == load_machine(device).device
     assert machine.devices_per_node == devices == load_entry(host).max_devices_per_node
     assert machine.inter.bytes_per_s * 8 / 1e9 == pytest.approx(gigabit_per_s)
     assert isinstance(tomllib.loads((FOLDER / f"{host}.toml").read_text())["device"], str)
@@ -127,7 +129,7 @@ def test_unknown_machine_names_the_closest():
         load_machine("a100-80gb")
     assert "a100-80gb-sxm" in (caught.value.hint or "")
     with pytest.raises(InputError):
-        load_device("../cluster/catalog/t4")
+        load_machine("../cluster/catalog/t4")
 
 
 def test_catalogue_needs_no_torch_and_no_pydantic():

@@ -15,9 +15,10 @@ from autopar.validation.columns import columns
 from autopar.validation.completion import complete
 from autopar.validation.fit import fit, log_times
 from autopar.validation.formula import step_seconds
+from autopar.validation.held_out import held_out as predict_held_out
 from autopar.validation.predictor import Predictor
 from autopar.validation.rows import Row
-from autopar.validation.score import choice_scores, cross_validate, family_scores
+from autopar.validation.score import choice_scores, family_scores
 from autopar.validation.table import read_entries
 
 FILE = Path(__file__).with_name("time_rows.csv")
@@ -32,7 +33,7 @@ def rows() -> list[Row]:
 
 @pytest.fixture(scope="module")
 def held_out(rows):
-    return cross_validate(rows)
+    return predict_held_out(rows, rows)[0]
 
 
 def seconds(row: Row) -> float:

@@ -151,7 +151,7 @@ class _Walk:
                 step = self._step(index, site)
             except FinerSectionsError as error:
                 step = None
-                if not self._refine(site, error, mine):
+                if not self._refine(site, error):
                     self._conflict(node, mine, f"{site.name} needs {error}")
             except UndividableError as error:
                 step = None
@@ -168,7 +168,7 @@ class _Walk:
             self.conflicts.setdefault(column, f"{node.name}: {why}")
         self.bad_embeddings |= {self.traced.index[node]} & self.embeddings
 
-    def _refine(self, site: Site, error: FinerSectionsError, origins: frozenset[int]) -> bool:
+    def _refine(self, site: Site, error: FinerSectionsError) -> bool:
         """Ask the columns of an operand for more sections; false if that was tried before."""
         operand = error.operand
         if not isinstance(operand, Node):

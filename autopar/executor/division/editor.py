@@ -15,8 +15,6 @@ from torch.fx.node import map_arg
 from autopar.executor.holding import Cut
 from autopar.trace import TracedTask, retrace
 
-Emit = Callable[["Editor", Node, tuple[Any, ...], dict[str, Any]], Node | None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Divided:
