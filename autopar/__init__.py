@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autopar.api import (
         bench,
         choose_machines,
+        export,
         measure_cluster,
         parallelize,
         plan,
@@ -41,6 +42,7 @@ _HOMES = {
     "Task": "autopar.tasks",
     "bench": "autopar.api",
     "choose_machines": "autopar.api",
+    "export": "autopar.api",
     "measure_cluster": "autopar.api",
     "parallelize": "autopar.api",
     "plan": "autopar.api",
@@ -61,6 +63,7 @@ __all__ = [
     "__version__",
     "bench",
     "choose_machines",
+    "export",
     "measure_cluster",
     "parallelize",
     "plan",

@@ -2,6 +2,7 @@
 
 from autopar.api.benchmark import bench
 from autopar.api.clusters import measure_cluster, resolve_cluster
+from autopar.api.exporting import export
 from autopar.api.machines import choose_machines
 from autopar.api.own_loop import parallelize
 from autopar.api.planning import plan
@@ -12,6 +13,7 @@ from autopar.api.running import run
 __all__ = [
     "bench",
     "choose_machines",
+    "export",
     "measure_cluster",
     "parallelize",
     "plan",

@@ -38,13 +38,17 @@ def load_plan(path: Path | str, *, pick: int = 0) -> tuple[Plan, SearchResult | 
             hint="make one with `autopar plan TARGET --out FILE`",
         )
     result = SearchResult.from_dict(data, str(path))
+    return _picked(result, pick, str(path)), result
+
+
+def _picked(result: SearchResult, pick: int, origin: str) -> Plan:
     if not 0 <= pick < len(result.top):
         raise InputError(
-            f"{path} has {len(result.top)} plans, there is no number {pick}",
+            f"{origin} has {len(result.top)} plans, there is no number {pick}",
             hint=f"use --pick 0 to {len(result.top) - 1}",
         )
     chosen = result.top[pick]
-    return chosen.plan.with_predicted(chosen.price.to_dict()), result
+    return chosen.plan.with_predicted(chosen.price.to_dict())
 
 
 def run(
@@ -104,18 +108,18 @@ def run(
 
 
 def as_plan(
-    plan: Plan | SearchResult | Path | str,
+    plan: Plan | SearchResult | Path | str, *, pick: int = 0
 ) -> tuple[Plan, SearchResult | None]:
-    """A plan, and the search it came from if known, from a value or a file.
+    """A plan (of a search the ``pick``-th), and its search if known, from a value or a file.
 
     Raises:
-        InputError: The file holds neither.
+        InputError: The file holds neither, or the search has no such plan.
     """
     if isinstance(plan, Plan):
         return plan, None
     if isinstance(plan, SearchResult):
-        return plan.best.plan.with_predicted(plan.best.price.to_dict()), plan
-    return load_plan(plan)
+        return _picked(plan, pick, "the search result"), plan
+    return load_plan(plan, pick=pick)
 
 
 def _add_companions(folder: Path, plan: Plan, search: SearchResult | None) -> None:

@@ -23,15 +23,16 @@ class Kind(StrEnum):
     SCHEDULES = "schedules"
     STRATEGIES = "strategies"
     SYNC = "sync"
+    EXPORTS = "exports"
 
 
 def command(
     kind: Annotated[
-        Kind | None, typer.Argument(help="machines, zoo, schedules, strategies or sync.")
+        Kind | None, typer.Argument(help="machines, zoo, schedules, strategies, sync or exports.")
     ] = None,
     json_output: Json = False,
 ) -> None:
-    """List what other commands accept: machines, zoo models, schedules, strategies, sync modes.
+    """List what other commands accept: machines, models, schedules, sync modes, export targets.
 
     Example: `autopar catalog machines`.
     """
@@ -140,10 +141,24 @@ def _sync() -> list[dict[str, Any]]:
     return rows
 
 
+def _exports() -> list[dict[str, Any]]:
+    from autopar.exporters import EXPORTS
+
+    return [
+        {
+            "name": name,
+            "summary": EXPORTS.summary(name),
+            "written_for": EXPORTS.load(name).written_for,
+        }
+        for name in EXPORTS
+    ]
+
+
 _LISTS = {
     Kind.MACHINES: _machines,
     Kind.ZOO: _zoo,
     Kind.SCHEDULES: _schedules,
     Kind.STRATEGIES: _strategies,
     Kind.SYNC: _sync,
+    Kind.EXPORTS: _exports,
 }

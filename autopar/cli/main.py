@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autopar.cli import bench, catalog, doctor, plan, profile, report, run
+from autopar.cli import bench, catalog, doctor, export, plan, profile, report, run
 from autopar.cli.session import report_error
 from autopar.core.errors import AutoparError, InputError
 from autopar.core.version import __version__
@@ -31,6 +31,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "run": run.command,
     "bench": bench.command,
     "report": report.command,
+    "export": export.command,
     "catalog": catalog.command,
     "doctor": doctor.command,
 }
@@ -56,7 +57,7 @@ def _root(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    """Benchmark and plan distributed PyTorch training: profile, plan, run, report.
+    """Benchmark and plan distributed PyTorch training: profile, plan, run, report, export.
 
     An option comes from its flag, else AUTOPAR_<VERB>_<OPTION>, else the --config file, else the
     tool.autopar table of ./pyproject.toml, else its default.
