@@ -111,6 +111,13 @@ CASES: list[tuple[str, int, str]] = [
     ("bench zoo:mlp --cluster 1x2:t4", 6, "not this host"),
     ("run cluster.json", 6, "1024 ranks"),
     ("run zero_hope.json --tolerance 0.1", 2, "no prediction"),
+    ("export missing.json --to csv", 2, "no such file"),
+    ("export other.json --to csv", 2, "something.else"),
+    ("export foreign.json --to torchtitam", 2, "torchtitam"),
+    ("export foreign.json", 2, "--to"),
+    ("export foreign.json --to perfetto", 2, "no prediction"),
+    ("export cluster.json --to slurm --nnodes 3", 2, "3 hosts"),
+    ("export foreign.json --to csv --out .", 2, "cannot write"),
     ("profile os:system?command=true --no-measure", 2, "os:system"),
 ]
 

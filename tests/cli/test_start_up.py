@@ -17,7 +17,10 @@ sys.exit(code)
 """
 
 
-@pytest.mark.parametrize("line", ["--help", "plan --help", "catalog", "catalog machines --json"])
+@pytest.mark.parametrize(
+    "line",
+    ["--help", "plan --help", "export --help", "catalog", "catalog machines --json"],
+)
 def test_no_heavy_import(line: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROBE, *line.split()], capture_output=True, text=True, check=True
@@ -26,7 +29,7 @@ def test_no_heavy_import(line: str) -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    for verb in ("profile", "plan", "run", "bench", "report", "catalog"):
+    for verb in ("profile", "plan", "run", "bench", "report", "export", "catalog"):
         done = subprocess.run(
             [sys.executable, "-m", "autopar", verb, "--help"],
             capture_output=True,

@@ -73,6 +73,8 @@ def _machines(subject: Subject, notes: Notes) -> _Config:
     nodes = hosts.nodes if plan.mesh.pp == 1 else max(1, processes // hosts.ranks_per_node)
     nodes = nodes if processes % nodes == 0 else 1
     notes.keep("cluster", "num_machines")
+    if plan.mesh.pp > 1:
+        notes.lose("cluster", f"without the pipeline, {nodes} of {hosts.nodes} hosts are left")
     for key, reason in hosts.doubts:
         notes.lose(key, reason)
     rows: _Config = {

@@ -116,20 +116,20 @@ def _pipeline(plan: Plan, notes: Notes) -> _Words:
     else:
         nearest = "1F1B" if plan.chunks == 1 else "interleaved 1F1B"
         notes.lose("schedule", f"Megatron-LM runs {nearest}, not '{plan.schedule}'")
+    virtual = ["--num-virtual-stages-per-pipeline-rank", str(plan.chunks)]
     if any(stage.pp != number % plan.mesh.pp for number, stage in enumerate(plan.stages)):
         notes.lose(
             "stages",
-            "stages lie in a V over the ranks, Megatron-LM deals them out in loops: not written",
+            "stages lie in a V over the ranks, Megatron-LM deals equal ones out in loops",
         )
-        return []
+        return virtual
     layers = layers_of(plan)
     if layers is None:
         notes.lose(
             "stages",
             "not cut between the layers of one stack: Megatron-LM divides its layers evenly",
         )
-        words = ["--num-virtual-stages-per-pipeline-rank", str(plan.chunks)]
-        return words if plan.chunks > 1 else []
+        return virtual if plan.chunks > 1 else []
     if not layers.exact:
         notes.lose("stages", layers.why_inexact())
     if layers.even and plan.chunks == 1:
