@@ -159,6 +159,17 @@ def test_replicas_beside_other_axes_become_shards_and_say_so() -> None:
     assert "FSDP2" in lost["mesh.dp_replicate"]
 
 
+def test_accelerate_on_cpu_hosts() -> None:
+    """As accelerate 1.14.0 was seen to do with two ranks on a CPU host."""
+    one = (Stage(first_op=0, stop_op=20, pp=0),)
+    body = {"stages": one, "schedule": "none", "threads": 1, "cluster": "local:2"}
+    settings, lost = read(example(mesh=Mesh(dp_replicate=2), **body), "accelerate")
+    assert settings["distributed_type"] == "MULTI_GPU" and settings["use_cpu"] is True
+    assert "Accelerator(cpu=True)" in lost["cluster"]
+    settings, lost = read(example(mesh=Mesh(dp_shard=2), zero=3, **body), "accelerate")
+    assert settings["distributed_type"] == "FSDP" and "refuses" in lost["cluster"]
+
+
 def test_sequence_parallel_that_torchtitan_adds_is_told() -> None:
     assert "sequence" in read(example(), "torchtitan")[1]["sequence_parallel"]
     assert "sequence_parallel" not in read(example(sequence_parallel=True), "torchtitan")[1]

@@ -15,6 +15,10 @@ from autopar.plans import Plan
 
 _Config = dict[str, Any]
 _PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16", "float8": "fp8"}
+_ON_CPU = {
+    True: "accelerate shards on accelerators only and refuses this file on CPU hosts",
+    False: "on CPU hosts the script says Accelerator(cpu=True), or each process trains alone",
+}
 
 
 class Accelerate(AbstractExport):
@@ -36,6 +40,8 @@ class Accelerate(AbstractExport):
             **_machines(subject, notes),
             "mixed_precision": _precision(plan, notes),
         }
+        if not subject.hosts.accelerators and _processes(plan) > 1:
+            notes.change("cluster", _ON_CPU[sharded])
         if sharded:
             config["fsdp_config"] = _fsdp(plan, notes)
             config["parallelism_config"] = _sizes(plan, notes)
@@ -54,11 +60,10 @@ def _sharded(plan: Plan) -> bool:
 
 
 def _kind(subject: Subject, *, sharded: bool) -> str:
+    """The launcher's kind; MULTI_GPU also starts CPU ranks, MULTI_CPU only under mpirun."""
     if sharded:
         return "FSDP"
-    if _processes(subject.plan) == 1:
-        return "NO"
-    return "MULTI_GPU" if subject.hosts.accelerators else "MULTI_CPU"
+    return "NO" if _processes(subject.plan) == 1 else "MULTI_GPU"
 
 
 def _processes(plan: Plan) -> int:
