@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from autopar.core.errors import AutoparError
 from autopar.executor import RunOptions, run_plan
@@ -147,8 +148,15 @@ class Model:
             microbatches=case.microbatches,
             microbatch_size=self.samples,
             threads=1,
-            **case.changes,
+            **self._changes(case),
         )
+
+    def _changes(self, case: Case) -> dict[str, Any]:
+        """Fields of the plan; shares are those of :data:`SAMPLES` samples per replica."""
+        shares = case.changes.get("batch_shares")
+        if shares is None:
+            return case.changes
+        return case.changes | {"batch_shares": tuple(s * self.samples // SAMPLES for s in shares)}
 
     def _edges(self, parts: int) -> list[int]:
         total = len(self.traced.nodes)
