@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import signal
 import sys
@@ -17,11 +19,14 @@ from autopar.executor.failures import diagnose
 from autopar.executor.launch import require_fork, threads_per_rank
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import ProgressView
-from autopar.executor.server.roles import ServerLink
+from autopar.executor.server.roles import ServerLink, server_sync
+from autopar.executor.synchronising.registry import SYNCHRONISERS
 from autopar.executor.worker import Seat, mesh_rank, run_rank, work
 from autopar.plans import Plan
+from autopar.sync import parse_sync
 from autopar.tasks import Task
 
+_PATHS = ("module_path", "one_stage", "graph_path")
 _POLL_S = 0.01
 _GRACE_S = 5.0
 
@@ -47,6 +52,7 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressVi
             "CUDA is in use in this process, which then cannot be forked",
             hint="give the task a target and use launcher 'torchrun'",
         )
+    _import_ahead(plan)
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
@@ -67,10 +73,20 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressVi
         raise diagnose(options.out, plan.world_size, exits)
 
 
+def _import_ahead(plan: Plan) -> None:
+    """Import once what every rank would import for itself."""
+    for name in _PATHS:
+        importlib.import_module(f"autopar.executor.{name}")
+    SYNCHRONISERS.load(parse_sync(plan.sync).mode.name)
+    if server_sync(plan) is not None:
+        importlib.import_module("autopar.executor.server.synchroniser")
+
+
 def _child(
     plan: Plan, task: Task, options: RunOptions, store: Path, process: int, token: bytes
 ) -> None:
     """The life of a forked rank; never returns."""
+    gc.freeze()  # what the launcher holds is not this rank's to collect, nor to copy
     rank = mesh_rank(plan, process)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends us
     status = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import tempfile
@@ -43,6 +44,7 @@ def _child(rank: int, count: int, function: Callable[[int], T], place: Path) -> 
     pid = os.fork()
     if pid:
         return pid
+    gc.freeze()  # what the parent holds is not this rank's to collect, nor to copy
     torch.set_num_threads(1)
     try:
         store = FileStore(str(place / "store"), count)
