@@ -44,17 +44,24 @@ def all_to_all(size_bytes: float, ranks: int, overlap: Overlap = "none") -> Mess
     )
 
 
+PUSH_FRAME_BYTES = 108
+"""Of a push beside its tensors: 20 bytes of prefix and a JSON header (step, encoding, shape)."""
+PULL_FRAME_BYTES = 46
+"""Of the question for weights."""
+
+
 def push(encoded_bytes: float, ranks: int, servers: int, overlap: Overlap) -> Message:
     """Each rank sends ``1/S`` of its payload to each server; servers are ranks too.
 
     Counted on a rank with a server, which push and pull together load most: it sends ``(S-1)/S``
     of its payload and receives ``(n-1)/S`` of one. That sets the time: of an all-to-all in which
     a rank gets as much. A rank without a server sends its whole payload and receives nothing.
+    Shards end between rows of parameters, so a rank may send a row more or less.
     """
     return Message(
         kind="all_to_all",
         size_bytes=encoded_bytes * ranks / servers,
-        sent_bytes=(servers - 1) / servers * encoded_bytes,
+        sent_bytes=(servers - 1) * (encoded_bytes / servers + PUSH_FRAME_BYTES),
         received_bytes=(ranks - 1) / servers * encoded_bytes,
         overlap=overlap,
     )
@@ -63,7 +70,11 @@ def push(encoded_bytes: float, ranks: int, servers: int, overlap: Overlap) -> Me
 def pull(size_bytes: float, ranks: int, servers: int, overlap: Overlap) -> Message:
     """The way back of :func:`push`: each server sends its shard to each other rank."""
     there = push(size_bytes, ranks, servers, overlap)
-    return replace(there, sent_bytes=there.received_bytes, received_bytes=there.sent_bytes)
+    return replace(
+        there,
+        sent_bytes=there.received_bytes + (servers - 1) * PULL_FRAME_BYTES,
+        received_bytes=(servers - 1) / servers * size_bytes,
+    )
 
 
 def periodic(messages: Iterable[Message], per_step: float) -> tuple[Message, ...]:

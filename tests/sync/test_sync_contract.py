@@ -18,6 +18,7 @@ from autopar.sync import (
     SyncGroup,
     canonical_sync,
     parse_sync,
+    traffic,
 )
 
 PAIRS = [f"{mode}+{compression}" for mode in SYNC_MODES for compression in COMPRESSIONS]
@@ -101,15 +102,19 @@ def test_the_multiplier_is_that_of_the_mode_times_that_of_the_compression():
     assert both.high == pytest.approx(mode.high * alone.high)
 
 
+FRAMES = traffic.PUSH_FRAME_BYTES + traffic.PULL_FRAME_BYTES
+"""What a push and a pull add to their tensors, per server beside another rank."""
+
+
 @pytest.mark.parametrize(
     ("text", "ranks", "nodes", "sent"),
     [
         ("all_reduce", 4, 1, 12 * MB),  # 2 * 3/4 * 8 MB
         ("all_reduce", 2, 1, 8 * MB),
-        ("ps_sync", 4, 1, 12 * MB),  # push 3/4, pull 3/4
-        ("ps_sync:2", 4, 1, 4 * MB + 12 * MB),  # half to the other server; 3/2 of the weights back
-        ("ps_stale:4", 4, 1, 12 * MB),
-        ("ps_async", 2, 1, 8 * MB),
+        ("ps_sync", 4, 1, 12 * MB + 3 * FRAMES),  # push 3/4, pull 3/4
+        ("ps_sync:2", 4, 1, 4 * MB + 12 * MB + FRAMES),  # half to the other; 3/2 of weights back
+        ("ps_stale:4", 4, 1, 12 * MB + 3 * FRAMES),
+        ("ps_async", 2, 1, 8 * MB + FRAMES),
         ("local_sgd:8", 4, 1, 1.5 * MB),
         ("diloco:100", 4, 1, 0.12 * MB),
         ("post_local_sgd:8:0.5", 4, 1, 0.5 * 12 * MB + 0.5 * 1.5 * MB),
@@ -119,7 +124,7 @@ def test_the_multiplier_is_that_of_the_mode_times_that_of_the_compression():
         ("all_reduce+int8", 4, 1, 1.5 * (2 * MB + 4 * 7813)),  # 2 M elements, 7812.5 blocks
         ("all_reduce+powersgd:2", 2, 1, 2 * 4 * 2 * (1024 + 976)),  # 2**20 and 951424 elements
         ("all_reduce+topk:0.01", 4, 1, 3 * 8 * 20_000),
-        ("ps_sync+topk:0.01", 4, 1, 0.75 * (8 * 20_000 + 8 * MB)),
+        ("ps_sync+topk:0.01", 4, 1, 0.75 * (8 * 20_000 + 8 * MB) + 3 * FRAMES),
     ],
 )
 def test_bytes_by_hand(text: str, ranks: int, nodes: int, sent: float):
@@ -136,7 +141,8 @@ def test_bytes_of_all_ranks_do_not_depend_on_the_number_of_servers():
         pushed = workers_only * size + servers * (servers - 1) / servers * size
         assert pushed == pytest.approx((n - 1) * size)
         assert push.received_bytes * servers == pytest.approx((n - 1) * size)
-        assert pull.sent_bytes * servers == pytest.approx((n - 1) * size)
+        asked = (servers - 1) * traffic.PULL_FRAME_BYTES
+        assert (pull.sent_bytes - asked) * servers == pytest.approx((n - 1) * size)
         # the all-to-all that stands for the exchange moves what the busiest server moves
         assert push.size_bytes * (n - 1) / n == pytest.approx(push.received_bytes)
 

@@ -108,7 +108,7 @@ def share_out(
 
 
 def _edge(entries: Sequence[Entry], wanted: float, by_parameter: bool) -> int:
-    """The allowed place at or after ``wanted`` (nearest to it with ``by_parameter``)."""
+    """The allowed place nearest to ``wanted``."""
     start = 0
     for entry in entries:
         stop = start + entry.numel
@@ -117,7 +117,7 @@ def _edge(entries: Sequence[Entry], wanted: float, by_parameter: bool) -> int:
         if wanted < stop:
             if by_parameter:
                 return start if wanted - start < stop - wanted else stop
-            return min(start + math.ceil((wanted - start) / entry.row) * entry.row, stop)
+            return min(start + round((wanted - start) / entry.row) * entry.row, stop)
         start = stop
     return start
 
