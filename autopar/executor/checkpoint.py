@@ -35,6 +35,8 @@ from autopar.core.errors import InputError
 from autopar.core.io import read_document, write_document, write_text_atomic
 from autopar.executor.checkpoint_parts import joined, own_part, whole_shape
 from autopar.executor.checkpoint_reader import LATEST, NOTES, SafeReader, find_checkpoint
+from autopar.executor.gradients import local
+from autopar.executor.host_optimizer import like_parameter
 from autopar.executor.learning_rate import learning_rates, replay
 from autopar.executor.lowering import Context, Lowering
 from autopar.executor.options import RunOptions
@@ -150,14 +152,21 @@ class Checkpoints:
             f"model.{name}": joined(lowering, name, tensor) for name, tensor in weights.items()
         }
         values: dict[str, Any] = {}
-        if lowering.optimizer is not None:
-            for name, parameter in lowering.parameters.items():
-                for key, value in lowering.optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        tensors[f"optimizer.{name}.{key}"] = joined(lowering, name, value)
-                    else:
-                        values[f"optimizer.{name}.{key}"] = value
+        states = lowering.states
+        for name, parameter in lowering.parameters.items():
+            for key, value in states.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"optimizer.{name}.{key}"] = self._joined(name, value)
+                else:
+                    values[f"optimizer.{name}.{key}"] = value
         return tensors, values
+
+    def _joined(self, name: str, state: torch.Tensor) -> torch.Tensor:
+        """State as it is saved; parts meet on the device, whose group they travel in."""
+        if not self._lowering.cuts.get(name):
+            return joined(self._lowering, name, state)
+        there = state.to(self._context.device)
+        return joined(self._lowering, name, there).to(state.device)
 
     def resume(self) -> int:
         """Load what the options name; returns the number of steps done before (0 if none).
@@ -176,6 +185,7 @@ class Checkpoints:
         own = self._own_targets(folder, stored, notes)
         load({**target, **own}, storage_reader=reader, process_group=self._context.groups.control)
         self._take_parts(target)
+        self._lowering.weights_written()
         self._fill_optimizer(target, notes["optimizer_values"])
         if own:
             prefix = f"{_SYNC}{self._context.groups.rank}."
@@ -241,11 +251,17 @@ class Checkpoints:
             key: torch.empty(
                 found.size,
                 dtype=found.properties.dtype,
-                device="cpu" if key.rpartition(".")[2] in _COUNTERS else self._context.device,
+                device=self._own_device(key),
             )
             for key, found in stored.items()
             if key.startswith(prefix)
         }
+
+    def _own_device(self, key: str) -> torch.device:
+        """Where a tensor that the sync mode kept belongs."""
+        if key.rpartition(".")[2] in _COUNTERS:
+            return torch.device("cpu")
+        return self._lowering.state_device if ".optimizer." in key else self._context.device
 
     def _targets(self, folder: Path, stored: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Tensors to load into: own weights in place, empty ones for the optimizer's state."""
@@ -259,17 +275,21 @@ class Checkpoints:
                     f"{folder} has no '{name}' of shape {list(shape)}",
                     hint="resume from a checkpoint of the same model",
                 )
-            target[f"model.{name}"] = _empty_whole(found, tensor) if cuts else tensor.detach()
+            target[f"model.{name}"] = _empty_whole(found, tensor.device) if cuts else tensor.detach()
         for name, parameter in lowering.parameters.items():
             prefix = f"optimizer.{name}."
             for key, found in stored.items():
                 if not key.startswith(prefix) or "." in key[len(prefix) :]:
                     continue
                 if lowering.cuts.get(name) and len(found.size):
-                    target[key] = _empty_whole(found, parameter)
+                    target[key] = _empty_whole(found, lowering.state_device)
                 else:
                     target[key] = _empty_state(
-                        key[len(prefix) :], found.size, found.properties.dtype, parameter
+                        key[len(prefix) :],
+                        found.size,
+                        found.properties.dtype,
+                        parameter,
+                        lowering.state_device,
                     )
         return target
 
@@ -284,14 +304,14 @@ class Checkpoints:
             for key, value in target.items():
                 own = key.startswith(prefix) and "." not in key[len(prefix) :]
                 if own and value.dim():
-                    target[key] = own_part(lowering, name, value, tensor)
+                    part = own_part(lowering, name, value, tensor)
+                    target[key] = part.to(lowering.state_device)
 
     def _fill_optimizer(self, target: dict[str, torch.Tensor], values: dict[str, Any]) -> None:
-        optimizer = self._lowering.optimizer
-        if optimizer is None:
+        if self._lowering.optimizer is None:
             return
-        known = {**target, **values}
-        optimizer.state.clear()
+        known, states = {**target, **values}, self._lowering.states
+        states.clear()
         for name, parameter in self._lowering.parameters.items():
             prefix = f"optimizer.{name}."
             state = {
@@ -300,20 +320,24 @@ class Checkpoints:
                 if key.startswith(prefix) and "." not in key[len(prefix) :]
             }
             if state:
-                optimizer.state[parameter] = state
+                states[parameter] = state
 
 
 _COUNTERS = ("step", "mu_product", "eta", "mu")
 """Scalars that torch's optimizers keep in host memory beside a parameter's own state."""
 
 
-def _empty_whole(found: TensorStorageMetadata, like: torch.Tensor) -> torch.Tensor:
+def _empty_whole(found: TensorStorageMetadata, place: torch.device) -> torch.Tensor:
     """Memory for a whole tensor of which a part will stay."""
-    return torch.empty(found.size, dtype=found.properties.dtype, device=like.device)
+    return torch.empty(found.size, dtype=found.properties.dtype, device=place)
 
 
 def _empty_state(
-    key: str, size: torch.Size, dtype: torch.dtype, parameter: torch.Tensor
+    key: str,
+    size: torch.Size,
+    dtype: torch.dtype,
+    parameter: torch.Tensor,
+    place: torch.device,
 ) -> torch.Tensor:
     """Memory for optimizer state, shared out like its parameter where they have one shape.
 
@@ -323,10 +347,11 @@ def _empty_state(
     if len(size) == 0 and key in _COUNTERS:
         return torch.empty(size, dtype=dtype, device="cpu")
     if not isinstance(parameter, DTensor):
-        place = torch.device("cpu") if len(size) == 0 else parameter.device
+        place = torch.device("cpu") if len(size) == 0 else place
         return torch.empty(size, dtype=dtype, device=place)
     if size == parameter.shape:
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        mine = torch.empty_like(local(parameter.detach()), dtype=dtype, device=place)
+        return like_parameter(parameter, mine)
     mesh = parameter.device_mesh
     plain = torch.empty(size, dtype=dtype, device=parameter.device)
     return DTensor.from_local(plain, mesh, [Replicate()] * mesh.ndim, run_check=False)

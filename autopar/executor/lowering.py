@@ -22,11 +22,12 @@ from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.division.keeping import sum_partial
 from autopar.executor.dropout import DropoutOff
 from autopar.executor.holding import Cut
+from autopar.executor.host_optimizer import HostCopies, States
 from autopar.executor.learning_rate import make_scheduler
 from autopar.executor.loss_scale import LossScale
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.precision import PRECISIONS, Precision
-from autopar.executor.supported import check_supported
+from autopar.executor.supported import check_device, check_supported
 from autopar.executor.synchronising.registry import make_synchroniser
 from autopar.executor.traffic import Traffic
 from autopar.executor.weighing import loss_weights
@@ -112,6 +113,7 @@ class Lowering(abc.ABC):
         self.synchroniser = make_synchroniser(context)
         self.servers: ServerSynchroniser | None = None
         self.scale = LossScale() if context.precision.scales_loss else None
+        self._host: HostCopies | None = None
 
     @property
     def independent(self) -> bool:
@@ -170,11 +172,32 @@ class Lowering(abc.ABC):
     def reset_optimizer(self) -> None:
         """A fresh optimizer and learning-rate scheduler; nothing is synchronised so far."""
         parameters = list(self.parameters.values())
-        self.optimizer = self.context.task.optimizer(parameters) if parameters else None
+        if self.context.plan.offload and parameters:
+            self._host = self._host or HostCopies(parameters)
+            self.optimizer = self._host.make(self.context.task.optimizer)
+        else:
+            self.optimizer = self.context.task.optimizer(parameters) if parameters else None
         self.scheduler = make_scheduler(self.context.task, self.optimizer)
         if self.scale is not None:
             self.scale = LossScale()
         self.synchroniser.attach(self)
+
+    @property
+    def states(self) -> States:
+        """State of the optimizer by parameter, wherever it lives; empty without one."""
+        if self.optimizer is None:
+            return {}
+        return self.optimizer.state if self._host is None else self._host.states(self.optimizer)
+
+    @property
+    def state_device(self) -> torch.device:
+        """Where tensors of optimizer state live."""
+        return self.context.device if self._host is None else self._host.host
+
+    def weights_written(self) -> None:
+        """Weights are others than the optimizer's last step made: a host copy must follow."""
+        if self._host is not None:
+            self._host.forget()
 
     @torch.no_grad()
     def whole(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -252,6 +275,7 @@ def lower(context: Context) -> Lowering:
         InputError: The plan asks for something the executor does not run.
     """
     check_supported(context.plan)
+    check_device(context.plan, context.device.type)
     context.precision.prepare(context.device)
     if context.link is not None and context.task.scheduler is not None:
         raise InputError(

@@ -14,6 +14,25 @@ from autopar.sync import SyncGroup, parse_sync
 AXES = ("dp_replicate", "dp_shard", "pp", "cp", "tp", "ep")
 
 
+HOST_STATE_DEVICES = ("cuda",)
+"""Types of device that compute beside a host with memory of its own."""
+
+
+def check_device(plan: Plan, device_type: str) -> None:
+    """Refuse a plan that the ranks' devices cannot run.
+
+    Raises:
+        InputError: Optimizer state shall leave a device whose memory is the host's.
+    """
+    if plan.offload and device_type not in HOST_STATE_DEVICES:
+        raise InputError(
+            f"plan {plan.name} keeps optimizer state in host memory, this rank computes on "
+            f"{device_type}: there is no other memory to move it from",
+            hint="run it on CUDA devices, set offload to false in the plan, or plan again with "
+            "--fix offload=off",
+        )
+
+
 def check_supported(plan: Plan) -> None:
     """Refuse a plan that cannot be run.
 
@@ -32,10 +51,10 @@ def _refusals(plan: Plan) -> Iterator[tuple[str, str]]:
     for axis, degree in plan.mesh.to_dict().items():
         if degree > 1 and axis not in AXES:
             yield f"{axis}={degree}", again
-    if plan.offload:
+    if plan.offload and server_sync(plan) is not None:
         yield (
-            "optimizer state in host memory, whose copies to and from a device nothing checks yet",
-            f"{again}, or set offload to false in the plan",
+            f"optimizer state in host memory with sync mode '{plan.sync}', whose servers hold it",
+            "set offload to false in the plan",
         )
     if plan.batch_shares and plan.mesh.ep > 1:
         yield f"batch_shares with ep={plan.mesh.ep}", "remove batch_shares, or use ep 1"

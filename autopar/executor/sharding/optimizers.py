@@ -28,13 +28,18 @@ _ELEMENTWISE = frozenset(
 _READS = frozenset({"item", "tolist", "__bool__", "__float__", "__int__"})
 
 
+def is_elementwise(optimizer: torch.optim.Optimizer) -> bool:
+    """True when it is known to compute each element from that element's own past."""
+    return type(optimizer) in _ELEMENTWISE
+
+
 def fit_to_shards(optimizer: torch.optim.Optimizer) -> str | None:
     """Make an optimizer's step right for DTensor parameters, whatever it computes.
 
     Returns:
         A warning when the step communicates, else ``None``.
     """
-    if type(optimizer) in _ELEMENTWISE:
+    if is_elementwise(optimizer):
         return None
     mode = SumBeforeUse()
 

@@ -64,6 +64,7 @@ class Averager:
 
     def __init__(self, reducer: Reducer, lowering: Lowering, *, gradients: bool) -> None:
         self.reducer = reducer
+        self._device = lowering.context.device
         self._bucket_bytes = lowering.context.plan.bucket_bytes
         terms = {name for names in lowering.partial.values() for name in names}
         parts = frozenset(lowering.cuts) | (terms if gradients else frozenset())
@@ -82,10 +83,12 @@ class Averager:
         def land() -> None:
             future, layout = flights.popleft()
             for name, piece in layout.split(future.wait()).items():
-                result[name] = piece.view(tensors[name].shape).to(tensors[name].dtype)
+                like = tensors[name]
+                result[name] = piece.view(like.shape).to(like.device, like.dtype)
 
         for names in self._batches(tensors):
             flat = torch.cat([tensors[name].detach().reshape(-1) for name in names])
+            flat = flat.to(self._device)  # optimizer state may live in host memory
             layout = Layout(names=names, sizes=tuple(tensors[name].numel() for name in names))
             if not self.reducer.any_dtype:
                 flat = flat.float()

@@ -118,6 +118,7 @@ class Periodic(Synchroniser):
                 for name, mean in self._averager.mean(weights).items():
                     weights[name].copy_(mean)
             self.lowering.share_tied()
+            self.lowering.weights_written()
             for name, anchor in self.anchors.items():
                 anchor.copy_(weights[name].detach())
             buffers = self.lowering.buffers

@@ -33,11 +33,11 @@ class ReplicaState:
         lowering = self.lowering
         found = {f"weight.{name}": p.detach() for name, p in lowering.parameters.items()}
         found |= {f"buffer.{name}": b for name, b in lowering.buffers.items()}
-        if lowering.optimizer is not None:
-            for name, parameter in lowering.parameters.items():
-                for key, value in lowering.optimizer.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        found[f"optimizer.{name}.{key}"] = value.detach()
+        states = lowering.states
+        for name, parameter in lowering.parameters.items():
+            for key, value in states.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor):
+                    found[f"optimizer.{name}.{key}"] = value.detach()
         return found
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -48,13 +48,16 @@ class ReplicaState:
         """Inverse of :meth:`state`."""
         self.loaded = True
         lowering, now = self.lowering, self._tensors()
+        states = lowering.states
         for key, value in state.items():
             kind, _, rest = key.partition(".")
             if kind in ("weight", "buffer"):
                 now[key].data.copy_(value)
             elif kind == "optimizer" and lowering.optimizer is not None:
                 name, _, entry = rest.rpartition(".")
-                lowering.optimizer.state[lowering.parameters[name]][entry] = value
+                parameter = lowering.parameters[name]
+                states[parameter] = {**states.get(parameter, {}), entry: value}
+        lowering.weights_written()
 
     @contextmanager
     def averaged(self, averager: Averager) -> Iterator[None]:
