@@ -207,14 +207,16 @@ class ComputeModel:
         """Optimizer step and gradient clearing, per parameter element that a rank updates.
 
         Without a measurement: a streaming kernel that reads gradient, weight and state and writes
-        weight and state. With offload the gradient goes to the host, which streams all of it
-        through its own memory, and the weight comes back.
+        weight and state. With offload, as the executor does it, one after the other: the gradient
+        goes down to the host; the host reads it, and reads and writes the float32 weight and the
+        state; that weight comes up, which the narrow one is cast from.
         """
         sizes = self.sizes
-        moved = sizes.gradient + 2 * sizes.weight + 2 * sizes.state
         if offload:
-            link = (sizes.gradient + sizes.weight) / k.HOST_LINK_BYTES_PER_S.value
-            return link + moved / k.HOST_MEMORY_BYTES_PER_S.value
+            link = (sizes.gradient + sizes.updated) / k.HOST_LINK_BYTES_PER_S.value
+            streamed = sizes.gradient + 2 * sizes.updated + 2 * (sizes.state - sizes.master)
+            return link + streamed / k.HOST_MEMORY_BYTES_PER_S.value
+        moved = sizes.gradient + 2 * sizes.weight + 2 * sizes.state
         measurement = self.profile.measurement
         if measurement is not None and self.measured_on(device):
             clearing = measurement.zero_grad_s / max(self.profile.parameter_bytes, 1)

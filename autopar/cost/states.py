@@ -50,6 +50,8 @@ class ParameterBytes:
         weight: The copy that forward and backward read.
         gradient: The accumulated gradient, also what synchronisation sends.
         state: Optimizer state and master copy.
+        master: The master copy's part of it, 0 where the weight itself is wide. It stays on the
+            device when the rest of the state does not.
         update: Temporaries while all parameters are updated at once: torch's Adam takes the root
             of the second moment in a tensor of its own.
     """
@@ -58,6 +60,12 @@ class ParameterBytes:
     gradient: float
     state: float
     update: float = 0.0
+    master: float = 0.0
+
+    @property
+    def updated(self) -> float:
+        """The copy that the optimizer updates."""
+        return self.master or self.weight
 
     @classmethod
     def of(cls, precision: str, state_ratio: float) -> ParameterBytes:
@@ -79,7 +87,9 @@ class ParameterBytes:
         if item >= MASTER_BYTES:
             return cls(weight=item, gradient=item, state=item * state_ratio, update=update)
         state = MASTER_BYTES * (1 + state_ratio)
-        return cls(weight=item, gradient=MASTER_BYTES, state=state, update=update)
+        return cls(
+            weight=item, gradient=MASTER_BYTES, state=state, update=update, master=MASTER_BYTES
+        )
 
     def held(self, zero: int, ranks: int, offload: bool) -> tuple[float, float, float]:
         """Weight, gradient and state bytes on one rank (Rajbhandari et al. 2020, figure 1).
@@ -87,9 +97,9 @@ class ParameterBytes:
         Args:
             zero: 1 shares out states, 2 gradients too, 3 weights too.
             ranks: Ranks that share.
-            offload: States live in host memory.
+            offload: States live in host memory, but for the master copy of the weights.
         """
         weight = self.weight / (ranks if zero >= 3 else 1)
         gradient = self.gradient / (ranks if zero >= 2 else 1)
-        state = self.state / (ranks if zero >= 1 else 1)
-        return weight, gradient, 0.0 if offload else state
+        kept = self.master if offload else self.state
+        return weight, gradient, kept / (ranks if zero >= 1 else 1)

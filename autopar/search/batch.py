@@ -355,7 +355,7 @@ class Batch:
         zero, offload = self.table.zero[None, :], self.table.offload[None, :]
         weight = sizes.weight / np.where(zero >= 3, shards, 1)
         gradient = sizes.gradient / np.where(zero >= 2, shards, 1)
-        state = np.where(offload, 0.0, sizes.state / np.where(zero >= 1, shards, 1))
+        state = np.where(offload, sizes.master, sizes.state) / np.where(zero >= 1, shards, 1)
         return np.asarray(weight + gradient + state)
 
     def _room_for_kept(self, schedule: str, columns: Indices) -> Array:

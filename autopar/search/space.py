@@ -92,7 +92,7 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
     """Values of the variant axes: all of them, or those the executor can run."""
     modes = sync_choices(profile, options)
     devices = (group.machine.device for group in cluster.groups)
-    offload = not options.only_runnable(cluster) and all(d.kind == "cuda" for d in devices)
+    offload = all(device.kind == "cuda" for device in devices)
     return Choices(
         schedules=tuple(SCHEDULES),
         recompute=RECOMPUTE,
@@ -101,6 +101,7 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
         sync=modes,
         least_steps=tuple(least_steps(profile, mode) for mode in modes),
         blocks=len(profile.blocks),
+        runnable=options.only_runnable(cluster),
     )
 
 

@@ -38,6 +38,7 @@ class Choices:
         sync: Sync modes.
         least_steps: Lower bound of the steps multiplier of each sync mode.
         blocks: Blocks of the model, the limit of stages.
+        runnable: Only what the executor runs.
     """
 
     schedules: tuple[str, ...]
@@ -47,6 +48,7 @@ class Choices:
     sync: tuple[str, ...]
     least_steps: tuple[float, ...]
     blocks: int
+    runnable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
