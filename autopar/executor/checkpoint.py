@@ -275,7 +275,8 @@ class Checkpoints:
                     f"{folder} has no '{name}' of shape {list(shape)}",
                     hint="resume from a checkpoint of the same model",
                 )
-            target[f"model.{name}"] = _empty_whole(found, tensor.device) if cuts else tensor.detach()
+            own = tensor.detach()
+            target[f"model.{name}"] = _empty_whole(found, own.device) if cuts else own
         for name, parameter in lowering.parameters.items():
             prefix = f"optimizer.{name}."
             for key, found in stored.items():

@@ -101,7 +101,6 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
         sync=modes,
         least_steps=tuple(least_steps(profile, mode) for mode in modes),
         blocks=len(profile.blocks),
-        runnable=options.only_runnable(cluster),
     )
 
 

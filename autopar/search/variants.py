@@ -38,7 +38,6 @@ class Choices:
         sync: Sync modes.
         least_steps: Lower bound of the steps multiplier of each sync mode.
         blocks: Blocks of the model, the limit of stages.
-        runnable: Only what the executor runs.
     """
 
     schedules: tuple[str, ...]
@@ -48,7 +47,6 @@ class Choices:
     sync: tuple[str, ...]
     least_steps: tuple[float, ...]
     blocks: int
-    runnable: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +171,18 @@ class VariantTable:
             codes = []
             for variant in self.variants:
                 reason = _unwanted(variant, wanted, forbidden)
+                if reason is None and variant.offload == "on" and variant.sync in self._on_servers:
+                    reason = "parameter servers hold the optimizer state"
                 if reason is None and variant.sync in unfit:
                     reason = "sync mode does not run on the mesh"
                 codes.append(-1 if reason is None else numbers.setdefault(reason, len(numbers)))
             self._unwanted[key] = (np.array(codes, dtype=np.intp), tuple(numbers))
         return self._unwanted[key]
+
+    @cached_property
+    def _on_servers(self) -> frozenset[str]:
+        """Sync modes whose optimizer steps on parameter servers."""
+        return frozenset(s for s in self.choices.sync if parse_sync(s).mode.steps_on_servers)
 
     @cached_property
     def _unwanted(self) -> dict[str, tuple[Indices, tuple[str, ...]]]:

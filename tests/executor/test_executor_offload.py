@@ -207,9 +207,7 @@ def test_a_plan_trains_as_without(anywhere: None, shape: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("shape", ["dp2", "zero3", "pp2"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_narrow_precisions(
-    anywhere: None, shape: str, precision: str, tmp_path: Path
-) -> None:
+def test_narrow_precisions(anywhere: None, shape: str, precision: str, tmp_path: Path) -> None:
     name = "unet" if precision == "float16" else "knotted"  # its mask is too low for float16
     task, curves = task_of(name), []
     for offload in (False, True):
@@ -238,7 +236,9 @@ def test_a_skipped_step_leaves_host_copies_alone(anywhere: None) -> None:
     assert losses[1] < losses[0]
 
 
-@pytest.mark.parametrize("sync", ["local_sgd:2", "diloco:2", "post_local_sgd:2:0.5", "hierarchical:2"])
+@pytest.mark.parametrize(
+    "sync", ["local_sgd:2", "diloco:2", "post_local_sgd:2:0.5", "hierarchical:2"]
+)
 def test_averaged_weights_reach_the_host(anywhere: None, sync: str) -> None:
     task = dataclasses.replace(task_of("mlp"), optimizer=KINDS["adamw"])
     ranks = 4 if sync.startswith("hierarchical") else 2
@@ -398,7 +398,9 @@ def test_refused_where_memory_is_the_hosts(tmp_path: Path) -> None:
 
 
 def test_refused_with_parameter_servers() -> None:
-    plan = helpers.make_plan(models.mlp(), traced=traced("mlp"), dp=2, sync="ps_sync", offload=True)
+    plan = helpers.make_plan(
+        models.mlp(), traced=traced("mlp"), dp=2, sync="ps_sync", offload=True
+    )
     with pytest.raises(InputError, match="whose servers hold it"):
         supported.check_supported(plan)
 

@@ -120,3 +120,16 @@ def test_modes_are_only_planned_for_ranks_that_can_synchronise_so():
     with pytest.raises(InfeasibleError, match="can synchronise by hierarchical:8") as caught:
         search(PROFILE, cluster_of(1, 4), replace(options, sync="hierarchical"))
     assert "--sync" in (caught.value.hint or "")
+
+
+def test_state_is_not_in_host_memory_when_servers_hold_it():
+    result = search(
+        PROFILE, FAST, SearchOptions(global_batch=16, sync="ps_sync", fix=DATA_PARALLEL, top=50)
+    )
+    assert {item.plan.offload for item in result.top} == {False}
+    assert result.certificate.rejected["parameter servers hold the optimizer state"] > 0
+
+
+def test_host_memory_is_a_choice_of_plans_that_run():
+    result = find("exact", "memory", space="runnable")
+    assert any(item.plan.offload for item in result.top)
