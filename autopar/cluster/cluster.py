@@ -68,6 +68,12 @@ class Cluster:
         for group in self.groups:
             _check_figures(group.machine)
 
+    @property
+    def threads_per_rank(self) -> int | None:
+        """Threads of each rank while a CPU host was measured; ``None`` where nobody noted them."""
+        noted = self.provenance.get("measurement") or {}
+        return noted.get("threads_per_rank")
+
     @cached_property
     def device_count(self) -> int:
         """Number of devices."""

@@ -89,12 +89,17 @@ class ComputeModel:
         return [f"compute constants of {device.name}: {origin}", *constants.notes]
 
     def slowdown(self, device: Device, busy: int) -> float:
-        """Time under ``busy`` ranks on the host over the time when the profile was measured."""
+        """Time under ``busy`` ranks on the host over the time when the profile was measured.
+
+        Both loads count in ranks of as many threads as those that the host was measured with: a
+        plan's ranks have the profile's threads.
+        """
         measurement = self.profile.measurement
         if measurement is None or not self.measured_on(device):
             return 1.0
-        table = self.cluster.busy_slowdown
-        return interpolate(table, busy) / interpolate(table, measurement.busy_ranks)
+        table, threads = self.cluster.busy_slowdown, self.cluster.threads_per_rank
+        each = 1.0 if threads is None else measurement.threads / threads
+        return interpolate(table, busy * each) / interpolate(table, measurement.busy_ranks * each)
 
     def phases(
         self,
@@ -266,7 +271,7 @@ def _item_bytes(profile: GraphProfile) -> int:
     return round(size / count) if count else 4
 
 
-def interpolate(table: dict[int, float], busy: int) -> float:
+def interpolate(table: dict[int, float], busy: float) -> float:
     """Slowdown for a number of busy ranks: linear between keys, in proportion beyond the last."""
     if not table:
         return 1.0

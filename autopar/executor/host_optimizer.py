@@ -198,7 +198,8 @@ def like_parameter(parameter: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
     if not isinstance(parameter, DTensor):
         return mine
     meta = TensorMeta(parameter.shape, parameter.stride(), mine.dtype)
-    return DTensor(mine, replace(parameter._spec, tensor_meta=meta), requires_grad=False)
+    spec = replace(parameter._spec, tensor_meta=meta)
+    return DTensor(mine, spec, requires_grad=False)  # type: ignore[no-untyped-call]
 
 
 def _shown(parameter: torch.nn.Parameter, value: Any) -> Any:

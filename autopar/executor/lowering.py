@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -187,7 +187,9 @@ class Lowering(abc.ABC):
         """State of the optimizer by parameter, wherever it lives; empty without one."""
         if self.optimizer is None:
             return {}
-        return self.optimizer.state if self._host is None else self._host.states(self.optimizer)
+        if self._host is not None:
+            return self._host.states(self.optimizer)
+        return cast(States, self.optimizer.state)  # its keys are parameters
 
     @property
     def state_device(self) -> torch.device:

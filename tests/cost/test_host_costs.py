@@ -80,3 +80,16 @@ def test_a_block_without_a_curve_is_priced_by_the_peaks_or_refused():
     item = plan_for(profile, known, "pp=1,microbatches=1", options)
     assert item.price.step_time_s.source == "analytic"
     assert any("2 of 2 blocks were not timed" in text for text in item.price.assumptions)
+
+
+def test_loads_are_compared_in_ranks_of_as_many_threads():
+    """Two profiled ranks of one thread load a host as one measured rank of two threads does."""
+    profile = measured(chain_profile([1e9]))  # 2 busy ranks of 1 thread
+    alone = replace(local(2), busy_slowdown={1: 1.0})
+    device = alone.device(0)
+    wide = replace(alone, provenance={"measurement": {"threads_per_rank": 2}})
+    narrow = replace(alone, provenance={"measurement": {"threads_per_rank": 1}})
+    factors = [ComputeModel(profile, c, "float32").slowdown(device, 1) for c in (wide, narrow)]
+    assert factors == [1.0, 0.5]
+    crowded = measured(chain_profile([1e9]), busy_ranks=8)
+    assert ComputeModel(crowded, wide, "float32").slowdown(device, 1) == pytest.approx(0.25)
