@@ -19,7 +19,7 @@ from autopar.executor.division.keeping import (
 )
 from autopar.executor.gradients import reduce_gradients, size_bytes
 from autopar.executor.lowering import Context, Lowering, check_same_model
-from autopar.executor.mailbox import Channels, make_channels
+from autopar.executor.mailbox import Channels, lookahead, make_channels
 from autopar.executor.routes import Routes
 from autopar.executor.runner import Pipeline, Runner
 from autopar.executor.sharding.optimizers import fit_to_shards
@@ -90,6 +90,7 @@ class GraphLowering(Lowering):
                 ranks=context.groups.pipeline.ranks,
                 me=context.groups.pp,
                 microbatches=plan.microbatches,
+                ahead=lookahead(device, context.node_size),
             ),
             channels=_channels(plan, routes),
             device=device,

@@ -10,9 +10,24 @@ import torch
 import torch.distributed as dist
 
 from autopar.executor.traffic import Traffic
+from autopar.profiler.host import usable_cores
 
 LOOKAHEAD = 2
 """Actions of a sending rank whose messages have buffers posted before they are needed."""
+
+
+def lookahead(device: torch.device, local_ranks: int) -> int:
+    """:data:`LOOKAHEAD`, or 0 where ranks leave no core to receive on.
+
+    There a message that arrives while a rank computes is taken in by a thread that interrupts it,
+    about 1 ms a message; received when it is needed, it costs what the rank waits anyway.
+
+    Args:
+        device: What the rank computes on.
+        local_ranks: Ranks on this host.
+    """
+    crowded = usable_cores() <= local_ranks * torch.get_num_threads()
+    return 0 if device.type == "cpu" and crowded else LOOKAHEAD
 
 
 Channels = dict[tuple[int, int, bool], dist.ProcessGroup]
@@ -46,7 +61,7 @@ class Mailbox:
     """Messages of one rank and step.
 
     Receives from a peer are posted in the order the peer sends them, the messages of up to
-    :data:`LOOKAHEAD` of its actions at a time. A message from a peer tells that everything sent
+    ``ahead`` of its actions at a time. A message from a peer tells that everything sent
     to that peer for its earlier actions has arrived, which is when send buffers are let go.
 
     Args:
@@ -55,6 +70,7 @@ class Mailbox:
         channels: For backends that order messages by group instead of by tag (NCCL); empty for
             gloo.
         traffic: Counts what is sent.
+        ahead: Actions of a sending rank whose messages are waited for before they are needed.
     """
 
     def __init__(
@@ -63,7 +79,9 @@ class Mailbox:
         device: torch.device,
         channels: Channels,
         traffic: Traffic,
+        ahead: int = LOOKAHEAD,
     ) -> None:
+        self._ahead = ahead
         self._device = device
         self._channels = channels
         self._traffic = traffic
@@ -83,13 +101,13 @@ class Mailbox:
             self._post(channel, -1)
 
     def _post(self, channel: tuple[int, bool], consumed: int) -> None:
-        """Post receives up to LOOKAHEAD sending actions beyond position ``consumed``."""
+        """Post receives up to ``ahead`` sending actions beyond position ``consumed``."""
         queue = self._order[channel]
         place = self._next[channel]
         ahead: set[int] = {m.sent_by for m in queue[consumed + 1 : place]}
         while place < len(queue):
             message = queue[place]
-            if len(ahead | {message.sent_by}) > LOOKAHEAD and place > consumed:
+            if len(ahead | {message.sent_by}) > self._ahead and place > consumed:
                 break
             ahead.add(message.sent_by)
             buffer = torch.empty(message.shape, dtype=message.dtype, device=self._device)

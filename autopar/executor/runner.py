@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from autopar.executor.clock import Recorder
-from autopar.executor.mailbox import Channels, Mailbox, Message
+from autopar.executor.mailbox import LOOKAHEAD, Channels, Mailbox, Message
 from autopar.executor.precision import wide
 from autopar.executor.routes import Route, Routes
 from autopar.executor.tape import Tape
@@ -51,6 +51,7 @@ class Pipeline:
         ranks: Pipeline coordinate -> global rank.
         me: Pipeline coordinate of this rank.
         microbatches: Microbatches per step.
+        ahead: Actions of a sending rank whose messages are received before they are needed.
     """
 
     actions: Sequence[Sequence[Action]]
@@ -58,6 +59,7 @@ class Pipeline:
     ranks: Sequence[int]
     me: int
     microbatches: int
+    ahead: int = LOOKAHEAD
 
 
 class Runner:
@@ -121,7 +123,7 @@ class Runner:
             for (number, _, gradient), message in self._messages.items()
             if self._is_mine(_reader(routes.all[number], gradient))
         ]
-        self._mailbox = Mailbox(incoming, device, channels, traffic)
+        self._mailbox = Mailbox(incoming, device, channels, traffic, pipeline.ahead)
         self._local: dict[tuple[int, int, bool], torch.Tensor] = {}
         self._inputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}
         self._outputs: dict[tuple[int, int], dict[int, torch.Tensor]] = {}

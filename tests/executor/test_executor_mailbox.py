@@ -1,0 +1,36 @@
+"""Receives are posted ahead of their use where a core is free to take messages in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import executor_helpers as helpers
+import executor_models as models
+import pytest
+import torch
+
+from autopar.executor import mailbox
+from autopar.executor.mailbox import LOOKAHEAD, lookahead
+
+
+@pytest.mark.parametrize(("cores", "expected"), [(1, 0), (2, 0), (3, LOOKAHEAD)])
+def test_receives_are_posted_ahead_where_a_core_is_free(
+    cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "usable_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert lookahead(torch.device("cpu"), 2) == expected
+    assert lookahead(torch.device("cuda", 0), 2) == LOOKAHEAD
+
+
+@pytest.mark.parametrize("cores", [1, 64])
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved", "zbv"])
+def test_posted_ahead_or_not_the_step_is_the_same(
+    cores: int, schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "usable_cores", lambda: cores)
+    task = models.knotted()
+    plan = helpers.make_plan(task, pp=2, schedule=schedule, microbatches=5)
+    record = helpers.run(plan, task, tmp_path, verify=True, steps=2, warmup=0)
+    assert record.verify is not None
+    assert record.verify.passed, record.verify
