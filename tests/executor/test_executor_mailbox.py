@@ -30,7 +30,7 @@ def test_posted_ahead_or_not_the_step_is_the_same(
 ) -> None:
     monkeypatch.setattr(mailbox, "usable_cores", lambda: cores)
     task = models.knotted()
-    plan = helpers.make_plan(task, pp=2, schedule=schedule, microbatches=5)
+    plan = helpers.make_plan(task, pp=2, schedule=schedule, microbatches=4)
     record = helpers.run(plan, task, tmp_path, verify=True, steps=2, warmup=0)
     assert record.verify is not None
     assert record.verify.passed, record.verify
