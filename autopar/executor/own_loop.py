@@ -240,8 +240,8 @@ class Session:
             InputError: Wrong number of samples.
         """
         loss = self.forward_backward(inputs, target)
-        self._loss = self._context.groups.mean_loss(loss)
         self.optimizer_step()
+        self._loss = self._context.groups.mean_loss(loss)
         return self._loss
 
     def forward_backward(self, inputs: Any, target: Any) -> torch.Tensor | None:
