@@ -32,6 +32,8 @@ SHORT_SEQUENCE = 4
 BATCHES = (4, 6, 8, 12, 16)
 PRECISIONS = ("float32", "float32", "bfloat16", "float16")
 _MACHINE = "rtx-4090"
+RUNS_HERE = "offload=off"
+"""Points run on this host's CPU, where optimizer state has no other memory to live in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,4 +186,6 @@ class PlanSpace:
 
 
 def _options(batch: int, *, sync: str = "exact", objective: str = "time") -> SearchOptions:
-    return SearchOptions(global_batch=batch, space="runnable", sync=sync, objective=objective)
+    return SearchOptions(
+        global_batch=batch, space="runnable", sync=sync, objective=objective, fix=(RUNS_HERE,)
+    )
