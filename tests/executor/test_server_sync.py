@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,19 @@ def test_rounds_are_the_steps_of_one_process(tmp_path, ranks, servers, clip, mak
     for rank in range(ranks):
         found = torch.load(tmp_path / f"{rank}.pt")
         torch.testing.assert_close(found, reference.flat, rtol=1e-6, atol=1e-6)
+
+
+def test_small_answers_do_not_wait_for_a_delayed_acknowledgement() -> None:
+    """Nagle's algorithm holds the tensors of an answer back for 40 ms after its header."""
+    times_s = []
+    with helpers.servers(1, "sync", 1) as made:
+        own = helpers.gang(made, 0, helpers.ENTRIES)
+        into = helpers.weights()
+        own.set_weights(into, 0, 1.0, {})
+        for step in range(60):
+            began_s = time.perf_counter()
+            own.exchange(step, helpers.gradient(0, step), set(), start=step + 1, into=into)
+            times_s.append(time.perf_counter() - began_s)
+        own.leave()
+        own.close()
+    assert statistics.median(times_s[30:]) < 0.03  # the first ones are acknowledged at once

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -66,8 +67,14 @@ class Connection(asyncio.BufferedProtocol):
         self._expect("prefix", PREFIX_BYTES)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start serving."""
+        """Start serving.
+
+        asyncio leaves Nagle's algorithm on for a socket made without a protocol number, as
+        ``socket.create_server`` makes it: small answers would wait 40 ms for a delayed
+        acknowledgement.
+        """
         self._transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._task = asyncio.get_running_loop().create_task(self._serve(self))
 
     def connection_lost(self, exc: Exception | None) -> None:
