@@ -121,8 +121,8 @@ class Walk:
                 return
             some = self._groups[self._opened : self._opened + GROUPS_AT_ONCE]
             # What is at hand may be looked at only after every group with a smaller bound.
-            reach = max(least * LOOK_AHEAD, min(cutoff, self._heap[0][0]) if self._heap else 0.0)
-            some = [i for i in some if self._bounds[i] <= reach]
+            reach = max(least * LOOK_AHEAD, self._heap[0][0] if self._heap else 0.0)
+            some = [i for i in some if self._bounds[i] <= reach and self._bounds[i] < cutoff]
             self._opened += len(some)
             self._push([self.space.groups[i] for i in some], self._bounds[some])
 
