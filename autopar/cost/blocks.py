@@ -14,6 +14,7 @@ from autopar.cost.groups import Group
 from autopar.cost.ranks import Shapes
 from autopar.cost.states import ParameterBytes
 from autopar.cost.work import StageWork, Vector
+from autopar.strategies import Collective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,24 +186,30 @@ class _Inside:
         around: Surroundings,
     ) -> None:
         shapes = {"tp": around.tp, "cp": around.cp, "ep": around.ep}
-        nothing = np.zeros(np.shape(samples)[:1])
-        known: dict[int, int] = {}
-        unique: dict[str, list[Vector]] = {"forward": [], "backward": []}
+        counts = np.shape(samples)[:1]
+        numbers: dict[int, int] = {}
+        items: list[tuple[int, Collective]] = []
         for block in work.works:
-            if id(block) in known:
-                continue
-            known[id(block)] = len(known)
-            seconds = {"forward": nothing, "backward": nothing}
-            for item in block.collectives:
-                size = np.reshape(item.size_bytes.at(samples) * scale, nothing.shape)
-                found = [around.many(communication, item.kind, size, g) for g in shapes[item.axis]]
-                if found:
-                    seconds[item.phase] = seconds[item.phase] + np.maximum.reduce(found)
-            for phase, values in unique.items():
-                values.append(seconds[phase])
-        every = [known[id(block)] for block in work.works]
-        self.forward = np.stack(unique["forward"], axis=-1)[..., every]
-        self.backward = np.stack(unique["backward"], axis=-1)[..., every]
+            if id(block) not in numbers:
+                numbers[id(block)] = len(numbers)
+                items += [(numbers[id(block)], item) for item in block.collectives]
+        seconds = {phase: np.zeros((*counts, len(numbers))) for phase in ("forward", "backward")}
+        alike: dict[tuple[str, str], list[int]] = {}
+        for place, (_, item) in enumerate(items):
+            if shapes[item.axis]:
+                alike.setdefault((item.kind, item.axis), []).append(place)
+        found: dict[int, Vector] = {}
+        for (kind, axis), places in alike.items():
+            amounts = [items[place][1].size_bytes for place in places]
+            sizes = np.array([amount.at(np.ravel(samples)) for amount in amounts]) * scale
+            sizes = sizes.reshape(len(places), *counts)
+            slowest = [around.many(communication, kind, sizes, g) for g in shapes[axis]]
+            found.update(zip(places, np.maximum.reduce(slowest), strict=True))
+        for place in sorted(found):
+            number, item = items[place]
+            seconds[item.phase][..., number] += found[place]
+        every = [numbers[id(block)] for block in work.works]
+        self.forward, self.backward = (seconds[p][..., every] for p in ("forward", "backward"))
 
 
 def _over_shapes(

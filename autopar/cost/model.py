@@ -138,6 +138,7 @@ class CostModel:
         self._programs: dict[tuple[str, int, int, int], Program] = {}
         self._peaks: dict[tuple[str, int, int, int, int], Peaks] = {}
         self._blocks: dict[object, BlockSeconds] = {}
+        self._many: dict[object, tuple[dict[float, int], BlockSeconds]] = {}
         self._spans: dict[object, SpanSeconds] = {}
         self._communication: dict[object, CommunicationModel] = {}
         self._kinds: dict[object, tuple[tuple[Device, int], ...]] = {}
@@ -256,35 +257,45 @@ class CostModel:
         """
         key = (split, samples, device.name, busy, around)
         if key not in self._blocks:
-            self._blocks[key] = block_seconds(
-                self.work(split),
-                samples,
-                device,
-                busy,
-                self.compute,
-                self.inside,
-                around,
-                self.sizes,
-            )
+            numbers, many = self._many.get((split, device.name, busy, around), ({}, None))
+            if many is not None and samples in numbers:
+                self._blocks[key] = many.row(numbers[samples])
+            else:
+                self._blocks[key] = self._seconds_of(split, samples, device, busy, around)
         return self._blocks[key]
 
-    def prepare(
+    def many_seconds(
         self,
         split: Split,
         sizes: Sequence[int],
         device: Device,
         busy: int,
         around: Surroundings,
-    ) -> None:
-        """Fill the cache of :meth:`block_seconds` for several microbatch sizes at once."""
-        keys = [(split, samples, device.name, busy, around) for samples in sizes]
-        missing = [(key, s) for key, s in zip(keys, sizes, strict=True) if key not in self._blocks]
-        if len(missing) < 2 or self.compute.measured_on(device):
-            return
-        column = np.array([samples for _, samples in missing], dtype=float)[:, None]
-        many = block_seconds(
+    ) -> BlockSeconds | None:
+        """:meth:`block_seconds` of several microbatch sizes at once ``[size, block]``.
+
+        ``None`` where the device was measured: its curves are read one size at a time.
+        """
+        if self.compute.measured_on(device):
+            return None
+        key = (split, device.name, busy, around)
+        if key not in self._many or list(self._many[key][0]) != list(sizes):
+            column = np.array(sizes, dtype=float)[:, None]
+            many = self._seconds_of(split, column, device, busy, around)
+            self._many[key] = ({size: index for index, size in enumerate(sizes)}, many)
+        return self._many[key][1]
+
+    def _seconds_of(
+        self,
+        split: Split,
+        samples: int | Vector,
+        device: Device,
+        busy: int,
+        around: Surroundings,
+    ) -> BlockSeconds:
+        return block_seconds(
             self.work(split),
-            column,
+            samples,
             device,
             busy,
             self.compute,
@@ -292,8 +303,6 @@ class CostModel:
             around,
             self.sizes,
         )
-        for index, (key, _) in enumerate(missing):
-            self._blocks[key] = many.row(index)
 
     @property
     def inside(self) -> CommunicationModel:

@@ -41,11 +41,10 @@ class StageWork:
         """One entry per block; blocks that are alike share theirs."""
         return self.strategies.works(self.split)
 
-    @cached_property
+    @property
     def item_bytes(self) -> float:
         """Bytes of a parameter element in the profile."""
-        counts = sum(count for count, _ in self.profile.parameters.values())
-        return sum(size for _, size in self.profile.parameters.values()) / counts if counts else 4
+        return self.strategies.item_bytes
 
     @property
     def edge_share(self) -> float:
@@ -84,7 +83,7 @@ class StageWork:
         rows, columns = np.asarray(levels), np.arange(len(levels))
         return np.asarray(fixed[rows, columns] + per_sample[rows, columns] * samples)
 
-    def at_level(self, level: int, samples: float) -> Vector:
+    def at_level(self, level: int, samples: float | Vector) -> Vector:
         """:meth:`kept` when every block has one level."""
         fixed, per_sample = self._kept
         return np.asarray(fixed[level] + per_sample[level] * samples)

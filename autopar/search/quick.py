@@ -15,8 +15,8 @@ from autopar.search.batch import Array, Batch, Mask
 from autopar.search.chunks import chunked_cuts
 from autopar.search.columns import Columns, combined, numbered
 from autopar.search.options import SearchOptions
-from autopar.search.row import Row, fullest_rank
-from autopar.search.rows import Rows
+from autopar.search.row import Row, fullest_of, fullest_rank
+from autopar.search.rows import Indices, Rows
 from autopar.search.space import PointGroup
 from autopar.search.worlds import World
 from autopar.strategies import WHOLE
@@ -53,7 +53,6 @@ class QuickBounds:
     def groups(self, columns: Columns) -> tuple[Array, list[str | None]]:
         """Least objective of any variant of each group, and why none can work if so."""
         groups = columns.groups
-        self.rows.prepare(columns)
         reasons: list[str | None] = [None] * len(groups)
         dead = self.rows.of_worlds(columns, lambda world: world.why_not is not None).astype(bool)
         for index in np.flatnonzero(dead).tolist():
@@ -95,33 +94,40 @@ class QuickBounds:
         each = self.rows.of_worlds(columns, lambda world: world.process_bytes[1])
         return np.asarray(context + each * count)
 
-    def _all_scalars(
-        self, columns: Columns, some: npt.NDArray[np.intp]
-    ) -> tuple[Array, Array, Array]:
-        """:func:`_scalars` of some groups, those with equal rows looked at once."""
-        # Equal nodes: what matters of the world is how many devices of a node are busy.
-        regular = self.rows.regular(columns)
-        busy = self.rows.of_worlds(columns, lambda world: world.kinds[0][1]).astype(int)
-        place = np.where(regular, -busy, columns.world)
-        fields = (place, columns.pp, columns.split, columns.size)
-        firsts, which = numbered(combined(*(field[some] for field in fields)))
-        found = np.zeros((len(firsts), 3))
-        simple: dict[int, list[tuple[int, Row]]] = {}
-        for number, first in enumerate(some[firsts].tolist()):
-            group = columns.groups[first]
-            rows, of_rank = self.rows.by_rank(group)
-            if len(rows) == 1:
-                simple.setdefault(group.pp, []).append((number, rows[0]))
-            else:
-                found[number] = _scalars(rows, of_rank)
-        for pp, pairs in simple.items():
-            works = np.array([row.work for _, row in pairs])
-            numbers = [number for number, _ in pairs]
-            found[numbers, 0] = works.sum(axis=1)
-            found[numbers, 1] = fullest_rank(works, pp)
-            found[numbers, 2] = [min(row.kept_sums) for _, row in pairs]
-        total, fullest, kept = found[which].T
+    def _all_scalars(self, columns: Columns, some: Indices) -> tuple[Array, Array, Array]:
+        """Least work of all blocks, of the fullest rank, and least bytes kept, of some groups."""
+        regular = self.rows.regular(columns)[some]
+        result = np.zeros((len(some), 3))
+        result[regular] = self._regular_scalars(columns, some[regular])
+        rest = some[~regular]
+        self.rows.prepare(columns, rest)
+        fields = (columns.world, columns.pp, columns.split, columns.size)
+        firsts, which = numbered(combined(*(field[rest] for field in fields)))
+        groups = [columns.groups[i] for i in rest[firsts].tolist()]
+        found = np.array([_scalars(*self.rows.by_rank(group)) for group in groups])
+        result[~regular] = found.reshape(-1, 3)[which]
+        total, fullest, kept = result.T
         return total, fullest, kept
+
+    def _regular_scalars(self, columns: Columns, some: Indices) -> Array:
+        """:meth:`_all_scalars` of groups on equal nodes ``[group, scalar]``."""
+        # What matters of the world is how many devices of a node are busy.
+        busy = self.rows.of_worlds(columns, lambda world: world.kinds[0][1])
+        fields = [field[some] for field in (busy, columns.split, columns.size, columns.pp)]
+        firsts, row = numbered(combined(*fields[:3]))
+        places, place = numbered(combined(*(field[firsts] for field in fields[:2])))
+        work = np.zeros((len(firsts), len(self.model.profile.blocks)))
+        kept = np.zeros(len(firsts))
+        for number, first in enumerate(places):
+            mine = np.flatnonzero(place == number)
+            group, sizes = columns.groups[some[firsts[first]]], fields[2][firsts][mine]
+            work[mine], kept[mine] = self.rows.works(group, tuple(sizes.tolist()))
+        total, falling = work.sum(axis=1), -np.sort(-work, axis=1)
+        fullest = np.zeros(len(some))
+        for pp in np.unique(fields[3]).tolist():
+            mine = np.flatnonzero(fields[3] == pp)
+            fullest[mine] = fullest_of(falling, total, pp)[row[mine]]
+        return np.stack((total[row], fullest, kept[row]), axis=1)
 
     def _objectives(
         self, groups: Sequence[PointGroup], seconds: Array, computing: Array, held: Array
@@ -208,6 +214,10 @@ class QuickBounds:
 
 def _scalars(rows: Sequence[Row], of_rank: npt.NDArray[np.intp]) -> tuple[float, float, float]:
     """Least work of all blocks, of the fullest of unlike ranks, and least bytes kept."""
+    if len(rows) == 1:
+        work = rows[0].work
+        fullest = float(fullest_rank(work, len(of_rank)))
+        return float(work.sum()), fullest, min(rows[0].kept_sums)
     works = [row.work for row in rows]
     least = np.minimum.reduce(works)
     speeds = np.array([1 / max(float(work.sum()), 1e-300) for work in works])

@@ -124,7 +124,11 @@ def fullest_rank(work: Array, ranks: int) -> Array:
 
     At least the average; and of the ``j ranks + 1`` largest blocks some rank holds ``j + 1``.
     """
-    falling = -np.sort(-work, axis=-1)
+    return fullest_of(-np.sort(-work, axis=-1), work.sum(axis=-1), ranks)
+
+
+def fullest_of(falling: Array, total: Array, ranks: int) -> Array:
+    """:func:`fullest_rank` of work that is sorted, largest block first, and its sum."""
     picked = falling[..., ::ranks]
     counts = np.arange(1, picked.shape[-1] + 1)
-    return np.asarray(np.maximum((picked * counts).max(axis=-1), work.sum(axis=-1) / ranks))
+    return np.asarray(np.maximum((picked * counts).max(axis=-1), total / ranks))

@@ -23,6 +23,7 @@ from autopar.search.worlds import Kinds, World
 from autopar.strategies import WHOLE, Split
 
 Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 
 class Rows:
@@ -83,28 +84,44 @@ class Rows:
             )
         return self._ranks[key]
 
-    def prepare(self, columns: Columns) -> None:
-        """Price the blocks of equal splits for all their microbatch sizes at once."""
-        model, groups = self.model, columns.groups
+    def prepare(self, columns: Columns, some: Indices) -> None:
+        """Price the blocks of equal splits for all microbatch sizes of some groups at once."""
         known: dict[object, list[tuple[Kinds, Surroundings]]] = {}
         wanted: dict[object, tuple[Split, Device, int, Surroundings, dict[int, None]]] = {}
-        depth = np.where(self.regular(columns), 0, columns.pp)
-        firsts, _ = numbered(combined(columns.world, depth, columns.split, columns.size))
-        for group in (groups[i] for i in firsts):
-            world = self.world(group.world)
-            if world.why_not is not None:
-                continue
-            place = (group.world, 0 if world.regular else group.pp, id(group.split))
+        fields = (columns.world, columns.pp, columns.split, columns.size)
+        firsts, _ = numbered(combined(*(field[some] for field in fields)))
+        for group in (columns.groups[i] for i in some[firsts]):
+            place = (group.world, group.pp, id(group.split))
             if place not in known:
-                regular = [(world.kinds, self._around(group))] if world.regular else None
-                known[place] = regular or self._classes_of(group)[0]
+                known[place] = self._classes_of(group)[0]
             for kinds, around in known[place]:
                 for device, busy in kinds:
                     key = (id(group.split), device.name, busy, around)
                     entry = wanted.setdefault(key, (group.split, device, busy, around, {}))
                     entry[-1][group.microbatch_size] = None
         for split, device, busy, around, sizes in wanted.values():
-            model.prepare(split, tuple(sizes), device, busy, around)
+            self.model.many_seconds(split, tuple(sizes), device, busy, around)
+
+    def works(self, group: PointGroup, sizes: tuple[int, ...]) -> tuple[Array, Array]:
+        """Of a group on equal nodes with any of several microbatch sizes.
+
+        Returns:
+            Seconds of forward and backward ``[size, block]``, and least kept bytes per
+            microbatch of all blocks ``[size]``.
+        """
+        model, split = self.model, group.split
+        (device, busy), *_ = self.world(group.world).kinds
+        around = self._around(group)
+        many = model.many_seconds(split, sizes, device, busy, around)
+        if many is None:
+            each = [model.block_seconds(split, s, device, busy, around) for s in sizes]
+            work = np.array([blocks.forward + blocks.backward for blocks in each])
+        else:
+            work = many.forward + many.backward
+        column = np.array(sizes, dtype=float)[:, None]
+        levels = [model.work(split).at_level(x, column) for x in (NONE, SELECTIVE, FULL)]
+        kept = np.array(levels) * model.kept_scale
+        return work, kept.sum(axis=-1).min(axis=0)
 
     def of_worlds(self, columns: Columns, fact: Callable[[World], float]) -> Array:
         """A fact of the devices that each group uses."""

@@ -69,6 +69,7 @@ class ContextSplit:
         self.length = min(queries, default=0)
         self._lengths = {call.key for call in self._fused.values()} | set(queries)
         self._lengths |= {products.shapes[i][-1] for i in self._scores}
+        self._sequences: dict[tuple[int, ...], bool] = {}
 
     def _is_scores(self, op: Op) -> bool:
         """True for a product of two values whose rows go through a softmax."""
@@ -202,7 +203,11 @@ class ContextSplit:
         return name in MIXING
 
     def _has_sequence(self, shape: tuple[int, ...]) -> bool:
-        return any(size % length == 0 for size in shape for length in self._lengths)
+        if shape not in self._sequences:
+            self._sequences[shape] = any(
+                size % length == 0 for size in shape for length in self._lengths
+            )
+        return self._sequences[shape]
 
     def _carries(self, op: Op, sources: list[tuple[int, ...]], shape: tuple[int, ...]) -> bool:
         if not sources:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from autopar.graph import Amount, Block, Op
@@ -44,18 +45,20 @@ class Division:
         whole = self._whole_share()
         work = self._whole()
         collectives = tuple(self._collectives())
+        streamed = weighed((op.forward_bytes, share) for op, share in streams)
+        saved = self._saved(parts)
         return replace(
             work,
             matmuls=matmuls,
             attention=attention,
-            forward_bytes=weighed((op.forward_bytes, share) for op, share in streams),
+            forward_bytes=streamed,
             backward_bytes=weighed((op.backward_bytes, share) for op, share in streams),
             forward_flop_share=self._flop_share(parts),
             parameter_bytes=dense,
             expert_parameter_bytes=experts,
-            saved_bytes=self._saved(parts),
-            selective_saved_bytes=self._selective(parts),
-            selective_bytes=weighed((op.forward_bytes, share) for op, share in streams),
+            saved_bytes=saved,
+            selective_saved_bytes=self._selective(parts, saved),
+            selective_bytes=streamed,
             boundary_bytes=scaled(self.block.boundary_bytes, whole),
             peak_transient_bytes=self._largest(parts, collectives),
             logit_bytes=self._logits(parts),
@@ -73,6 +76,7 @@ class Division:
         block = self.block
         ones = [1.0] * len(self.ops)
         streams = [self.ops[i] for i in self.seen.streams]
+        streamed = Amount.total([op.forward_bytes for op in streams])
         experts = sum(
             self.s.profile.parameters[name][1]
             for name in block.parameters
@@ -81,15 +85,15 @@ class Division:
         return BlockWork(
             matmuls=tuple(matmul for _, matmul in self.seen.matmuls),
             attention=tuple(call for _, call in self.seen.attention),
-            forward_bytes=Amount.total([op.forward_bytes for op in streams]),
+            forward_bytes=streamed,
             backward_bytes=Amount.total([op.backward_bytes for op in streams]),
             forward_flop_share=1.0,
             kernels=block.kernels,
             parameter_bytes=block.parameter_bytes - experts,
             expert_parameter_bytes=float(experts),
             saved_bytes=block.saved_bytes,
-            selective_saved_bytes=self._selective(ones),
-            selective_bytes=Amount.total([op.forward_bytes for op in streams]),
+            selective_saved_bytes=self._selective(ones, self._saved(ones)),
+            selective_bytes=streamed,
             boundary_bytes=block.boundary_bytes,
             peak_transient_bytes=block.peak_transient_bytes,
             logit_bytes=self._logits(ones),
@@ -120,11 +124,11 @@ class Division:
         if total <= 0:
             return self._whole_share()
         mine = 0.0
-        for op, part in zip(self.ops, parts, strict=True):
+        for op, flop, part in zip(self.ops, self.seen.flops, parts, strict=True):
             share = part
             if self.split.tp > 1 and op.index in self.s.tensor.rows:
                 share = 1.0 / (self.split.tp * self._cp(op))
-            mine += op.forward_flop.at(self.s.profile.batch) * share
+            mine += flop * share
         return mine / total
 
     def _products(self) -> tuple[tuple[Matmul, ...], tuple[Attention, ...]]:
@@ -168,17 +172,18 @@ class Division:
                 dense += mine
         return dense, experts
 
-    def _selective(self, parts: list[float]) -> Amount:
+    def _selective(self, parts: list[float], saved: Amount) -> Amount:
         """Outputs of products and attention, and what enters the block."""
         kept = [(size, parts[i]) for i, size in self.seen.products]
         outputs = weighed(kept) + scaled(self.block.boundary_bytes, self._whole_share())
-        return smaller(outputs + self._gathered(), self._saved(parts))
+        return smaller(outputs + self._gathered, saved)
 
     def _saved(self, parts: list[float]) -> Amount:
         """Parts of what ops keep for backward, and what attention has gathered for it."""
         own = weighed((op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True))
-        return own + self._gathered()
+        return own + self._gathered
 
+    @cached_property
     def _gathered(self) -> Amount:
         """Keys and values of other context ranks."""
         cp = self.split.cp
@@ -199,9 +204,12 @@ class Division:
     def _largest(self, parts: list[float], collectives: tuple[Collective, ...]) -> Amount:
         """Largest op output, or tensor that tensor parallel ranks gather or sum."""
         batch = self.s.profile.batch
-        sizes = [scaled(op.output_bytes, share) for op, share in zip(self.ops, parts, strict=True)]
-        sizes += [item.size_bytes for item in collectives if item.axis == "tp"]
-        return max(sizes, key=lambda size: size.at(batch), default=Amount())
+        sizes = [(op.output_bytes, share) for op, share in zip(self.ops, parts, strict=True)]
+        sizes += [(item.size_bytes, 1.0) for item in collectives if item.axis == "tp"]
+        if not sizes:
+            return Amount()
+        whole = [size.fixed + size.per_sample * share * batch for size, share in sizes]
+        return scaled(*sizes[whole.index(max(whole))])
 
     def _logits(self, parts: list[float]) -> Amount:
         """What losses keep is as large as the scores they read."""
@@ -216,11 +224,9 @@ class Division:
         ):
             if not active:
                 continue
-            by_op = self.s.collectives[axis, sequence]
-            for op in self.ops:
-                for item in by_op.get(op.index, ()):
-                    share = self._collective_share(op, axis)
-                    found.append(replace(item, size_bytes=scaled(item.size_bytes, share)))
+            for op, item in self.seen.collectives[axis, sequence]:
+                share = self._collective_share(op, axis)
+                found.append(replace(item, size_bytes=scaled(item.size_bytes, share)))
         return found
 
     def _collective_share(self, op: Op, axis: str) -> float:

@@ -70,6 +70,7 @@ class Products:
         self.consumers: dict[int, list[int]] = defaultdict(list)
         self._trained_inputs: dict[int, set[int]] = defaultdict(set)
         self._sizes: dict[tuple[int, int], Amount] = {}
+        self._matmuls: dict[int, Matmul | None] = {}
         for edge in profile.edges:
             self.shapes.setdefault(edge.producer, edge.shape)
             self.inputs[edge.consumer].append(edge.producer)
@@ -121,6 +122,11 @@ class Products:
         An op of unknown kind stands for one product with its output's last axis as columns; one
         whose output no later op reads, so that its shape is unknown, for a cube.
         """
+        if op.index not in self._matmuls:
+            self._matmuls[op.index] = self._product_of(op)
+        return self._matmuls[op.index]
+
+    def _product_of(self, op: Op) -> Matmul | None:
         batch = self.profile.batch
         flop = op.forward_flop.at(batch)
         if flop <= 0 or ATTENTION in op.target:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autopar.graph import Amount, Op
 from autopar.strategies.matmul import Attention, Matmul
+from autopar.strategies.tensor import Collective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,8 @@ class BlockOps:
     Attributes:
         ops: In order.
         places: Of each op: works on a part of the columns, is computed whole by context ranks.
+        flops: Forward FLOPs of each op at the profiled batch.
+        collectives: ``(axis, sequence parallel)`` -> ops and what they send.
         streams: Position of each op without FLOPs.
         products: Position of each op with FLOPs, and what selective recompute keeps of it.
         matmuls: Position and product.
@@ -25,6 +28,8 @@ class BlockOps:
 
     ops: tuple[Op, ...]
     places: tuple[tuple[bool, bool], ...]
+    flops: tuple[float, ...]
+    collectives: dict[tuple[str, bool], tuple[tuple[Op, Collective], ...]]
     streams: tuple[int, ...]
     products: tuple[tuple[int, Amount], ...]
     matmuls: tuple[tuple[int, Matmul], ...]

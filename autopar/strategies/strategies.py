@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from functools import cached_property
 
 from autopar.graph import Amount, Block, GraphProfile
@@ -42,6 +42,12 @@ class Strategies:
         """Blocks that were looked at, whole, by index."""
         self._works: dict[Split, tuple[BlockWork, ...]] = {}
         self._ops: dict[int, BlockOps] = {}
+
+    @cached_property
+    def item_bytes(self) -> float:
+        """Bytes of a parameter element in the profile."""
+        counts = self.profile.parameter_count
+        return self.profile.parameter_bytes / counts if counts else 4
 
     @cached_property
     def tensor(self) -> TensorSplit:
@@ -105,15 +111,19 @@ class Strategies:
 
     def _look_at(self, block: Block) -> BlockOps:
         ops = tuple(self.profile.ops[block.first_op : block.stop_op])
+        divided, whole = self.tensor.divided, self.context.whole
         matmuls = [(i, self.products.matmul(op)) for i, op in enumerate(ops)]
         attention = [(i, self.products.attention(op)) for i, op in enumerate(ops)]
         kept = [larger(op.saved_bytes, op.output_bytes) for op in ops]
         streams = [op.forward_flop == Amount() for op in ops]
         return BlockOps(
             ops=ops,
-            places=tuple(
-                (op.index in self.tensor.divided, op.index in self.context.whole) for op in ops
-            ),
+            places=tuple((op.index in divided, op.index in whole) for op in ops),
+            flops=tuple(op.forward_flop.at(self.profile.batch) for op in ops),
+            collectives={
+                key: tuple((op, item) for op in ops for item in by_op.get(op.index, ()))
+                for key, by_op in self.collectives.items()
+            },
             streams=tuple(i for i, stream in enumerate(streams) if stream),
             products=tuple((i, kept[i]) for i, stream in enumerate(streams) if not stream),
             matmuls=tuple((i, matmul) for i, matmul in matmuls if matmul is not None),
@@ -142,15 +152,15 @@ class Strategies:
         backward adds up, and in their part in tensor parallelism: in a chain of equal layers
         columns and rows take turns.
         """
-        tensor = self.tensor
-        items = [*tensor.collectives(sequence_parallel=False), *self.context.collectives()]
-        sent: Counter[int] = Counter(item.op for item in items)
+        tensor, whole = self.tensor, self.context.whole
+        sums, gathers = self.collectives["tp", False], self.collectives["cp", False]
+        sent = {op: len(sums.get(op, ())) + len(gathers.get(op, ())) for op in {*sums, *gathers}}
         return tuple(
             (
                 block.signature,
                 block.backward_bytes,
                 tuple(
-                    (op in tensor.divided, op in tensor.rows, op in self.context.whole, sent[op])
+                    (op in tensor.divided, op in tensor.rows, op in whole, sent.get(op, 0))
                     for op in range(block.first_op, block.stop_op)
                 ),
             )

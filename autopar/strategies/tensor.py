@@ -10,7 +10,7 @@ ranks compute it. The output layer and the loss divide the vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 from autopar.graph import Amount, GraphProfile, Op
@@ -60,6 +60,7 @@ class Collective:
     op: int
 
 
+@lru_cache(maxsize=1024)
 def short(target: str) -> str:
     """``aten.mul.Tensor`` -> ``mul``."""
     parts = target.split(".")
@@ -222,11 +223,11 @@ class TensorSplit:
 
     def _fact(self, op: Op) -> _Fact:
         sources = tuple(self.products.inputs[op.index])
-        whole = tuple(
-            s for s in sources if not self.profile.ops[s].replicated and self._matters(s, op)
-        )
         return _Fact(
-            role=self._role(op), sources=sources, whole=whole, single_heads=self._single(op)
+            role=self._role(op),
+            sources=sources,
+            whole=self._whole(op, sources),
+            single_heads=self._single(op),
         )
 
     def _single(self, op: Op) -> tuple[int, ...]:
@@ -252,13 +253,17 @@ class TensorSplit:
             return "pass" if rank >= OVER_HEADS[name] and not one_head else "stop"
         return "pass" if name in PASSING or name in NORMALISERS else "stop"
 
-    def _matters(self, source: int, op: Op) -> bool:
-        """False for a whole operand that is broadcast over the divided axis."""
-        shape = self.products.shapes[source]
-        own = self.products.shapes.get(op.index, shape)
-        if short(op.target) in JOINS:
-            return len(shape) > 1
-        return len(shape) > 1 and shape[-1] != 1 and shape == own
+    def _whole(self, op: Op, sources: tuple[int, ...]) -> tuple[int, ...]:
+        """Operands that must be parts if another is: not those broadcast over the divided axis."""
+        ops, shapes = self.profile.ops, self.products.shapes
+        own, joins = shapes.get(op.index), short(op.target) in JOINS
+        found = []
+        for source in sources:
+            shape = shapes[source]
+            matters = joins or (shape[-1:] != (1,) and own in (None, shape))
+            if matters and len(shape) > 1 and not ops[source].replicated:
+                found.append(source)
+        return tuple(found)
 
     def _divisible_columns(self) -> frozenset[int]:
         """The largest set of columns whose parts never reach an op that needs the whole.
