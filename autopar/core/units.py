@@ -51,6 +51,10 @@ def parse_seconds(text: str) -> float:
     return float(match[1]) * _SECONDS[(match[2] or "").lower()]
 
 
+_ROUNDS_UP = 0.9995
+"""From here on three digits round to 1 of the next unit, which would be written 1e+03."""
+
+
 def format_bytes(value: float) -> str:
     """A size for people, in binary units: ``"1.50 GiB"``."""
     for unit, factor in (("TiB", 1024**4), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
@@ -64,15 +68,15 @@ def format_seconds(value: float) -> str:
     if value >= 7200:
         return f"{value / 3600:.1f} h"
     for unit, factor in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if abs(value) >= factor:
-            return f"{value / factor:.3g} {unit}" if value < 1000 else f"{value:.0f} s"
+        if abs(value) >= factor * _ROUNDS_UP:
+            return f"{value / factor:.3g} {unit}" if abs(value) < 999.5 else f"{value:.0f} s"
     return f"{value * 1e9:.3g} ns"
 
 
 def format_count(value: float) -> str:
     """A large number for people: ``"175 G"``, ``"25.6 M"``."""
     for unit, factor in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= factor:
+        if abs(value) >= factor * _ROUNDS_UP:
             return f"{value / factor:.3g} {unit}"
     return f"{value:.3g}"
 

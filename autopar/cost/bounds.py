@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cost.layout import Cuts, Layout
+from autopar.cost.prefix_bounds import prefix_seconds
 from autopar.cost.sync import StageSync
 from autopar.cost.tables import Table
 
@@ -253,11 +254,11 @@ class Bounds:
         before, after = self.fill
         hop_f, hop_b = self.least_hops
         arrive = (before + hop_f[stage])[:, None]
-        if layout.model.schedule(layout.schedule).splits_backward:
-            return [arrive + m * (forward + backward) + self.tails(stage)]
-        leave = np.maximum((after + hop_b[stage] + self._first_tail)[:, None], self.tails(stage))
+        if self.splits:
+            return self._split_paths(stage, forward, backward)
+        leave = np.maximum((after + hop_b[stage] + self.first_tail)[:, None], self.tails(stage))
         around = arrive + forward + backward + leave
-        below = self.band.by_end(self._below(stage))
+        below = self.band.by_end(self.below(stage))
         paths = [around + (m - 1) * (forward + backward)]
         if layout.schedule == "gpipe":
             paths.append(paths[0] + below)
@@ -268,9 +269,38 @@ class Bounds:
             paths += [around + (m - 1) * hop[stage][:, None] for hop in self.hops]
         return paths
 
-    def _below(self, stage: int) -> Vector:
+    def _split_paths(self, stage: int, forward: Table, backward: Table) -> list[Table]:
+        """The same where weight gradients may wait until a rank has nothing else to do."""
+        m = self.layout.microbatches
+        arrive = (self.fill[0] + self.least_hops[0][stage])[:, None]
+        tails, work = self.tails(stage), forward + backward
+        paths = [arrive + m * work + tails]
+        if self.layout.schedule == "zero_bubble":
+            # The first backward comes back from the last stage; warm forwards ran before it.
+            warm = min(m, self.layout.mesh.pp - stage)
+            below = self.band.by_end(self.below(stage))
+            paths.append(arrive + below + m * work - (warm - 1) * forward + tails)
+        if self.chained and stage > 0:
+            down, up = (hop[stage][:, None] for hop in self.hops)
+            paths += [arrive + (m - 1) * down + work + tails, arrive + forward + (m - 1) * up]
+        return paths
+
+    @cached_property
+    def splits(self) -> bool:
+        """True when weight gradients are actions of their own."""
+        return self.layout.model.schedule(self.layout.schedule).splits_backward
+
+    @cached_property
+    def _block_returns(self) -> Vector:
+        """Seconds per block on the fastest ranks until its gradient can go up."""
+        if not self.splits:
+            return self.block_seconds[1]
+        kinds = {id(span): span for span in self.layout.spans}.values()
+        return np.asarray(np.min([s.per_block[1] - np.diff(s.weight) for s in kinds], axis=0))
+
+    def below(self, stage: int) -> Vector:
         """Per end of a stage, round trip below it: forward to the last stage and back."""
-        forward, backward = self.block_seconds
+        forward, backward = self.block_seconds[0], self._block_returns
         sums = np.concatenate(([0.0], np.cumsum(forward + backward)))
         if not self.chained:
             return np.zeros_like(sums)
@@ -278,73 +308,34 @@ class Bounds:
         return np.asarray(sums[-1] - sums + hop_f[-1] - hop_f[stage] + hop_b[-1] - hop_b[stage])
 
     @cached_property
-    def _first_tail(self) -> float:
+    def first_tail(self) -> float:
         """Least tail of the rank of stage 0, which ends last when backward drains in order."""
         if not self.chained or self.layout.stages != self.layout.mesh.pp:
             return 0.0
-        return float(self._first_tails.min())
+        return float(self.first_tails.min())
 
     @cached_property
-    def _first_tails(self) -> Vector:
+    def first_tails(self) -> Vector:
+        """Tails of the rank of stage 0 by the number of its blocks, less one."""
         return np.asarray(np.where(self.band.inside[0], self.tails(0)[0], np.inf))
 
     def prefix(self, cuts: Cuts) -> float:
-        """Least step time when the first ``len(cuts) - 1`` stages end at ``cuts``.
+        """Least step time when the first ``len(cuts) - 1`` stages end at ``cuts``."""
+        return prefix_seconds(self, cuts)
 
-        1F1B lets rank ``r`` run only ``pp - r`` microbatches ahead, so a path can go down from
-        ``r`` to the newest stage ``q`` and back again every ``q - r + 1`` microbatches; all such
-        ranges are tried at once. GPipe pays the slowest forward and the slowest backward.
-        """
-        layout = self.layout
-        if not self.chained or layout.stages != layout.mesh.pp or layout.stages < 2:
-            return 0.0
-        if layout.schedule == "gpipe":
-            return self._gpipe_prefix(cuts)
-        if layout.schedule == "1f1b":
-            return self._one_f_one_b_prefix(cuts)
-        return 0.0
+    def weight(self, stage: int, start: int, stop: int) -> float:
+        """Seconds of a stage's weight gradients where they are actions of their own, else 0."""
+        sums = self.layout.spans[self.layout.rank_of(stage)].weight
+        return sums[stop] - sums[start] if self.splits else 0.0
 
-    def _span(self, stage: int, start: int, stop: int) -> tuple[float, float]:
+    def span(self, stage: int, start: int, stop: int) -> tuple[float, float]:
+        """Forward and backward (with recompute) seconds of a stage for one microbatch."""
         span = self.layout.spans[self.layout.rank_of(stage)]
         again = span.recompute[stop] - span.recompute[start]
         return (
             span.forward[stop] - span.forward[start],
             span.backward[stop] - span.backward[start] + again,
         )
-
-    def _gpipe_prefix(self, cuts: Cuts) -> float:
-        spans = [self._span(s, cuts[s], cuts[s + 1]) for s in range(len(cuts) - 1)]
-        forward, backward = self.block_seconds
-        hop_f, hop_b = self.least_hops
-        once = float(forward.sum() + backward.sum() + hop_f[-1] + hop_b[-1])
-        slowest = max(f for f, _ in spans) + max(b for _, b in spans)
-        steps = self.layout.microbatches - 1
-        return once + steps * slowest + self._first_tail + self.layout.overhead_s
-
-    def _one_f_one_b_prefix(self, cuts: Cuts) -> float:
-        layout, last = self.layout, len(cuts) - 2
-        m, pp = layout.microbatches, layout.mesh.pp
-        spans = np.array([self._span(s, cuts[s], cuts[s + 1]) for s in range(last + 1)])
-        hop_f, hop_b = self.hops
-        boundaries = np.asarray(cuts[: last + 1])
-        stages = np.arange(last + 1)
-        down, up = hop_f[stages, boundaries], hop_b[stages, boundaries]
-        forward, backward = spans[last]
-        warm = min(m, pp - last)
-        arrive = float(spans[:last, 0].sum() + down.sum())
-        leave = float(spans[:last, 1].sum() + up.sum()) + float(self._first_tails[cuts[1] - 1])
-        first_back = arrive + max(warm * forward, forward + float(self._below(last)[cuts[-1]]))
-        first_back += backward
-        # Range r..last: one round trip every last - r + 1 microbatches.
-        rounds_of = last - stages + 1
-        trip = np.cumsum((spans.sum(axis=1))[::-1])[::-1]
-        links = np.concatenate((np.cumsum((down + up)[:0:-1])[::-1], [0.0]))
-        ahead = np.minimum(m, pp - stages)
-        trips = np.where(m - 1 >= ahead, (m - 1 - ahead) // rounds_of + 1, 0)
-        done = trips * rounds_of
-        rest = (m - 1 - done) * backward + np.maximum(0, m - done - warm) * forward
-        walk = float(np.max(trips * (trip + links) + rest))
-        return float(first_back + walk + leave + layout.overhead_s)
 
 
 def _by_value(sizes: Table, seconds: Callable[[Vector], Vector]) -> Table:

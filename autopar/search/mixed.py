@@ -229,8 +229,9 @@ class MixedBounds(Bounds):
         table = super().stage_table(stage, more if extra is None else more + extra)
         return np.where(fits, table, np.inf)
 
-    def _span(self, stage: int, start: int, stop: int) -> tuple[float, float]:
-        forward, backward = super()._span(stage, start, stop)
+    def span(self, stage: int, start: int, stop: int) -> tuple[float, float]:
+        """Forward and backward seconds of a stage, the least recompute included."""
+        forward, backward = super().span(stage, start, stop)
         again = self.least_again(self.layout.rank_of(stage))[start, stop - start - 1]
         return forward, backward + float(again)
 

@@ -41,3 +41,6 @@ def test_formats() -> None:
     assert format_bytes(1.5 * 2**30) == "1.50 GiB"
     assert format_seconds(0.4123) == "412 ms"
     assert format_seconds(3 * 3600) == "3.0 h"
+    assert format_seconds(0.9997) == "1 s"
+    assert format_seconds(-0.0099999) == "-10 ms"
+    assert format_seconds(999.7) == "1000 s"

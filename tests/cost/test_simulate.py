@@ -85,7 +85,8 @@ def test_a_pipeline_of_49k_actions_simulates_fast():
 SHAPES = st.sampled_from(
     [("none", 1, 1), ("gpipe", 2, 1), ("gpipe", 3, 1), ("1f1b", 2, 1), ("1f1b", 3, 1),
      ("1f1b", 4, 1), ("interleaved", 2, 2), ("interleaved", 2, 3), ("looped_bfs", 2, 2),
-     ("zero_bubble", 2, 1), ("zero_bubble", 3, 1), ("interleaved_zb", 2, 2), ("zbv", 2, 2),
+     ("zero_bubble", 2, 1), ("zero_bubble", 3, 1), ("zero_bubble", 4, 1),
+     ("interleaved_zb", 2, 2), ("zbv", 2, 2),
      ("dualpipev", 2, 2)]
 )  # fmt: skip
 
