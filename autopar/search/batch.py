@@ -13,8 +13,8 @@ from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
 from autopar.search.chunked import ChunkedBounds, prefix_sums
 from autopar.search.columns import Columns
 from autopar.search.groups import PointGroup
-from autopar.search.links import RATES
 from autopar.search.row import fullest_rank
+from autopar.search.tails import Tails
 from autopar.search.totals import SHARING, Collectives, RankTotals, Totals, totals_of
 from autopar.search.variants import RECOMPUTE, VariantTable
 
@@ -47,7 +47,6 @@ class Batch:
         self.m = self.columns.microbatches.astype(float)
         self.rows = [quick.rows.row(group) for group in groups]
         self.worlds = [quick.rows.world(world) for world in self.columns.world.tolist()]
-        self.rates = quick.rows.links.all_rates(self.columns)
         self.hops_s, self.message_s = quick.rows.links.all_hops(
             self.columns, self.message_bytes if quick.chained else np.zeros(len(groups))
         )
@@ -93,13 +92,13 @@ class Batch:
         if self.pp == 1:
             # Buckets may hide, but do not start before the last backward.
             forward = self.totals.forward.sum(axis=3)[:, self.sharing, 0]
-            hidden = (m - 1) * work + forward + self._tails
-            seconds = np.maximum(m * work + self._optimizer, hidden)
+            hidden = (m - 1) * work + forward + self.tails.both
+            seconds = np.maximum(m * work + self.tails.optimizer, hidden)
         else:
             mean, weight = map(self._columns, self.ranks.balanced)
             single = np.array([v.chunks == 1 for v in self.table.variants])
             both = 2 * np.where(single, self.tie((0, self.pp - 1))[:, None], 0.0)
-            rest = m * again + self._tails * self.pp + both
+            rest = m * again + self.tails.both * self.pp + both
             seconds = np.maximum(seconds, m * mean + weight * rest)
         return self.objectives(seconds), misfits
 
@@ -113,8 +112,8 @@ class Batch:
         sizes, rows = self.quick.model.sizes, self.quick.rows
         parameters = np.diff(self.parameter_sums, axis=-1)
         beside = Collectives(
-            gather=parameters * self._rate("gather") * sizes.weight,
-            scatter=parameters * self._rate("scatter") * sizes.gradient,
+            gather=parameters * self.tails.rate("gather") * sizes.weight,
+            scatter=parameters * self.tails.rate("scatter") * sizes.gradient,
             contention=self.quick.contention,
         )
         found = [rows.by_rank(group) for group in self.groups]
@@ -127,9 +126,6 @@ class Batch:
     def totals(self) -> Totals:
         """Seconds where each block is fastest."""
         return self.ranks.least
-
-    def _rate(self, name: str) -> Array:
-        return np.asarray(self.rates[:, RATES.index(name)][:, None])
 
     @cached_property
     def _work(self) -> Array:
@@ -149,51 +145,15 @@ class Batch:
         return np.array([row.kept_sums for row in self.rows])
 
     @cached_property
-    def _elements(self) -> Array:
-        """Different parameter elements on all pipeline ranks ``[group]``."""
-        return np.array([row.total_parameters for row in self.rows])
-
-    @cached_property
-    def _shards(self) -> Array:
-        c = self.columns
-        return np.where(c.dp_shard > 1, c.dp_shard * c.cp, 1)
-
-    @cached_property
-    def _optimizer_per_element(self) -> Array:
-        per_element = self.columns.once(
-            (self.columns.world,), lambda group: self.quick.rows.world(group.world).optimizer_s
+    def tails(self) -> Tails:
+        """Least synchronisation and optimizer seconds ``[group, variant]``."""
+        return Tails(
+            rows=self.quick.rows,
+            columns=self.columns,
+            zero=self.table.zero,
+            offload=self.table.offload,
+            plain=self.table.plain,
         )
-        shares = np.where(self.table.zero[None, :] >= 1, self._shards[:, None], 1.0)
-        return np.asarray(per_element[:, self.table.offload.astype(int)] / shares)
-
-    @cached_property
-    def _sync_per_element(self) -> Array:
-        """Least synchronisation seconds per dense element ``[group, variant]``."""
-        sizes = self.quick.model.sizes
-        zero = self.table.zero[None, :]
-        own = self._rate("bucket_replicas") * sizes.gradient / self._shards[:, None]
-        scatter = self._rate("bucket_scatter") * sizes.gradient
-        gather = self._rate("gather") * sizes.weight
-        plain = np.where(
-            zero == 0,
-            self._rate("bucket_all_reduce") * sizes.gradient,
-            own + np.where(zero == 1, scatter, 0.0) + np.where(zero <= 2, gather, 0.0),
-        )
-        # Other modes may send next to nothing in most steps.
-        return np.where(self.table.plain[None, :], plain, 0.0)
-
-    @cached_property
-    def _optimizer(self) -> Array:
-        """Least optimizer seconds ``[group, variant]`` of an average rank."""
-        return np.asarray(self._elements[:, None] / self.pp * self._optimizer_per_element)
-
-    @cached_property
-    def _tails(self) -> Array:
-        """Least synchronisation and optimizer seconds ``[group, variant]`` of an average rank."""
-        dense = np.array([row.parameters.sum() for row in self.rows])
-        experts = np.array([row.experts.sum() for row in self.rows])
-        elements = np.maximum(0.0, np.minimum(dense, self._elements - experts)) / self.pp
-        return np.asarray(elements[:, None] * self._sync_per_element + self._optimizer)
 
     def objectives(self, seconds: Array) -> Array:
         """Least objective ``[group, variant]`` of steps that take some seconds at least."""
@@ -206,7 +166,7 @@ class Batch:
         computing = self._columns(self._work)
         for i, (group, world) in enumerate(zip(self.groups, self.worlds, strict=True)):
             if name == "memory":
-                held = quick.least_held(group, world, float(self._elements[i]))
+                held = quick.least_held(group, world, float(self.tails.elements[i]))
                 result[i] = held / quick.model.memory.high_factor
                 continue
             slope, floor = quick.slope(group, world)
@@ -238,7 +198,7 @@ class Batch:
         if schedule == "zero_bubble":
             # Its paths end with the last action of each rank, whose own tail follows.
             mean = self._columns(self._filled)[:, columns]
-            paths.append(mean + self._tails[:, columns] + 2 * tie / self.pp)
+            paths.append(mean + self.tails.both[:, columns] + 2 * tie / self.pp)
         return np.asarray(np.maximum.reduce(paths))
 
     @cached_property
@@ -326,7 +286,7 @@ class Batch:
     @cached_property
     def per_element(self) -> Array:
         """Least synchronisation and optimizer seconds per dense element ``[group, variant]``."""
-        return np.asarray(self._sync_per_element + self._optimizer_per_element)
+        return np.asarray(self.tails.sync_per_element + self.tails.optimizer_per_element)
 
     @cached_property
     def parameter_sums(self) -> Array:
@@ -351,7 +311,7 @@ class Batch:
     def bytes_per_element(self) -> Array:
         """Weight, gradient and state bytes of an element on a rank ``[group, variant]``."""
         sizes = self.quick.model.sizes
-        shards = self._shards[:, None]
+        shards = self.tails.shards[:, None]
         zero, offload = self.table.zero[None, :], self.table.offload[None, :]
         weight = sizes.weight / np.where(zero >= 3, shards, 1)
         gradient = sizes.gradient / np.where(zero >= 2, shards, 1)
@@ -366,7 +326,7 @@ class Batch:
         """
         known = {m: self._flights(schedule, int(m)) for m in set(self.m.tolist())}
         live = np.array([known[m] for m in self.m.tolist()])
-        parameters = self._elements[:, None] * self.bytes_per_element[:, columns]
+        parameters = self.tails.elements[:, None] * self.bytes_per_element[:, columns]
         room = (self.room / live).sum(axis=1)[:, None]
         return np.asarray(room - parameters / live.max(axis=1)[:, None])
 
