@@ -131,6 +131,19 @@ class ComputeModel:
             return self._measured(work, samples, device, busy, eager)
         return self._roofline(device).phases(work, samples)
 
+    def least_sample_seconds(self, work: StageWork, device: Device) -> float:
+        """No step takes less per sample and device, however the model is divided.
+
+        0 where measured curves stand for the device.
+
+        Args:
+            work: The undivided blocks.
+            device: Kind of device.
+        """
+        if self.measured_on(device) or self.why_not(device) is not None:
+            return 0.0
+        return self._roofline(device).least_sample_seconds(work)
+
     def block_seconds(self, samples: float, device: Device, busy: int) -> tuple[Vector, Vector]:
         """Forward and backward seconds of every undivided block."""
         from autopar.strategies import WHOLE, Strategies

@@ -105,6 +105,22 @@ class Roofline:
             constants=self.constants,
         )
 
+    def least_sample_seconds(self, work: StageWork) -> float:
+        """Products and attention of one more sample at the efficiency of the largest ones.
+
+        Dividing a product over ranks leaves each its part of ``m n k`` at least, and nothing
+        takes less than ``2 m n k`` at that rate; see :func:`gemm_seconds`.
+        """
+        c, products, flash = self.constants, 0.0, 0.0
+        for block in work.works:
+            for p in block.matmuls:
+                rows = p.m.per_sample * p.batch.fixed + p.m.fixed * p.batch.per_sample
+                products += 2 * rows * p.n * p.k
+            flash += sum(call.flop.per_sample for call in block.attention)
+        least = 3 * products / (self.peak * c.gemm_efficiency)
+        forward = float(flash_seconds(c, np.asarray(flash), self.attention_peak))
+        return least * min(1.0, c.misaligned) + (1 + BACKWARD_FLASH) * forward
+
     def _rows(
         self, blocks: list[BlockWork], samples: float | Vector, tp: int
     ) -> dict[str, Vector]:

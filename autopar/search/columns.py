@@ -40,7 +40,7 @@ class Columns:
     """
 
     def __init__(self, groups: Sequence[PointGroup]) -> None:
-        self.groups = groups
+        self.groups: Sequence[PointGroup] = groups
         fields = np.array(
             [
                 (
@@ -61,6 +61,17 @@ class Columns:
         self.splits: list[Split] = [groups[i].split for i in firsts]
         firsts, self.set = numbered(fields[:, 6])
         self.sets: list[VariantSet] = [groups[i].variants for i in firsts]
+
+    def take(self, some: Indices) -> Columns:
+        """Some of the groups."""
+        other = Columns.__new__(Columns)
+        other.groups = [self.groups[i] for i in some.tolist()]
+        other.splits, other.sets = self.splits, self.sets
+        other.dp_replicate, other.dp_shard = self.dp_replicate[some], self.dp_shard[some]
+        other.pp, other.size = self.pp[some], self.size[some]
+        other.microbatches = self.microbatches[some]
+        other.split, other.set = self.split[some], self.set[some]
+        return other
 
     def of_split(self, axis: str) -> Numbers:
         """A degree of each group's split."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from autopar.calibration.peak import communicator_count
 from autopar.core.errors import InputError
@@ -14,9 +13,9 @@ from autopar.cost.layout import Cuts
 from autopar.search.batch import Array, Batch, Mask
 from autopar.search.chunks import chunked_cuts
 from autopar.search.columns import Columns, combined, numbered
+from autopar.search.group_bounds import GroupBounds
 from autopar.search.options import SearchOptions
-from autopar.search.row import Row, fullest_of, fullest_rank
-from autopar.search.rows import Indices, Rows
+from autopar.search.rows import Rows
 from autopar.search.space import PointGroup
 from autopar.search.worlds import World
 from autopar.strategies import WHOLE
@@ -52,24 +51,11 @@ class QuickBounds:
 
     def groups(self, columns: Columns) -> tuple[Array, list[str | None]]:
         """Least objective of any variant of each group, and why none can work if so."""
-        groups = columns.groups
-        reasons: list[str | None] = [None] * len(groups)
-        dead = self.rows.of_worlds(columns, lambda world: world.why_not is not None).astype(bool)
-        for index in np.flatnonzero(dead).tolist():
-            reasons[index] = f"no time for {self.options.precision} on a device"
-        limits = self.rows.of_worlds(columns, lambda world: world.memory_limit)
-        held = self._all_held(columns)
-        fit = np.flatnonzero(~dead & (held <= limits))
-        total, fullest, kept = self._all_scalars(columns, fit)
-        held[fit] += kept / columns.pp[fit]
-        for index in np.flatnonzero(~dead & (held > limits)).tolist():
-            reasons[index] = "memory"
-        bounds = np.zeros(len(groups))
-        step = columns.microbatches[fit] * fullest
-        bounds[fit] = self._objectives([groups[i] for i in fit.tolist()], step, total, held[fit])
-        return bounds, reasons
+        found = GroupBounds(self, columns)
+        found.sharpen(found.possible)
+        return found.bounds, found.reasons
 
-    def _all_held(self, columns: Columns) -> Array:
+    def all_held(self, columns: Columns) -> Array:
         """:meth:`least_held` of every group."""
         elements = np.array([self.rows.elements(split) for split in columns.splits])[columns.split]
         zero = np.array([each.most_shared for each in columns.sets])[columns.set]
@@ -94,42 +80,7 @@ class QuickBounds:
         each = self.rows.of_worlds(columns, lambda world: world.process_bytes[1])
         return np.asarray(context + each * count)
 
-    def _all_scalars(self, columns: Columns, some: Indices) -> tuple[Array, Array, Array]:
-        """Least work of all blocks, of the fullest rank, and least bytes kept, of some groups."""
-        regular = self.rows.regular(columns)[some]
-        result = np.zeros((len(some), 3))
-        result[regular] = self._regular_scalars(columns, some[regular])
-        rest = some[~regular]
-        self.rows.prepare(columns, rest)
-        fields = (columns.world, columns.pp, columns.split, columns.size)
-        firsts, which = numbered(combined(*(field[rest] for field in fields)))
-        groups = [columns.groups[i] for i in rest[firsts].tolist()]
-        found = np.array([_scalars(*self.rows.by_rank(group)) for group in groups])
-        result[~regular] = found.reshape(-1, 3)[which]
-        total, fullest, kept = result.T
-        return total, fullest, kept
-
-    def _regular_scalars(self, columns: Columns, some: Indices) -> Array:
-        """:meth:`_all_scalars` of groups on equal nodes ``[group, scalar]``."""
-        # What matters of the world is how many devices of a node are busy.
-        busy = self.rows.of_worlds(columns, lambda world: world.kinds[0][1])
-        fields = [field[some] for field in (busy, columns.split, columns.size, columns.pp)]
-        firsts, row = numbered(combined(*fields[:3]))
-        places, place = numbered(combined(*(field[firsts] for field in fields[:2])))
-        work = np.zeros((len(firsts), len(self.model.profile.blocks)))
-        kept = np.zeros(len(firsts))
-        for number, first in enumerate(places):
-            mine = np.flatnonzero(place == number)
-            group, sizes = columns.groups[some[firsts[first]]], fields[2][firsts][mine]
-            work[mine], kept[mine] = self.rows.works(group, tuple(sizes.tolist()))
-        total, falling = work.sum(axis=1), -np.sort(-work, axis=1)
-        fullest = np.zeros(len(some))
-        for pp in np.unique(fields[3]).tolist():
-            mine = np.flatnonzero(fields[3] == pp)
-            fullest[mine] = fullest_of(falling, total, pp)[row[mine]]
-        return np.stack((total[row], fullest, kept[row]), axis=1)
-
-    def _objectives(
+    def objectives(
         self, groups: Sequence[PointGroup], seconds: Array, computing: Array, held: Array
     ) -> Array:
         """Least objectives of steps of some seconds where some rank holds some bytes."""
@@ -210,20 +161,6 @@ class QuickBounds:
             members.setdefault(group.pp, []).append(index)
         for some in members.values():
             yield some, *Batch(self, [groups[i] for i in some]).bounds()
-
-
-def _scalars(rows: Sequence[Row], of_rank: npt.NDArray[np.intp]) -> tuple[float, float, float]:
-    """Least work of all blocks, of the fullest of unlike ranks, and least bytes kept."""
-    if len(rows) == 1:
-        work = rows[0].work
-        fullest = float(fullest_rank(work, len(of_rank)))
-        return float(work.sum()), fullest, min(rows[0].kept_sums)
-    works = [row.work for row in rows]
-    least = np.minimum.reduce(works)
-    speeds = np.array([1 / max(float(work.sum()), 1e-300) for work in works])
-    weighed = [work * speed for work, speed in zip(works, speeds, strict=True)]
-    mean = float(np.minimum.reduce(weighed).sum() / speeds[of_rank].sum())
-    return float(least.sum()), max(mean, float(least.max())), min(rows[0].kept_sums)
 
 
 def _need(rate: float | None, name: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +25,41 @@ from autopar.strategies import WHOLE, Split
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSums:
+    """Sums over the blocks, of several groups or microbatch sizes; seconds of one microbatch.
+
+    Attributes:
+        total: Forward and backward.
+        fullest: The same on the fullest pipeline rank, at least.
+        kept: Least bytes kept.
+        forward: Forward.
+        weight: Part of backward that only weight gradients need.
+        message_bytes: Fewest bytes that pass a boundary between blocks, either way.
+    """
+
+    total: Array
+    fullest: Array
+    kept: Array
+    forward: Array
+    weight: Array
+    message_bytes: Array
+
+    @classmethod
+    def empty(cls, count: int) -> BlockSums:
+        """Zeros, to be filled."""
+        return cls(**{each.name: np.zeros(count) for each in fields(cls)})
+
+    def put(self, some: Indices, found: BlockSums) -> None:
+        """Fill in some entries."""
+        for each in fields(self):
+            getattr(self, each.name)[some] = getattr(found, each.name)
+
+    def take(self, some: Indices) -> BlockSums:
+        """Some of the entries."""
+        return BlockSums(**{each.name: getattr(self, each.name)[some] for each in fields(self)})
 
 
 class Rows:
@@ -88,8 +124,8 @@ class Rows:
         """Price the blocks of equal splits for all microbatch sizes of some groups at once."""
         known: dict[object, list[tuple[Kinds, Surroundings]]] = {}
         wanted: dict[object, tuple[Split, Device, int, Surroundings, dict[int, None]]] = {}
-        fields = (columns.world, columns.pp, columns.split, columns.size)
-        firsts, _ = numbered(combined(*(field[some] for field in fields)))
+        alike = (columns.world, columns.pp, columns.split, columns.size)
+        firsts, _ = numbered(combined(*(field[some] for field in alike)))
         for group in (columns.groups[i] for i in some[firsts]):
             place = (group.world, group.pp, id(group.split))
             if place not in known:
@@ -102,26 +138,37 @@ class Rows:
         for split, device, busy, around, sizes in wanted.values():
             self.model.many_seconds(split, tuple(sizes), device, busy, around)
 
-    def works(self, group: PointGroup, sizes: tuple[int, ...]) -> tuple[Array, Array]:
+    def works(self, group: PointGroup, sizes: tuple[int, ...]) -> tuple[Array, BlockSums]:
         """Of a group on equal nodes with any of several microbatch sizes.
 
         Returns:
-            Seconds of forward and backward ``[size, block]``, and least kept bytes per
-            microbatch of all blocks ``[size]``.
+            Seconds of forward and backward ``[size, block]``, and sums over the blocks.
         """
         model, split = self.model, group.split
         (device, busy), *_ = self.world(group.world).kinds
         around = self._around(group)
-        many = model.many_seconds(split, sizes, device, busy, around)
-        if many is None:
+        blocks = model.many_seconds(split, sizes, device, busy, around)
+        if blocks is None:
             each = [model.block_seconds(split, s, device, busy, around) for s in sizes]
-            work = np.array([blocks.forward + blocks.backward for blocks in each])
+            forward, backward, weight = (
+                np.array([getattr(blocks, name) for blocks in each])
+                for name in ("forward", "backward", "weight")
+            )
         else:
-            work = many.forward + many.backward
+            forward, backward, weight = blocks.forward, blocks.backward, blocks.weight
         column = np.array(sizes, dtype=float)[:, None]
         levels = [model.work(split).at_level(x, column) for x in (NONE, SELECTIVE, FULL)]
         kept = np.array(levels) * model.kept_scale
-        return work, kept.sum(axis=-1).min(axis=0)
+        work, scale = forward + backward, model.tables(split).edge_scale
+        sums = BlockSums(
+            total=work.sum(axis=-1),
+            fullest=np.zeros(len(sizes)),
+            kept=kept.sum(axis=-1).min(axis=0),
+            forward=forward.sum(axis=-1),
+            weight=weight.sum(axis=-1),
+            message_bytes=np.array([self._least_edge(s) for s in sizes]) * scale,
+        )
+        return work, sums
 
     def of_worlds(self, columns: Columns, fact: Callable[[World], float]) -> Array:
         """A fact of the devices that each group uses."""

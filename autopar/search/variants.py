@@ -68,7 +68,15 @@ class Variant:
 AXES = ("schedule", "chunks", "recompute", "zero", "offload", "sync")
 
 
-_OF_ALL_DEPTHS = ("plain", "least_multiplier", "schedules", "wider", "_sharing", "_loaded")
+_OF_ALL_DEPTHS = (
+    "plain",
+    "tail_codes",
+    "least_multiplier",
+    "schedules",
+    "wider",
+    "_sharing",
+    "_loaded",
+)
 """Facts of a table that do not depend on the pipeline depth."""
 
 
@@ -119,6 +127,11 @@ class VariantTable:
     def plain(self) -> Mask:
         """True where whole gradients are averaged in every step."""
         return np.array([v.sync == PLAIN for v in self.variants], dtype=bool)
+
+    @cached_property
+    def tail_codes(self) -> Indices:
+        """Number of what decides what follows the last backward: sharding, offload, plain."""
+        return np.asarray(4 * self.zero + 2 * self.offload + self.plain)
 
     @cached_property
     def least_multiplier(self) -> npt.NDArray[np.float64]:

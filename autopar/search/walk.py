@@ -20,7 +20,9 @@ from autopar.results import Certificate
 from autopar.search.candidates import Candidate, Entry, Queue
 from autopar.search.goal import Goal
 from autopar.search.goals import goal_for
+from autopar.search.group_bounds import GroupBounds
 from autopar.search.mixed import Known
+from autopar.search.openings import GROUPS_AT_ONCE, LOOK_AHEAD, Openings
 from autopar.search.options import SearchOptions
 from autopar.search.partition import PartitionSearch, Solution
 from autopar.search.plans import build_plan
@@ -36,12 +38,6 @@ POLL_S = 0.05
 """Pause before points that other workers have claimed are looked at again."""
 RUNNER_UP_ACTIONS = 150_000
 """Simulated actions after which no further runner-up is looked for, about a second."""
-
-
-GROUPS_AT_ONCE = 512
-"""Groups whose variants are bounded together."""
-LOOK_AHEAD = 1.05
-"""Groups with bounds up to this factor of the next one are bounded with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +87,7 @@ class Walk:
     _known: Known = field(default_factory=Known)
     _heap: list[tuple[float, int, Candidate | Entry | Queue]] = field(default_factory=list)
     _waiting: int = 0
-    _groups: list[int] = field(default_factory=list)
-    _bounds: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
-    _opened: int = 0
+    _openings: Openings = field(init=False)
     _serial: int = 0
     _spent: int = 0
 
@@ -105,26 +99,15 @@ class Walk:
     def start(self) -> None:
         """Bound every group; reject those that cannot fit or have no time for the precision."""
         self.rejected += self.space.rejected
-        bounds, reasons = self.quick.groups(self.space.columns)
-        for group, reason in zip(self.space.groups, reasons, strict=True):
-            if reason is not None:
-                self.rejected[reason] += group.variants.count
-        kept = np.array([i for i, reason in enumerate(reasons) if reason is None], dtype=np.intp)
-        self._groups = kept[np.argsort(bounds[kept], kind="stable")].tolist()
-        self._bounds = bounds
+        self._openings = Openings(GroupBounds(self.quick, self.space.columns), self.rejected)
 
     def _open_groups(self, cutoff: float) -> None:
         """Bound the variants of the next groups while one of them may hold the next point."""
-        while self._opened < len(self._groups):
-            least = float(self._bounds[self._groups[self._opened]])
-            if least >= cutoff or (self._heap and self._heap[0][0] <= least):
-                return
-            some = self._groups[self._opened : self._opened + GROUPS_AT_ONCE]
-            # What is at hand may be looked at only after every group with a smaller bound.
-            reach = max(least * LOOK_AHEAD, self._heap[0][0] if self._heap else 0.0)
-            some = [i for i in some if self._bounds[i] <= reach and self._bounds[i] < cutoff]
-            self._opened += len(some)
-            self._push([self.space.groups[i] for i in some], self._bounds[some])
+        while len(
+            some := self._openings.take(cutoff, self._heap[0][0] if self._heap else math.inf)
+        ):
+            bounds = self._openings.bounds.bounds[some]
+            self._push([self.space.groups[i] for i in some], bounds)
 
     def _push(self, groups: list[PointGroup], least: npt.NDArray[np.float64]) -> None:
         """Put the variants of groups on the heap; those that another includes wait behind it."""
@@ -216,7 +199,7 @@ class Walk:
     @property
     def least(self) -> float:
         """Smallest bound of a group before anything is priced."""
-        return float(self._bounds[self._groups[0]]) if self._groups else math.inf
+        return self._openings.least
 
     def next(self) -> Priced | None:
         """Price the next point worth it; ``None`` when the best is proved and the top is full."""
@@ -363,13 +346,11 @@ class Walk:
     def unexplored(self) -> float:
         """No plan that was not priced has a smaller objective."""
         bounds = [bound for bound, _, _ in (*self._heap[:1], *self.beaten)]
-        bounds += [float(self._bounds[i]) for i in self._groups[self._opened :][:1]]
-        return min((*bounds, self.open_bound), default=math.inf)
+        return min((*bounds, self._openings.least, self.open_bound))
 
     def certificate(self) -> Certificate:
         """What was looked at and what can still be better than the best."""
         best = self.best
-        closed = self._groups[self._opened :]
         unexplored = self.unexplored
         gap = max(0.0, (best - unexplored) / best) if math.isfinite(best) and best > 0 else 0.0
         return Certificate(
@@ -378,7 +359,7 @@ class Walk:
             bounded=sum(i.left if isinstance(i, Queue) else 1 for _, _, i in self._heap)
             + self._waiting
             + len(self.beaten)
-            + sum(self.space.groups[i].variants.count for i in closed),
+            + self._openings.points,
             priced=len(self.priced),
             gap=gap if gap > 1e-12 else 0.0,
             partitions_priced=self.simulations,

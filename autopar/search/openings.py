@@ -1,0 +1,79 @@
+"""Which groups of a space come next: by rising bound, sharpened as far as it matters."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+
+from autopar.search.group_bounds import SHARPEST, GroupBounds, Indices
+
+GROUPS_AT_ONCE = 512
+"""Groups whose variants are bounded together."""
+LOOK_AHEAD = 1.05
+"""Groups with bounds up to this factor of the next one are bounded with it."""
+SHARPEN_AHEAD = 1.1
+"""The same of bounds that are made sharper together."""
+
+
+class Openings:
+    """The groups whose variants were not bounded yet.
+
+    Args:
+        bounds: Of the groups.
+        rejected: Reason -> count of points; grows with groups of which no variant can work.
+    """
+
+    def __init__(self, bounds: GroupBounds, rejected: Counter[str]) -> None:
+        self.bounds = bounds
+        self._rejected = rejected
+        columns = bounds.columns
+        counts = np.array([some.count for some in columns.sets], dtype=np.int64)
+        self._counts = counts[columns.set]
+        self._left = np.arange(len(columns.groups))
+        self._sort()
+        self._sharpen(self._left[bounds.bounds[self._left] == 0.0])
+
+    @property
+    def least(self) -> float:
+        """Smallest bound of a group; infinite without any."""
+        return float(self.bounds.bounds[self._left[0]]) if len(self._left) else math.inf
+
+    @property
+    def points(self) -> int:
+        """Points of the groups."""
+        return int(self._counts[self._left].sum())
+
+    def take(self, cutoff: float, at_hand: float) -> Indices:
+        """The next groups, none when no group can hold the next point.
+
+        Args:
+            cutoff: Only groups with smaller bounds count.
+            at_hand: Bound of the best variant that is at hand; it may be looked at only after
+                every group with a smaller bound.
+        """
+        while self.least < min(cutoff, at_hand):
+            bounds = self.bounds.bounds[self._left]
+            reach = max(self.least * LOOK_AHEAD, at_hand if math.isfinite(at_hand) else 0.0)
+            near = self._left[(bounds <= reach) & (bounds < cutoff)]
+            if (self.bounds.steps[near] == SHARPEST).all():
+                self._left = self._left[len(near[:GROUPS_AT_ONCE]) :]
+                return near[:GROUPS_AT_ONCE]
+            ahead = max(reach, self.least * SHARPEN_AHEAD)
+            some = self._left[(bounds <= ahead) & (bounds < cutoff)]
+            self._sharpen(some[self.bounds.steps[some] < SHARPEST])
+        return self._left[:0]
+
+    def _sharpen(self, some: Indices) -> None:
+        self.bounds.sharpen(some)
+        self._sort()
+
+    def _sort(self) -> None:
+        """By bound, then by place in the space; what cannot work is rejected."""
+        reasons = self.bounds.reasons
+        possible = np.array([reasons[i] is None for i in self._left.tolist()], dtype=bool)
+        for index in self._left[~possible].tolist():
+            self._rejected[reasons[index] or ""] += int(self._counts[index])
+        left = self._left[possible]
+        self._left = left[np.lexsort((left, self.bounds.bounds[left]))]
