@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -41,10 +41,6 @@ class BlockSeconds:
     backward_collective: Vector
     full_collective: Vector
 
-    def row(self, index: int) -> BlockSeconds:
-        """One of several microbatch sizes."""
-        return BlockSeconds(**{name: getattr(self, name)[index] for name in self.__slots__})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -72,6 +68,11 @@ class Surroundings:
     zero: int = 0
     shards: ShardOverhead | None = None
 
+    @property
+    def unshared(self) -> Surroundings:
+        """The same of ranks that share out nothing."""
+        return replace(self, gather=(), scatter=(), zero=0, shards=None)
+
     def many(
         self, communication: CommunicationModel, kind: str, sizes_bytes: Vector, group: Group
     ) -> Vector:
@@ -83,7 +84,32 @@ class Surroundings:
         return np.maximum(alone, communication.many(kind, sizes_bytes, group, together))
 
 
-def block_seconds(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Computing:
+    """Seconds per block for one microbatch where ranks share out nothing.
+
+    Attributes:
+        forward: Forward, with the collectives between its ops.
+        backward: Backward, with the collectives between its ops.
+        forward_alone: Forward without them.
+        backward_alone: Backward without them.
+        weight: Part of ``backward_alone`` that only weight gradients need.
+        selective: Part of ``forward_alone`` that selective recompute does again.
+    """
+
+    forward: Vector
+    backward: Vector
+    forward_alone: Vector
+    backward_alone: Vector
+    weight: Vector
+    selective: Vector
+
+    def row(self, index: int) -> Computing:
+        """One of several microbatch sizes."""
+        return Computing(**{name: getattr(self, name)[index] for name in self.__slots__})
+
+
+def computing_seconds(
     work: StageWork,
     samples: int | Vector,
     device: Device,
@@ -91,13 +117,8 @@ def block_seconds(
     compute: ComputeModel,
     communication: CommunicationModel,
     around: Surroundings,
-    sizes: ParameterBytes,
-) -> BlockSeconds:
-    """Compute and exposed collectives of every block on one kind of device.
-
-    Tensor, context and expert collectives stand in the way of the ops that follow them. ZeRO-3
-    gathers run beside compute: a phase takes the longer of the two plus the calibrated share of
-    the shorter one that contention exposes.
+) -> Computing:
+    """Compute, and the tensor, context and expert collectives that its ops wait for.
 
     Args:
         work: The blocks as divided.
@@ -107,7 +128,6 @@ def block_seconds(
         compute: Seconds of compute.
         communication: Seconds of collectives.
         around: Groups of the collectives.
-        sizes: Bytes per parameter element.
 
     Raises:
         InputError: The profile has no time for the device.
@@ -115,6 +135,44 @@ def block_seconds(
     phases = compute.phases(work, samples, device, busy, eager=around.eager)
     comm = _Inside(work, samples, compute.activation_scale, communication, around)
     forward, backward = phases.forward(comm.forward), phases.backward(comm.backward)
+    nothing = np.zeros_like(forward)
+    alone_f, alone_b = phases.forward(nothing), phases.backward(nothing)
+    return Computing(
+        forward=forward,
+        backward=backward,
+        forward_alone=alone_f,
+        backward_alone=alone_b,
+        weight=alone_b * phases.weight_share,
+        selective=alone_f * phases.selective_share,
+    )
+
+
+def block_seconds(
+    computing: Computing,
+    work: StageWork,
+    device: Device,
+    busy: int,
+    compute: ComputeModel,
+    communication: CommunicationModel,
+    around: Surroundings,
+    sizes: ParameterBytes,
+) -> BlockSeconds:
+    """Compute and exposed collectives of every block on one kind of device.
+
+    ZeRO-3 gathers run beside compute: a phase takes the longer of the two plus the calibrated
+    share of the shorter one that contention exposes.
+
+    Args:
+        computing: What ranks do that share out nothing.
+        work: The blocks as divided.
+        device: Kind of device.
+        busy: Busy devices on its host.
+        compute: Seconds of compute.
+        communication: Seconds of collectives.
+        around: Groups of the collectives.
+        sizes: Bytes per parameter element.
+    """
+    forward, backward = computing.forward, computing.backward
     share = compute.constants(device).gather_exposed
     gather = _over_shapes(
         communication, "all_gather", work.parameters * sizes.weight, around, around.gather
@@ -127,19 +185,16 @@ def block_seconds(
     else:
         forward = _beside(forward, gather, share)
         backward = _beside(backward, gather + scatter, share)
-    again = forward
-    nothing = np.zeros_like(forward)
-    computing_f, computing_b = phases.forward(nothing), phases.backward(nothing)
     selective, full = compute.checkpoint_seconds(work, device, busy)
     return BlockSeconds(
         forward=forward,
         backward=backward,
-        weight=np.minimum(backward, computing_b * phases.weight_share),
-        selective=np.minimum(computing_f * phases.selective_share, again) + selective,
-        full=again + full,
-        forward_collective=forward - computing_f,
-        backward_collective=backward - computing_b,
-        full_collective=again - computing_f,
+        weight=np.minimum(backward, computing.weight),
+        selective=np.minimum(computing.selective, forward) + selective,
+        full=forward + full,
+        forward_collective=forward - computing.forward_alone,
+        backward_collective=backward - computing.backward_alone,
+        full_collective=forward - computing.forward_alone,
     )
 
 

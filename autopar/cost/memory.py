@@ -20,6 +20,7 @@ from autopar.core.estimate import Estimate
 from autopar.core.units import format_bytes
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.model import CostModel
+from autopar.cost.sync import PLAIN
 from autopar.cost.tables import AffineTable, Table, prefix_differences
 from autopar.cost.work import FULL, NONE, Vector
 from autopar.results import MemoryBreakdown
@@ -60,7 +61,7 @@ def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
         communication_bytes=sum(bytes_.messages_of(i, j) for i, j in spans)
         + max(float(bytes_.block_gathered[i:j].max()) for i, j in spans)
         + float(bytes_.buckets(np.asarray(dense)))
-        + layout.syncs[rank].held_bytes(dense),
+        + (0.0 if layout.sync == PLAIN else layout.syncs[rank].held_bytes(dense)),
     )
     return replace(
         tensors,

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from autopar.calibration.memory import LOSS_FACTORS, MemoryConstants
 from autopar.cluster import Cluster, Device
-from autopar.cost.blocks import BlockSeconds, Surroundings, block_seconds
+from autopar.cost.blocks import (
+    BlockSeconds,
+    Computing,
+    Surroundings,
+    block_seconds,
+    computing_seconds,
+)
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
 from autopar.cost.routes import Routes
@@ -138,7 +144,8 @@ class CostModel:
         self._programs: dict[tuple[str, int, int, int], Program] = {}
         self._peaks: dict[tuple[str, int, int, int, int], Peaks] = {}
         self._blocks: dict[object, BlockSeconds] = {}
-        self._many: dict[object, tuple[dict[float, int], BlockSeconds]] = {}
+        self._computing: dict[object, Computing] = {}
+        self._many: dict[object, tuple[dict[float, int], Computing]] = {}
         self._spans: dict[object, SpanSeconds] = {}
         self._communication: dict[object, CommunicationModel] = {}
         self._kinds: dict[object, tuple[tuple[Device, int], ...]] = {}
@@ -257,12 +264,23 @@ class CostModel:
         """
         key = (split, samples, device.name, busy, around)
         if key not in self._blocks:
-            numbers, many = self._many.get((split, device.name, busy, around), ({}, None))
-            if many is not None and samples in numbers:
-                self._blocks[key] = many.row(numbers[samples])
-            else:
-                self._blocks[key] = self._seconds_of(split, samples, device, busy, around)
+            computing = self._computed(split, samples, device, busy, around)
+            self._blocks[key] = self._shared_out(computing, split, device, busy, around)
         return self._blocks[key]
+
+    def _computed(
+        self, split: Split, samples: int, device: Device, busy: int, around: Surroundings
+    ) -> Computing:
+        """What does not depend on who shares out what; often known for several sizes at once."""
+        eager = around.eager and self.compute.measured_on(device)
+        alike = replace(around.unshared, eager=eager)
+        numbers, many = self._many.get((split, device.name, busy, alike), ({}, None))
+        if many is not None and samples in numbers:
+            return many.row(numbers[samples])
+        key = (split, samples, device.name, busy, alike)
+        if key not in self._computing:
+            self._computing[key] = self._compute(split, samples, device, busy, alike)
+        return self._computing[key]
 
     def many_seconds(
         self,
@@ -278,24 +296,30 @@ class CostModel:
         """
         if self.compute.measured_on(device):
             return None
-        key = (split, device.name, busy, around)
+        key = (split, device.name, busy, around.unshared)
         if key not in self._many or list(self._many[key][0]) != list(sizes):
             column = np.array(sizes, dtype=float)[:, None]
-            many = self._seconds_of(split, column, device, busy, around)
+            many = self._compute(split, column, device, busy, around.unshared)
             self._many[key] = ({size: index for index, size in enumerate(sizes)}, many)
-        return self._many[key][1]
+        return self._shared_out(self._many[key][1], split, device, busy, around)
 
-    def _seconds_of(
+    def _compute(
         self,
         split: Split,
         samples: int | Vector,
         device: Device,
         busy: int,
         around: Surroundings,
+    ) -> Computing:
+        work, inside = self.work(split), self.inside
+        return computing_seconds(work, samples, device, busy, self.compute, inside, around)
+
+    def _shared_out(
+        self, computing: Computing, split: Split, device: Device, busy: int, around: Surroundings
     ) -> BlockSeconds:
         return block_seconds(
+            computing,
             self.work(split),
-            samples,
             device,
             busy,
             self.compute,

@@ -110,7 +110,7 @@ class Batch:
     def ranks(self) -> RankTotals:
         """Seconds on every kind of pipeline rank."""
         sizes, rows = self.quick.model.sizes, self.quick.rows
-        parameters = np.diff(self.parameter_sums, axis=-1)
+        parameters = np.diff(self.parameter_sums, axis=0).T
         beside = Collectives(
             gather=parameters * self.tails.rate("gather") * sizes.weight,
             scatter=parameters * self.tails.rate("scatter") * sizes.gradient,
@@ -290,7 +290,7 @@ class Batch:
 
     @cached_property
     def parameter_sums(self) -> Array:
-        """Dense elements on a rank before each boundary ``[group, boundary]``."""
+        """Dense elements on a rank before each boundary ``[boundary, group]``."""
         return prefix_sums(np.array([row.parameters for row in self.rows]))
 
     @cached_property

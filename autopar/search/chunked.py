@@ -26,9 +26,9 @@ class _Parts:
 
     Attributes:
         own: All work of each rank, and the forwards and messages before its first
-            ``[group, sharing, level, rank]``.
+            ``[rank, group, sharing, level]``.
         around: All work of each rank, and the way to it and back up.
-        elements: Dense elements on each rank ``[group, rank]``.
+        elements: Dense elements on each rank ``[rank, group]``.
     """
 
     own: Array
@@ -76,18 +76,18 @@ class ChunkedBounds:
     ) -> Array:
         batch, chunks = self.batch, len(rank_of) // self.batch.pp
         sharing, level = batch.sharing[columns], batch.time_level[columns]
-        tails = batch.per_element[:, columns, None]
+        tails = batch.per_element[:, columns]
         ends = (int(rank_of[0]), int(rank_of[-1]))
         tie = batch.tie(ends)[:, None, None]
-        own_tie = tie * np.isin(np.arange(batch.pp), ends)
+        own_tie = tie * np.isin(np.arange(batch.pp), ends)[:, None, None, None]
         best = np.full((len(batch.groups), len(columns)), np.inf)
         for part in self._parts(schedule, rank_of):
             # A way back up ends on the rank of stage 0, which then sums tied parameters.
             back = schedule.splits_backward or not batch.quick.chained
-            around = part.around + (own_tie if back else tie)[:, None]
-            own = (part.own + own_tie[:, None])[:, sharing, level]
-            first = (own + part.elements[:, None, :] * tails).max(axis=-1)
-            second = around.max(axis=-1)[:, sharing, level]
+            around = part.around + (own_tie if back else tie)
+            own = (part.own + own_tie)[:, :, sharing, level]
+            first = (own + part.elements[:, :, None] * tails).max(axis=0)
+            second = around.max(axis=0)[:, sharing, level]
             best = np.minimum(best, np.maximum(first, second))
         # A link carries the messages of all chunks of every microbatch.
         return np.asarray(np.maximum(best, chunks * (batch.m * batch.message_s)[:, None]))
@@ -104,11 +104,11 @@ class ChunkedBounds:
         batch = self.batch
         firsts = np.array([int(np.argmax(rank_of == r)) for r in range(batch.pp)])
         work = batch.ranks.runs("work_sums", cuts, rank_of)
-        own = batch.m[:, None, None, None] * by_rank(work, rank_of, batch.pp)
+        own = batch.m[:, None, None] * by_rank(work, rank_of, batch.pp)
         elements = by_rank(runs(batch.parameter_sums, cuts), rank_of, batch.pp)
         if not batch.quick.chained:
             return _Parts(own=own, around=own, elements=elements)
-        hops = batch.hops_s[:, None, None, firsts]
+        hops = batch.hops_s.T[firsts, :, None, None]
         down = before(batch.ranks.runs("forward_sums", cuts, rank_of), firsts) + hops
         back = down if splits else before(work, firsts) + 2 * hops
         return _Parts(own=down + own, around=back + own, elements=elements)
@@ -121,23 +121,31 @@ class ChunkedBounds:
         mine = list(found.stages_of(0, batch.pp, stages))
         level = batch.kept_level[columns]
         misfit = np.ones((len(batch.groups), len(columns)), dtype=bool)
+        peaks = self._all_peaks(found, stages)
         for cuts in batch.cuts(stages):
             stage_bytes, elements = self._bytes(cuts, mine)
-            held = np.empty(stage_bytes.shape[:2])
-            for m, which in self._by_count:
-                peaks = self._peaks(found, stages, m)
-                held[which] = (stage_bytes[which] @ peaks.T).max(axis=-1)
-            needed = held[:, level] + elements * batch.bytes_per_element[:, columns]
-            misfit &= needed > batch.room[:, :1]
+            held = peaks[:, 0, :, None] * stage_bytes[0]
+            for local in range(1, len(mine)):
+                held += peaks[:, local, :, None] * stage_bytes[local]
+            parameters = elements[:, None] * batch.bytes_per_element[:, columns]
+            misfit &= held.max(axis=0)[:, level] + parameters > batch.room[:, :1]
         return misfit
 
     def _bytes(self, cuts: tuple[int, ...], mine: Sequence[int]) -> tuple[Array, Array]:
-        """Of the first rank: kept bytes ``[group, level, stage]``, elements ``[group, 1]``."""
+        """Of the first rank: kept bytes ``[stage, group, level]``, elements ``[group]``."""
         key = (cuts, tuple(mine))
         if key not in self._held:
-            untied = runs(self._untied_sums, cuts)[..., mine].sum(axis=-1)[:, None]
-            self._held[key] = (runs(self._kept_sums, cuts)[..., mine], untied)
+            untied = runs(self._untied_sums, cuts)[mine].sum(axis=0)
+            self._held[key] = (runs(self._kept_sums, cuts)[mine], untied)
         return self._held[key]
+
+    def _all_peaks(self, schedule: AbstractSchedule, stages: int) -> Array:
+        """Microbatches in flight ``[peak, stage, group]`` of the first rank."""
+        known = [self._peaks(schedule, stages, m) for m, _ in self._by_count]
+        found = np.zeros((max(map(len, known)), stages // self.batch.pp, len(self.batch.groups)))
+        for peaks, (_, which) in zip(known, self._by_count, strict=True):
+            found[: len(peaks), :, which] = peaks[:, :, None]
+        return found
 
     @cached_property
     def _kept_sums(self) -> Array:
@@ -164,27 +172,31 @@ def ranks_of(schedule: AbstractSchedule, ranks: int, stages: int) -> Indices:
 
 
 def by_rank(values: Array, rank_of: Indices, ranks: int) -> Array:
-    """Sums over the stages of each rank, along the last axis; ranks have equally many."""
+    """Sums over the stages of each rank, along the first axis; ranks have equally many."""
     stages = np.argsort(rank_of, kind="stable").reshape(ranks, -1)
-    total = values[..., stages[:, 0]]
+    total = values[stages[:, 0]]
     for column in stages.T[1:]:
-        total += values[..., column]
+        total += values[column]
     return np.asarray(total)
 
 
 def before(values: Array, firsts: Indices) -> Array:
-    """Sums over the stages before some stages, along the last axis."""
-    some = values[..., : int(firsts.max()) + 1]
-    return np.asarray((np.cumsum(some, axis=-1) - some)[..., firsts])
+    """Sums over the stages before some stages, along the first axis."""
+    some = values[: int(firsts.max()) + 1]
+    return np.asarray((np.cumsum(some, axis=0) - some)[firsts])
 
 
 def prefix_sums(values: Array) -> Array:
-    """Sums over the blocks before each boundary, along the last axis."""
-    nothing = np.zeros((*values.shape[:-1], 1))
-    return np.concatenate((nothing, np.cumsum(values, axis=-1)), axis=-1)
+    """Sums over the blocks before each boundary, blocks last before and boundaries first after.
+
+    Long axes come last, so that one operation works on all groups.
+    """
+    sums = np.zeros((values.shape[-1] + 1, *values.shape[:-1]))
+    np.cumsum(np.moveaxis(values, -1, 0), axis=0, out=sums[1:])
+    return sums
 
 
 def runs(sums: Array, cuts: tuple[int, ...]) -> Array:
-    """Sums over the runs between boundaries, from prefix sums, along the last axis."""
-    ends = sums[..., list(cuts)]
-    return np.asarray(ends[..., 1:] - ends[..., :-1])
+    """Sums over the runs between boundaries, from prefix sums, along the first axis."""
+    ends = sums[list(cuts)]
+    return np.asarray(ends[1:] - ends[:-1])

@@ -57,9 +57,9 @@ class Columns:
             dtype=np.int64,
         ).reshape(-1, _FIELDS)
         self.dp_replicate, self.dp_shard, self.pp, self.size, self.microbatches = fields.T[:5]
-        firsts, self.split = numbered(fields[:, 5])
+        firsts, self.split = alike(fields[:, 5])
         self.splits: list[Split] = [groups[i].split for i in firsts]
-        firsts, self.set = numbered(fields[:, 6])
+        firsts, self.set = alike(fields[:, 6])
         self.sets: list[VariantSet] = [groups[i].variants for i in firsts]
 
     def take(self, some: Indices) -> Columns:
@@ -89,7 +89,7 @@ class Columns:
         fact: Callable[[PointGroup], float | Sequence[float] | Array],
     ) -> Array:
         """A fact of every group that is equal where some columns are, looked up once for each."""
-        firsts, which = numbered(combined(*columns))
+        firsts, which = alike(*columns)
         return np.array([fact(self.groups[i]) for i in firsts], dtype=float)[which]
 
     @cached_property
@@ -118,21 +118,15 @@ class Columns:
         return np.asarray(self.replicas * self.cp * self.tp * self.pp)
 
 
-def numbered(values: Numbers) -> tuple[list[int], Indices]:
-    """Where each different value comes first, in rising order, and the number of every value."""
-    _, firsts, inverse = np.unique(values, return_index=True, return_inverse=True)
-    order = np.argsort(firsts)
-    number = np.empty_like(order)
-    number[order] = np.arange(len(order))
-    return firsts[order].tolist(), number[inverse]
-
-
-def combined(*columns: Numbers | Indices | Array) -> Numbers:
-    """One number for each combination of values."""
-    result = np.zeros(len(columns[0]), dtype=np.int64)
-    for column in columns:
-        _, inverse = np.unique(column, return_inverse=True)
-        result = result * (int(inverse.max(initial=0)) + 1) + inverse
-        # Counted anew, so that the products of many columns stay small.
-        _, result = np.unique(result, return_inverse=True)
-    return result
+def alike(*columns: Numbers | Indices | Array) -> tuple[list[int], Indices]:
+    """Where each different combination of values comes first, and the number of every one."""
+    numbers: dict[tuple[float, ...], int] = {}
+    firsts: list[int] = []
+    found: list[int] = []
+    # A dictionary, as sorting costs more, be it for ten groups or for a hundred thousand.
+    for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        number = numbers.setdefault(key, len(firsts))
+        if number == len(firsts):
+            firsts.append(index)
+        found.append(number)
+    return firsts, np.array(found, dtype=np.intp)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from autopar.search.columns import Columns, combined, numbered
+from autopar.search.columns import Columns, alike
 from autopar.search.row import Row, fullest_of, fullest_rank
 from autopar.search.rows import BlockSums
 from autopar.search.tails import Tails
@@ -101,7 +101,7 @@ class GroupBounds:
         self._held[some] += self._sums.kept[some] / self.columns.pp[some]
         self._reject(some)
         step = self.columns.microbatches[some] * self._sums.fullest[some]
-        self._raise(some, step)
+        self._raise(some, step * _ROUNDING)
 
     def _raise(self, some: Indices, step: Array) -> None:
         """Steps of some groups take some seconds at least."""
@@ -123,7 +123,7 @@ class GroupBounds:
         self.rows.prepare(self.columns, rest)
         c = self.columns
         fields = (c.world, c.pp, c.split, c.size)
-        firsts, which = numbered(combined(*(field[rest] for field in fields)))
+        firsts, which = alike(*(field[rest] for field in fields))
         for number, first in enumerate(rest[firsts].tolist()):
             rows, of_rank = self.rows.by_rank(c.groups[first])
             mine = np.flatnonzero(~regular)[which == number]
@@ -136,8 +136,8 @@ class GroupBounds:
         # What matters of the world is how many devices of a node are busy.
         busy = self.rows.of_worlds(c, lambda world: world.kinds[0][1])
         place, split, size, pp = (field[some] for field in (busy, c.split, c.size, c.pp))
-        firsts, row = numbered(combined(place, split, size))
-        places, number = numbered(combined(place[firsts], split[firsts]))
+        firsts, row = alike(place, split, size)
+        places, number = alike(place[firsts], split[firsts])
         sums = BlockSums.empty(len(firsts))
         work = np.zeros((len(firsts), len(self.quick.model.profile.blocks)))
         for place_number, first in enumerate(places):

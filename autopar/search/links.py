@@ -12,7 +12,7 @@ import numpy.typing as npt
 from autopar.cost.groups import Group
 from autopar.cost.layout import BUCKET_BYTES
 from autopar.cost.ranks import Shapes
-from autopar.search.columns import Columns, combined, numbered
+from autopar.search.columns import Columns, alike
 from autopar.search.groups import PointGroup
 from autopar.strategies import WHOLE
 
@@ -66,7 +66,7 @@ class Links:
 
     def all_hops(self, columns: Columns, sizes_bytes: Array) -> tuple[Array, Array]:
         """:meth:`hops` of every group, of equal pipelines ``[group, rank]`` and ``[group]``."""
-        firsts, which = numbered(combined(columns.world, sizes_bytes))
+        firsts, which = alike(columns.world, sizes_bytes)
         found = [self.hops(columns.groups[i], float(sizes_bytes[i])) for i in firsts]
         sums = np.array([sums for sums, _ in found])
         return sums[which], np.array([slowest for _, slowest in found])[which]

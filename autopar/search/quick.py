@@ -12,7 +12,7 @@ from autopar.cost import CostModel
 from autopar.cost.layout import Cuts
 from autopar.search.batch import Array, Batch, Mask
 from autopar.search.chunks import chunked_cuts
-from autopar.search.columns import Columns, combined, numbered
+from autopar.search.columns import Columns, alike
 from autopar.search.group_bounds import GroupBounds
 from autopar.search.options import SearchOptions
 from autopar.search.rows import Rows
@@ -60,7 +60,7 @@ class QuickBounds:
         elements = np.array([self.rows.elements(split) for split in columns.splits])[columns.split]
         zero = np.array([each.most_shared for each in columns.sets])[columns.set]
         shards = np.where(zero > 0, columns.dp_shard * columns.cp, 1)
-        firsts, which = numbered(combined(columns.set, shards))
+        firsts, which = alike(columns.set, shards)
         each = [
             self.rows.bytes_per_element(
                 int(zero[i]), int(shards[i]), columns.groups[i].variants.may_offload

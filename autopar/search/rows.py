@@ -15,7 +15,7 @@ from autopar.cost.blocks import Surroundings
 from autopar.cost.ranks import RankGroups
 from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
-from autopar.search.columns import Columns, combined, numbered
+from autopar.search.columns import Columns, alike
 from autopar.search.links import Links
 from autopar.search.options import SearchOptions
 from autopar.search.row import Row, least_row, slowest_of
@@ -124,8 +124,8 @@ class Rows:
         """Price the blocks of equal splits for all microbatch sizes of some groups at once."""
         known: dict[object, list[tuple[Kinds, Surroundings]]] = {}
         wanted: dict[object, tuple[Split, Device, int, Surroundings, dict[int, None]]] = {}
-        alike = (columns.world, columns.pp, columns.split, columns.size)
-        firsts, _ = numbered(combined(*(field[some] for field in alike)))
+        equal = (columns.world, columns.pp, columns.split, columns.size)
+        firsts, _ = alike(*(field[some] for field in equal))
         for group in (columns.groups[i] for i in some[firsts]):
             place = (group.world, group.pp, id(group.split))
             if place not in known:

@@ -87,8 +87,8 @@ class _Cases:
         batch, program = self.batch, self.program
         rank_of = np.array(program.rank_of)
         free = ends_of_many(program, self._durations(cuts), self._hops())
-        elements = by_rank(runs(batch.parameter_sums, cuts), rank_of, program.ranks)[self.rows].T
-        tail = elements * batch.per_element[self.rows, self.columns]
+        elements = by_rank(runs(batch.parameter_sums, cuts), rank_of, program.ranks)
+        tail = elements[:, self.rows] * batch.per_element[self.rows, self.columns]
         ends = (int(rank_of[0]), int(rank_of[-1]))
         tie = batch.tie(ends)[self.rows]
         both = free[list(ends)].max(axis=0) + tie
@@ -97,19 +97,20 @@ class _Cases:
     def _durations(self, cuts: tuple[int, ...]) -> Array:
         """Seconds ``[node, case]``."""
         batch, model = self.batch, self.batch.quick.model
-        place = (self.rows, batch.sharing[self.columns], batch.time_level[self.columns])
+        sharing, level = batch.sharing[self.columns], batch.time_level[self.columns]
         overhead = model.cluster.overhead
         rank_of = np.array(self.program.rank_of)
-        forward = batch.ranks.runs("forward_sums", cuts, rank_of)[*place[:2], 0]
-        backward = batch.ranks.runs("work_sums", cuts, rank_of)[place] - forward
+        forward = batch.ranks.runs("forward_sums", cuts, rank_of)[:, self.rows, sharing, 0]
+        work = batch.ranks.runs("work_sums", cuts, rank_of)[:, self.rows, sharing, level]
+        backward = work - forward
         forward, backward = (
             forward + overhead.forward_action_s,
             backward + overhead.backward_action_s,
         )
         if not self.program.splits:
-            return np.concatenate((forward, backward), axis=1).T
-        weight = batch.ranks.runs("weight_sums", cuts, rank_of)[self.rows]
-        return np.concatenate((forward, backward - weight, weight), axis=1).T
+            return np.concatenate((forward, backward))
+        weight = batch.ranks.runs("weight_sums", cuts, rank_of)[:, self.rows]
+        return np.concatenate((forward, backward - weight, weight))
 
     def _hops(self) -> Array:
         """Seconds of a message from each stage to the next ``[stage, case]``."""

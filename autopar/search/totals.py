@@ -158,7 +158,7 @@ class RankTotals:
         return np.asarray(mean), np.asarray(np.minimum.reduce(weights))
 
     def runs(self, name: str, cuts: tuple[int, ...], rank_of: Indices) -> Array:
-        """Sums of each stage on the rank that holds it, along the last axis.
+        """Sums of each stage on the rank that holds it, along the first axis.
 
         Args:
             name: ``forward_sums``, ``work_sums`` or ``weight_sums``.
@@ -167,7 +167,7 @@ class RankTotals:
         """
         first = runs(getattr(self.kinds[0], name), cuts)
         for number, kind in enumerate(self.kinds[1:], start=1):
-            mine = self.of_rank[:, rank_of] == number
-            mine = mine.reshape(mine.shape[0], *[1] * (first.ndim - 2), mine.shape[1])
+            mine = (self.of_rank[:, rank_of] == number).T
+            mine = mine.reshape(*mine.shape, *[1] * (first.ndim - 2))
             first = np.where(mine, runs(getattr(kind, name), cuts), first)
         return first
