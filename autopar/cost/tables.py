@@ -93,11 +93,7 @@ class Tables:
 
     def largest(self, values: Sequence[float] | npt.NDArray[np.float64]) -> Table:
         """Maximum of a per-block value over each run."""
-        table = np.zeros((self.count + 1, self.count + 1))
-        array = np.asarray(values)
-        for start in range(self.count):
-            table[start, start + 1 :] = np.maximum.accumulate(array[start:])
-        return table
+        return largest_of_runs(np.asarray(values, dtype=np.float64))
 
     @cached_property
     def _tensors(self) -> tuple[tuple[int, tuple[int, ...], BlockEdge], ...]:
@@ -139,6 +135,16 @@ class Tables:
     def _add(self, tables: AffineTable, size: Amount, rows: slice, columns: slice) -> None:
         tables[0][rows, columns] += size.fixed * self.edge_scale
         tables[1][rows, columns] += size.per_sample * self.edge_scale
+
+
+def largest_of_runs(values: npt.NDArray[np.float64]) -> Table:
+    """``table[i, j] = max(values[i:j])``, 0 for empty runs; values are not negative."""
+    count = len(values)
+    table = np.zeros((count + 1, count + 1))
+    # Nothing counts before the first block of the run.
+    inside = np.triu(np.broadcast_to(values, (count, count)))
+    np.maximum.accumulate(inside, axis=1, out=table[:-1, 1:])
+    return table
 
 
 def prefix_differences(values: Sequence[float] | npt.NDArray[np.float64]) -> Table:

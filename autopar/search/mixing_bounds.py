@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from autopar.cost.tables import largest_of_runs
 from autopar.search.knapsack import Option, efficient, lower_hull
 
 Table = npt.NDArray[np.float64]
@@ -81,10 +82,7 @@ class RunBounds:
     def least_peak(self) -> Table:
         """``[i, j]``: peak bytes that blocks ``i`` to ``j`` cannot avoid."""
         peaks = np.array([min(o.peak_bytes for o in block) for block in self.options])
-        table = np.zeros((self.count + 1, self.count + 1))
-        for start in range(self.count):
-            table[start, start + 1 :] = np.maximum.accumulate(peaks[start:])
-        return table
+        return largest_of_runs(peaks)
 
     def least_needs(self, copies: float = 1.0) -> Table:
         """``[i, j]``: no choice for blocks ``i`` to ``j`` needs fewer bytes."""

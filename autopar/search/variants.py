@@ -76,6 +76,7 @@ _OF_ALL_DEPTHS = (
     "wider",
     "_sharing",
     "_loaded",
+    "_refused",
 )
 """Facts of a table that do not depend on the pipeline depth."""
 
@@ -170,14 +171,45 @@ class VariantTable:
             self._loaded[name] = SCHEDULES.load(name)
         return self._loaded[name]
 
+    def refuses(self, name: str, stages: int, microbatches: int) -> bool:
+        """True when a schedule cannot run with some stages and microbatches."""
+        key = (name, self.pp, stages, microbatches)
+        if key not in self._refused:
+            found = self.schedule(name).check(self.pp, stages, microbatches)
+            self._refused[key] = found is not None
+        return self._refused[key]
+
+    @cached_property
+    def _refused(self) -> dict[tuple[str, int, int, int], bool]:
+        return {}
+
     @cached_property
     def _loaded(self) -> dict[str, AbstractSchedule]:
         return {}
 
-    def unwanted(
+    def left_out(
+        self, shared: bool, wanted: Spec, forbidden: list[Spec], unfit: frozenset[str]
+    ) -> tuple[Mask, dict[tuple[str, int], Counter[str]]]:
+        """What is left whatever the microbatches; reason -> count of the rest by schedule."""
+        key = repr((shared, wanted, forbidden, sorted(unfit)))
+        if key not in self._left_out:
+            mine = self.sharing(shared)
+            codes, names = self._codes(wanted, forbidden, unfit)
+            counts = {
+                name: Counter(names[code] for code in codes[columns].tolist() if code >= 0)
+                for name, columns in mine.schedules
+            }
+            self._left_out[key] = (mine.here & (codes < 0), counts)
+        return self._left_out[key]
+
+    @cached_property
+    def _left_out(self) -> dict[str, tuple[Mask, dict[tuple[str, int], Counter[str]]]]:
+        return {}
+
+    def _codes(
         self, wanted: Spec, forbidden: list[Spec], unfit: frozenset[str]
     ) -> tuple[Indices, tuple[str, ...]]:
-        """Why each combination is left out whatever the microbatches: a reason's number, or -1."""
+        """Why each combination is left out: a reason's number, or -1."""
         key = repr((wanted, forbidden, sorted(unfit)))
         if key not in self._unwanted:
             numbers: dict[str, int] = {}
@@ -299,17 +331,17 @@ def make_variants(
         unfit: Sync modes that do not run on the mesh.
     """
     mine = table.sharing(shared)
-    reasons, names = table.unwanted(wanted, forbidden, unfit)
+    left, counts = table.left_out(shared, wanted, forbidden, unfit)
     rejected: Counter[str] = Counter()
-    valid = mine.here & (reasons < 0)
+    valid = left.copy()
     for (schedule, chunks), columns in mine.schedules:
         reason = _impossible(schedule, chunks, table, microbatches)
         if reason is not None:
             valid[columns] = False
             rejected[reason] += len(columns)
             continue
-        for code in reasons[columns][reasons[columns] >= 0].tolist():
-            rejected[names[code]] += 1
+        for why, count in counts[schedule, chunks].items():
+            rejected[why] += count
     return VariantSet(table=table, valid=valid, rejected=rejected, size=mine.size)
 
 
@@ -317,7 +349,7 @@ def _impossible(name: str, chunks: int, table: VariantTable, microbatches: int) 
     stages = table.pp * chunks
     if stages > table.choices.blocks:
         return "more stages than blocks"
-    if table.schedule(name).check(table.pp, stages, microbatches) is not None:
+    if table.refuses(name, stages, microbatches):
         return "schedule does not fit the microbatches"
     return None
 
