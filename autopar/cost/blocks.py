@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,9 +13,9 @@ from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
 from autopar.cost.groups import Group
 from autopar.cost.ranks import Shapes
+from autopar.cost.roofline import Phases
 from autopar.cost.states import ParameterBytes
 from autopar.cost.work import StageWork, Vector
-from autopar.strategies import Collective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +107,11 @@ class Computing:
 
     def row(self, index: int) -> Computing:
         """One of several microbatch sizes."""
-        return Computing(**{name: getattr(self, name)[index] for name in self.__slots__})
+        return self.each(lambda values: values[index])
+
+    def each(self, change: Callable[[Vector], Vector]) -> Computing:
+        """With every array changed alike."""
+        return Computing(**{name: change(getattr(self, name)) for name in self.__slots__})
 
 
 def computing_seconds(
@@ -117,6 +122,7 @@ def computing_seconds(
     compute: ComputeModel,
     communication: CommunicationModel,
     around: Surroundings,
+    phases: Phases | None = None,
 ) -> Computing:
     """Compute, and the tensor, context and expert collectives that its ops wait for.
 
@@ -128,16 +134,21 @@ def computing_seconds(
         compute: Seconds of compute.
         communication: Seconds of collectives.
         around: Groups of the collectives.
+        phases: Compute of the different blocks, where it is known.
 
     Raises:
         InputError: The profile has no time for the device.
     """
-    phases = compute.phases(work, samples, device, busy, eager=around.eager)
     comm = _Inside(work, samples, compute.activation_scale, communication, around)
-    forward, backward = phases.forward(comm.forward), phases.backward(comm.backward)
+    sent_f, sent_b = comm.forward, comm.backward
+    different = phases is not None
+    if phases is None:
+        phases = compute.phases(work, samples, device, busy, eager=around.eager)
+        sent_f, sent_b = sent_f[..., work.places], sent_b[..., work.places]
+    forward, backward = phases.forward(sent_f), phases.backward(sent_b)
     nothing = np.zeros_like(forward)
     alone_f, alone_b = phases.forward(nothing), phases.backward(nothing)
-    return Computing(
+    found = Computing(
         forward=forward,
         backward=backward,
         forward_alone=alone_f,
@@ -145,6 +156,7 @@ def computing_seconds(
         weight=alone_b * phases.weight_share,
         selective=alone_f * phases.selective_share,
     )
+    return found.each(lambda values: values[..., work.places]) if different else found
 
 
 def block_seconds(
@@ -230,7 +242,7 @@ def _beside(compute: Vector, collective: Vector, share: float) -> Vector:
 
 
 class _Inside:
-    """Seconds of the collectives between the ops of each block."""
+    """Seconds of the collectives between the ops of each of the different blocks."""
 
     def __init__(
         self,
@@ -242,13 +254,10 @@ class _Inside:
     ) -> None:
         shapes = {"tp": around.tp, "cp": around.cp, "ep": around.ep}
         counts = np.shape(samples)[:1]
-        numbers: dict[int, int] = {}
-        items: list[tuple[int, Collective]] = []
-        for block in work.works:
-            if id(block) not in numbers:
-                numbers[id(block)] = len(numbers)
-                items += [(numbers[id(block)], item) for item in block.collectives]
-        seconds = {phase: np.zeros((*counts, len(numbers))) for phase in ("forward", "backward")}
+        items = [(i, item) for i, block in enumerate(work.unique) for item in block.collectives]
+        shape = (*counts, len(work.unique))
+        self.forward, self.backward = np.zeros(shape), np.zeros(shape)
+        seconds = {"forward": self.forward, "backward": self.backward}
         alike: dict[tuple[str, str], list[int]] = {}
         for place, (_, item) in enumerate(items):
             if shapes[item.axis]:
@@ -263,8 +272,6 @@ class _Inside:
         for place in sorted(found):
             number, item = items[place]
             seconds[item.phase][..., number] += found[place]
-        every = [numbers[id(block)] for block in work.works]
-        self.forward, self.backward = (seconds[p][..., every] for p in ("forward", "backward"))
 
 
 def _over_shapes(

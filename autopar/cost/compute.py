@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from autopar.calibration import Calibration, Constants
@@ -143,6 +145,19 @@ class ComputeModel:
         if self.measured_on(device) or self.why_not(device) is not None:
             return 0.0
         return self._roofline(device).least_sample_seconds(work)
+
+    def many_phases(
+        self, works: Sequence[StageWork], samples: Vector, device: Device
+    ) -> list[Phases]:
+        """:meth:`phases` of the different blocks of several divisions, priced together.
+
+        Raises:
+            InputError: The device has no peak.
+        """
+        reason = self.why_not(device)
+        if reason is not None:
+            raise InputError(reason, hint="choose another device")
+        return self._roofline(device).many_phases(works, samples)
 
     def block_seconds(self, samples: float, device: Device, busy: int) -> tuple[Vector, Vector]:
         """Forward and backward seconds of every undivided block."""

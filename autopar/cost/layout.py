@@ -9,10 +9,11 @@ from autopar.cluster.overhead import NO_OVERHEAD
 from autopar.core.estimate import Estimate
 from autopar.cost.blocks import Surroundings
 from autopar.cost.collectives import CommunicationModel
-from autopar.cost.model import CostModel, SpanSeconds
+from autopar.cost.model import CostModel
 from autopar.cost.ranks import RankGroups
 from autopar.cost.routes import Routes
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
+from autopar.cost.spans import SpanSeconds
 from autopar.cost.sync import PLAIN, StageSync
 from autopar.cost.tables import Tables
 from autopar.cost.work import Levels

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,81 +18,18 @@ from autopar.cost.blocks import (
 )
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
+from autopar.cost.roofline import Phases
 from autopar.cost.routes import Routes
 from autopar.cost.simulate import Program, compile_program
+from autopar.cost.spans import SpanSeconds, recompute_seconds
 from autopar.cost.states import MASTER_BYTES, ParameterBytes, auto_precision
-from autopar.cost.tables import Table, Tables, prefix_differences
-from autopar.cost.work import FULL, SELECTIVE, Levels, StageWork, Vector
+from autopar.cost.tables import Table, Tables
+from autopar.cost.work import Levels, StageWork, Vector
 from autopar.graph import GraphProfile
 from autopar.schedules import SCHEDULES, AbstractSchedule
 from autopar.strategies import Split, Strategies
 
 Peaks = tuple[tuple[int, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseSeconds:
-    """Seconds of one run of blocks for one microbatch; fields as in :class:`SpanSeconds`."""
-
-    forward: float
-    backward: float
-    weight: float
-    recompute: float
-    forward_collective: float
-    backward_collective: float
-    recompute_collective: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpanSeconds:
-    """Seconds of any run of blocks ``[i, j)`` for one microbatch, as sums ``ends[j] - ends[i]``.
-
-    Collectives inside the blocks are part of each phase; ``_collective`` sums say how much.
-
-    Attributes:
-        forward: Sums of forward over the blocks before each boundary.
-        backward: The same of backward, with adding to earlier gradients.
-        weight: The same of the part of backward that only weight gradients need.
-        recompute: The same of forward done again.
-        forward_collective: Communication in ``forward``.
-        backward_collective: Communication in ``backward``.
-        recompute_collective: Communication in ``recompute``.
-    """
-
-    forward: list[float]
-    backward: list[float]
-    weight: list[float]
-    recompute: list[float]
-    forward_collective: list[float]
-    backward_collective: list[float]
-    recompute_collective: list[float]
-
-    def between(self, first: int, stop: int) -> PhaseSeconds:
-        """Seconds of the blocks ``first`` to ``stop - 1``."""
-        return PhaseSeconds(
-            **{name: sums[stop] - sums[first] for name, sums in self._by_name.items()}
-        )
-
-    @cached_property
-    def _by_name(self) -> dict[str, list[float]]:
-        return {name: getattr(self, name) for name in PhaseSeconds.__slots__}
-
-    @property
-    def total(self) -> float:
-        """All phases of the whole model."""
-        return self.forward[-1] + self.backward[-1] + self.recompute[-1]
-
-    @cached_property
-    def per_block(self) -> tuple[Vector, Vector]:
-        """Forward seconds, and backward with recompute, of every block."""
-        again = np.diff(self.backward) + np.diff(self.recompute)
-        return np.diff(self.forward), np.asarray(again)
-
-    @cached_property
-    def tables(self) -> tuple[Table, Table]:
-        """Forward seconds, and backward with recompute, of every run as tables ``[i, j]``."""
-        forward, backward = self.per_block
-        return prefix_differences(forward), prefix_differences(backward)
 
 
 class CostModel:
@@ -146,6 +82,7 @@ class CostModel:
         self._blocks: dict[object, BlockSeconds] = {}
         self._computing: dict[object, Computing] = {}
         self._many: dict[object, tuple[dict[float, int], Computing]] = {}
+        self._phases: dict[object, tuple[dict[float, int], Phases]] = {}
         self._spans: dict[object, SpanSeconds] = {}
         self._communication: dict[object, CommunicationModel] = {}
         self._kinds: dict[object, tuple[tuple[Device, int], ...]] = {}
@@ -282,6 +219,24 @@ class CostModel:
             self._computing[key] = self._compute(split, samples, device, busy, alike)
         return self._computing[key]
 
+    def prepare(self, splits: Sequence[Split], sizes: Sequence[int], device: Device) -> None:
+        """Price the ops of several splits at once, for :meth:`many_seconds` of these sizes."""
+        if self.compute.measured_on(device):
+            return
+        column = np.array(sizes, dtype=float)[:, None]
+        works = [self.work(split) for split in splits]
+        numbers = {float(size): index for index, size in enumerate(sizes)}
+        for split, phases in zip(
+            splits, self.compute.many_phases(works, column, device), strict=True
+        ):
+            self._phases[split, device.name] = (numbers, phases)
+
+    def _prepared(self, split: Split, samples: int | Vector, device: Device) -> Phases | None:
+        """What :meth:`prepare` left for a column of sizes."""
+        numbers, phases = self._phases.get((split, device.name), ({}, None))
+        rows = [numbers.get(size, -1) for size in np.ravel(samples).tolist()]
+        return None if phases is None or min(rows) < 0 else phases.take(rows)
+
     def many_seconds(
         self,
         split: Split,
@@ -311,8 +266,16 @@ class CostModel:
         busy: int,
         around: Surroundings,
     ) -> Computing:
-        work, inside = self.work(split), self.inside
-        return computing_seconds(work, samples, device, busy, self.compute, inside, around)
+        return computing_seconds(
+            self.work(split),
+            samples,
+            device,
+            busy,
+            self.compute,
+            self.inside,
+            around,
+            self._prepared(split, samples, device) if np.ndim(samples) else None,
+        )
 
     def _shared_out(
         self, computing: Computing, split: Split, device: Device, busy: int, around: Surroundings
@@ -384,10 +347,3 @@ class CostModel:
         per_element = self.compute.accumulate_seconds_per_element(device, busy)
         share = (microbatches - 1) / microbatches
         return np.asarray((work.parameters + work.experts) * per_element * share)
-
-
-def recompute_seconds(blocks: BlockSeconds, levels: Levels) -> tuple[Vector, Vector]:
-    """Extra seconds of each block at its recompute level, and exposed communication in them."""
-    rows = np.asarray(levels)
-    seconds = np.where(rows == FULL, blocks.full, np.where(rows == SELECTIVE, blocks.selective, 0))
-    return seconds, np.where(rows == FULL, blocks.full_collective, 0.0)

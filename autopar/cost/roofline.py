@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from autopar.calibration import Constants
 from autopar.calibration.kernels import (
@@ -21,7 +23,7 @@ from autopar.cost import constants as k
 from autopar.cost.states import ITEM_BYTES
 from autopar.cost.work import StageWork, Vector
 from autopar.graph import Amount
-from autopar.strategies import BlockWork, Matmul
+from autopar.strategies import BlockWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,19 @@ class Phases:
     weight_share: Vector
     selective_share: Vector
     constants: Constants
+
+    def at(self, places: npt.NDArray[np.intp]) -> Phases:
+        """Of some blocks."""
+        return self._each(lambda values: values[..., places])
+
+    def take(self, rows: Sequence[int]) -> Phases:
+        """Of some microbatch sizes, where there are several; host times depend on none."""
+        return self._each(lambda values: values[rows] if values.ndim > 1 else values)
+
+    def _each(self, change: Callable[[Vector], Vector]) -> Phases:
+        names = [name for name in self.__slots__ if name != "constants"]
+        changed = {name: change(getattr(self, name)) for name in names}
+        return Phases(**changed, constants=self.constants)
 
     def forward(self, collective_s: Vector) -> Vector:
         """Forward with collectives between its ops."""
@@ -90,20 +105,22 @@ class Roofline:
             work: The blocks as divided.
             samples: Microbatch size, or a column of several: times are ``[size, block]`` then.
         """
-        position: dict[int, int] = {}
-        unique: list[BlockWork] = []
-        index = []
-        for block in work.works:
-            if id(block) not in position:
-                position[id(block)] = len(unique)
-                unique.append(block)
-            index.append(position[id(block)])
-        rows = self._rows(unique, samples, work.split.tp)
-        every = np.asarray(index)
-        return Phases(
-            **{name: values[..., every] for name, values in rows.items()},
-            constants=self.constants,
-        )
+        (phases,) = self.many_phases([work], samples)
+        return phases.at(work.places)
+
+    def many_phases(self, works: Sequence[StageWork], samples: float | Vector) -> list[Phases]:
+        """Seconds of the different blocks of several divisions, priced together."""
+        parts = [work.unique for work in works]
+        tp = [work.split.tp for work in works for _ in work.unique]
+        rows = self._rows(parts, samples, np.array(tp, dtype=float))
+        ends = np.cumsum([0, *map(len, parts)]).tolist()
+        return [
+            Phases(
+                **{name: values[..., a:b] for name, values in rows.items()},
+                constants=self.constants,
+            )
+            for a, b in itertools.pairwise(ends)
+        ]
 
     def least_sample_seconds(self, work: StageWork) -> float:
         """Products and attention of one more sample at the efficiency of the largest ones.
@@ -122,10 +139,10 @@ class Roofline:
         return least * min(1.0, c.misaligned) + (1 + BACKWARD_FLASH) * forward
 
     def _rows(
-        self, blocks: list[BlockWork], samples: float | Vector, tp: int
+        self, parts: Sequence[Sequence[BlockWork]], samples: float | Vector, tp: Vector
     ) -> dict[str, Vector]:
-        c = self.constants
-        matmul_f, matmul_d, matmul_w = self._products(blocks, samples)
+        c, blocks = self.constants, [block for part in parts for block in part]
+        matmul_f, matmul_d, matmul_w = self._products(parts, samples)
         matmul_b = matmul_d + matmul_w
         attention = _at([Amount.total([a.flop for a in b.attention]) for b in blocks], samples)
         flash = flash_seconds(c, attention, self.attention_peak)
@@ -136,7 +153,7 @@ class Roofline:
         forward_device = matmul_f + flash + stream_f
         backward_device = matmul_b + BACKWARD_FLASH * flash + stream_b
         kernels = np.array([b.kernels for b in blocks], dtype=float)
-        launches = host_seconds(c, kernels, np.full_like(kernels, tp))
+        launches = host_seconds(c, kernels, tp)
         launches = launches * (self.launch_s / c.launch_s)
         return {
             "forward_device": forward_device,
@@ -148,23 +165,23 @@ class Roofline:
         }
 
     def _products(
-        self, blocks: list[BlockWork], samples: float | Vector
+        self, parts: Sequence[Sequence[BlockWork]], samples: float | Vector
     ) -> tuple[Vector, Vector, Vector]:
         """Forward, input-gradient and weight-gradient seconds of the products of every block."""
-        pairs: list[tuple[int, Matmul]] = [
-            (i, matmul) for i, block in enumerate(blocks) for matmul in block.matmuls
-        ]
-        if not pairs:
-            nothing = 0.0 * _at([Amount()] * len(blocks), samples)
-            return nothing, nothing, nothing
-        member = np.zeros((len(pairs), len(blocks)))
-        member[np.arange(len(pairs)), [i for i, _ in pairs]] = 1.0
-        m = _at([p.m for _, p in pairs], samples)
-        n = np.broadcast_to(np.array([p.n for _, p in pairs]), m.shape)
-        kk = np.broadcast_to(np.array([p.k for _, p in pairs]), m.shape)
-        batch = _at([p.batch for _, p in pairs], samples)
+        products = [p for part in parts for block in part for p in block.matmuls]
+        m = _at([p.m for p in products], samples)
+        n = np.broadcast_to(np.array([p.n for p in products]), m.shape)
+        kk = np.broadcast_to(np.array([p.k for p in products]), m.shape)
+        batch = _at([p.batch for p in products], samples)
         three = self._gemm(np.stack([m, m, n]), np.stack([n, kk, kk]), np.stack([kk, n, m]))
-        forward, data, weight = (three * batch) @ member
+        three, sums, first = three * batch, [], 0
+        for part in parts:
+            owners = [i for i, block in enumerate(part) for _ in block.matmuls]
+            member = np.zeros((len(owners), len(part)))
+            member[np.arange(len(owners)), owners] = 1.0
+            sums.append(three[..., first : first + len(owners)] @ member)
+            first += len(owners)
+        forward, data, weight = np.concatenate(sums, axis=-1)
         return forward, data, weight
 
     def _gemm(self, m: Vector, n: Vector, k_: Vector) -> Vector:

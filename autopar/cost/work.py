@@ -41,6 +41,17 @@ class StageWork:
         """One entry per block; blocks that are alike share theirs."""
         return self.strategies.works(self.split)
 
+    @cached_property
+    def unique(self) -> tuple[BlockWork, ...]:
+        """The different entries of :attr:`works`, in the order they first occur."""
+        return tuple({id(work): work for work in self.works}.values())
+
+    @cached_property
+    def places(self) -> npt.NDArray[np.intp]:
+        """Place of every block's entry among :attr:`unique`."""
+        numbers = {id(work): number for number, work in enumerate(self.unique)}
+        return np.array([numbers[id(work)] for work in self.works], dtype=np.intp)
+
     @property
     def item_bytes(self) -> float:
         """Bytes of a parameter element in the profile."""

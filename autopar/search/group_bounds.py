@@ -133,6 +133,8 @@ class GroupBounds:
     def _regular_sums(self, some: Indices) -> BlockSums:
         """:meth:`_sums_of` groups on equal nodes."""
         c = self.columns
+        if not len(some):
+            return BlockSums.empty(0)
         # What matters of the world is how many devices of a node are busy.
         busy = self.rows.of_worlds(c, lambda world: world.kinds[0][1])
         place, split, size, pp = (field[some] for field in (busy, c.split, c.size, c.pp))
@@ -140,6 +142,9 @@ class GroupBounds:
         places, number = alike(place[firsts], split[firsts])
         sums = BlockSums.empty(len(firsts))
         work = np.zeros((len(firsts), len(self.quick.model.profile.blocks)))
+        device, _ = self.rows.world(c.groups[some[0]].world).kinds[0]
+        splits = [c.splits[i] for i in np.unique(split).tolist()]
+        self.quick.model.prepare(splits, np.unique(size).tolist(), device)
         for place_number, first in enumerate(places):
             mine = np.flatnonzero(number == place_number)
             sizes = tuple(size[firsts][mine].tolist())
