@@ -11,12 +11,12 @@ from autopar.search.group_bounds import SHARPEST, GroupBounds, Indices
 
 GROUPS_AT_ONCE = 512
 """Groups whose variants are bounded together."""
-FEW_GROUPS = 64
-"""Groups up to which one more hardly adds to the time their variants take."""
+FEW_GROUPS = 128
+"""Groups up to which one more hardly adds to the time that bounding their variants takes."""
+FEW_SHARPENED = 256
+"""The same of making their own bounds sharper."""
 LOOK_AHEAD = 1.05
 """Groups with bounds up to this factor of the next one are bounded with it."""
-FURTHER_AHEAD = 1.2
-"""The same as long as they are few, and of bounds that are made sharper together."""
 
 
 class Openings:
@@ -58,12 +58,13 @@ class Openings:
         while self.least < min(cutoff, at_hand):
             bounds = self.bounds.bounds[self._left]
             reach = max(self.least * LOOK_AHEAD, at_hand if math.isfinite(at_hand) else 0.0)
-            ahead = min(max(reach, self.least * FURTHER_AHEAD), cutoff)
-            some = self._left[bounds < ahead]
-            near = some[: max(FEW_GROUPS, int((bounds[: len(some)] <= reach).sum()))]
+            worth = self._left[bounds < cutoff]
+            count = int((bounds[: len(worth)] <= reach).sum())
+            near = worth[: max(count, FEW_GROUPS)]
             if (self.bounds.steps[near] == SHARPEST).all():
                 self._left = self._left[len(near[:GROUPS_AT_ONCE]) :]
                 return near[:GROUPS_AT_ONCE]
+            some = worth[: max(count, FEW_SHARPENED)]
             self._sharpen(some[self.bounds.steps[some] < SHARPEST])
         return self._left[:0]
 
