@@ -16,7 +16,9 @@ from autopar.search.chunks import chunked_cuts, equal_blocks, equal_work
 from autopar.search.goal import Goal
 
 MAX_ACTIONS = 1_500_000
-"""Simulated actions one branch and bound may spend, about a second."""
+"""Simulated actions one branch and bound may spend, one to three seconds."""
+STEADY_ROUNDS = 4
+"""Microbatches per stage after which a simulation jumps over what repeats itself, roughly."""
 MAX_VISITS = 150_000
 """Stages one branch and bound may place, times the stages of the layout: about a second."""
 _EQUAL = 1e-12
@@ -133,7 +135,8 @@ class _Descent:
         self.open_bound = math.inf
         self.stages = layout.stages
         self.max_nodes = layout.stages + MAX_VISITS // layout.stages
-        self.max_simulations = 1 + MAX_ACTIONS // (2 * layout.stages * layout.microbatches)
+        simulated = min(layout.microbatches, STEADY_ROUNDS * layout.stages)
+        self.max_simulations = 1 + MAX_ACTIONS // (2 * layout.stages * simulated)
         self.prefix_bound: Callable[[Cuts], float] = search.goal.prefix_bound
 
     def visit(self, cuts: Cuts, bound: float) -> None:
