@@ -134,6 +134,10 @@ SPECS: tuple[ConstantSpec, ...] = (
     ),
     _spec("tp_exposed", 0.99, "1", "exposed part of tensor parallel collectives", g=0.05, f=0.25),
     _spec(
+        "tp_overlapped", 0.7, "1",
+        "exposed part of tensor parallel collectives that run beside their products", g=0.4,
+    ),
+    _spec(
         "message_exposed", 0.53, "1", "exposed part of pipeline messages in steady state",
         g=0.6, f=0.5,
     ),
@@ -142,8 +146,13 @@ SPECS: tuple[ConstantSpec, ...] = (
         g=0.4, f=0.4,
     ),
     _spec(
-        "sync_exposed", 1.18, "1",
-        "exposed part of gradient synchronisation; above 1 for float32 gradients", g=0.3, f=0.5,
+        "sync_exposed", 1.0, "1",
+        "time of gradient synchronisation after the backward pass over its ring time",
+        g=0.3, f=0.5,
+    ),
+    _spec(
+        "sync_overlapped", 0.5, "1",
+        "exposed part of gradient synchronisation that runs beside the backward pass", g=0.5,
     ),
     _spec(
         "gather_exposed", 0.66, "1",

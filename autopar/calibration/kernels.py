@@ -158,11 +158,16 @@ def gather_ring_seconds(
     return np.asarray(ring + c.collective_latency_s * np.log2(np.maximum(ranks, 2)))
 
 
-def exposed_sync_seconds(c: Constants, exchange_s: Array, hidden_by_s: Array) -> Array:
+def exposed_sync_seconds(exposed: Array | float, exchange_s: Array, hidden_by_s: Array) -> Array:
     """What gradient exchange adds to a step.
 
     The exposed part ``x`` always; of the rest, what does not fit beside the backward pass that
     hides it: ``x R + (1 - min(x, 1)) max(0, R - backward)``.
+
+    Args:
+        exposed: Part of the exchange that nothing hides.
+        exchange_s: Seconds of the whole exchange.
+        hidden_by_s: Seconds of the backward pass beside it.
     """
-    rest = (1 - np.minimum(c.sync_exposed, 1.0)) * np.maximum(0.0, exchange_s - hidden_by_s)
-    return np.asarray(c.sync_exposed * exchange_s + rest)
+    rest = (1 - np.minimum(exposed, 1.0)) * np.maximum(0.0, exchange_s - hidden_by_s)
+    return np.asarray(exposed * exchange_s + rest)

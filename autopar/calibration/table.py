@@ -129,18 +129,27 @@ FLOP_PER_JOULE = {
 in the same 12 nm), A100 SXM, L40S, H100 SXM, B200."""
 
 
+SUSTAINED_SHARE = {"t4": 0.44}
+"""Device class -> part of the boost clock under continuous products, where a measurement shows less
+than the rule of :func:`clock_share`. T4: 24 TFLOP/s over 100 products of side 4,096, which is
+``gemm_efficiency`` of 0.44 of its peak; NVIDIA names its power cap as the cause
+(forums.developer.nvidia.com/t/264462). The 41.6 of Jia et al. 2019 (arXiv 1903.07486) are a burst."""
+
+
 def clock_share(device: str, peak_flop_per_s: float, power_watt: float | None) -> float:
     """Part of the tensor cores' boost clock that a board holds within its power limit.
 
     Power goes with the square of the clock (voltage falls with it), so a board with less power
-    than its peak needs at the architecture's FLOPs per joule runs at the root of the ratio. A T4
-    comes out at 0.67 of 65 TFLOP/s; 41.6 were measured (Jia et al. 2019, arXiv 1903.07486).
+    than its peak needs at the architecture's FLOPs per joule runs at the root of the ratio.
+    :data:`SUSTAINED_SHARE` comes before the rule.
 
     Args:
         device: Device class.
         peak_flop_per_s: Dense 16-bit peak.
         power_watt: Board power limit, ``None`` when unknown.
     """
+    if device in SUSTAINED_SHARE:
+        return SUSTAINED_SHARE[device]
     per_joule = FLOP_PER_JOULE.get(architecture(device))
     if per_joule is None or power_watt is None:
         return 1.0

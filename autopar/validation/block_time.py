@@ -149,7 +149,8 @@ def _attention(c: Constants, x: Columns) -> tuple[tuple[Array, Array], Array]:
     flop = 4 * tokens * x.seq * x.query / x.tp * x.attention_share
     memory = x.memory_bytes_per_s * c.memory_efficiency
     unaligned = (x.heads / x.tp * x.micro_batch) % 4 != 0
-    falls_back = (x.fused_attention < 1) & (unaligned | (x.seq > 2048))
+    refused = (x.fused_softmax < 1) | unaligned | (x.seq > 2048)
+    falls_back = (x.fused_attention < 1) & refused
     slower = np.where(x.older_attention > 0, OLDER_ATTENTION, 1.0)
     fused = flash_seconds(c, flop, x.peak16_flop_per_s) * slower
     unfused = unfused_attention_seconds(
@@ -195,7 +196,8 @@ def _group_rate(c: Constants, x: Columns, ranks: Array) -> Array:
 def tp_collective(c: Constants, x: Columns) -> Array:
     """One all-reduce of the activations over the tensor parallel ranks."""
     rate = _group_rate(c, x, x.tp)
-    return layer_collective_seconds(c, x.tokens * x.hidden * x.item_bytes, x.tp, rate)
+    whole = layer_collective_seconds(c, x.tokens * x.hidden * x.item_bytes, x.tp, rate)
+    return np.asarray(whole * np.where(x.overlaps_tensor > 0, c.tp_overlapped, 1.0))
 
 
 def _expert_exchange(c: Constants, x: Columns) -> Array:
@@ -239,12 +241,13 @@ def block_seconds(
         + x.full * forward
         + x.selective * selective
     )
-    gather = gather_ring_seconds(
-        c, block_parameters(x) * x.item_bytes, shard_ranks(x), shard_rate(c, x)
+    gather, scatter = (
+        gather_ring_seconds(c, block_parameters(x) * size, shard_ranks(x), shard_rate(c, x))
+        for size in (x.item_bytes, x.gradient_bytes)
     )
     sharded = (x.zero == 3) & (x.replicas > 1)
     forward = np.where(sharded, gather_seconds(c, forward, gather), forward)
-    backward = np.where(sharded, gather_seconds(c, backward, 2 * gather), backward)
+    backward = np.where(sharded, gather_seconds(c, backward, gather + scatter), backward)
     blocks = np.where(x.pp > 1, np.maximum(x.middle, x.last), x.layers)
     return forward, backward, backward * blocks
 

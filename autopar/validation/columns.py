@@ -67,6 +67,10 @@ class Columns:
     fused_attention: Array
     older_attention: Array
     sequence_parallel: Array
+    gradient_bytes: Array
+    fused_softmax: Array
+    overlaps_sync: Array
+    overlaps_tensor: Array
     lora: Array
     head_share: Array
     first: Array
@@ -153,6 +157,10 @@ def _facts(row: Row) -> dict[str, float]:
         "fused_attention": row.fused_attention,
         "older_attention": row.older_attention,
         "sequence_parallel": row.sequence_parallel,
+        "gradient_bytes": row.gradient_bytes,
+        "fused_softmax": row.fused_softmax,
+        "overlaps_sync": row.overlaps_sync,
+        "overlaps_tensor": row.overlaps_tensor,
         "lora": row.lora,
         "head_share": row.head_share,
         "first": row.stage_layers[0],

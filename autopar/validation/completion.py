@@ -85,6 +85,10 @@ def _row(entry: Entry) -> Row:
         fused_attention=framework.fused_attention,
         older_attention=_older_attention(framework, platform),
         sequence_parallel=splits_sequence(entry, framework, plan),
+        gradient_bytes=_gradient_bytes(entry, framework, precision),
+        fused_softmax=framework.fused_softmax,
+        overlaps_sync=framework.overlaps_sync,
+        overlaps_tensor=framework.overlaps_tensor or "async" in entry.text("precision").lower(),
         lora="lora" in (entry.text("model") + entry.text("notes")).lower(),
         head_share=_head_share(entry, seq),
         stage_layers=stage_layers(shape.layers, plan.pp, entry.text("notes")),
@@ -159,6 +163,15 @@ def _older_attention(framework: Framework, platform: Platform) -> bool:
     """FlashAttention-2 on a device that has newer instructions."""
     newer = architecture(platform.device) in ("hopper", "blackwell")
     return newer and not framework.hopper_attention
+
+
+def _gradient_bytes(entry: Entry, framework: Framework, precision: str) -> float:
+    """Bytes of an exchanged gradient element; Composer's DEFAULT mixed precision reduces float32.
+
+    Float32 runs exchange what they compute in.
+    """
+    wide = precision in ("tf32", "float32") or "DEFAULT" in entry.text("framework")
+    return 4.0 if wide else float(framework.gradient_bytes)
 
 
 def _head_share(entry: Entry, seq: int) -> float:

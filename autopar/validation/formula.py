@@ -58,7 +58,8 @@ def step_seconds(c: Constants, x: Columns) -> StepParts:
     block = forward + backward
     head = head_seconds(c, x, collective)
     pipeline = _pipeline_seconds(c, x, block, head)
-    sync = exposed_sync_seconds(c, exchange_seconds(c, x), exposed_backward)
+    part = c.sync_exposed * np.where(x.overlaps_sync > 0, c.sync_overlapped, 1.0)
+    sync = exposed_sync_seconds(part, exchange_seconds(c, x), exposed_backward)
     optimizer = optimizer_seconds(c, x)
     nodes = np.maximum(x.devices / x.devices_per_node, 1)
     spread = 1 + c.straggler * (1 - 1 / nodes)

@@ -24,6 +24,10 @@ class Framework:
             per pipeline stage (torchtitan's default).
         offloads: Its recipes move activations to the host's memory on superchips instead of
             computing them again.
+        gradient_bytes: Bytes of an exchanged gradient element in 16-bit and narrower runs.
+        fused_softmax: Attention that is not fused has one kernel for scale, mask and softmax.
+        overlaps_sync: Gradients are exchanged beside the last backward pass.
+        overlaps_tensor: Tensor parallel collectives run beside the products they belong to.
     """
 
     name: str
@@ -36,6 +40,10 @@ class Framework:
     recompute: str = ""
     splits_microbatch: bool = False
     offloads: bool = False
+    gradient_bytes: int = 2
+    fused_softmax: bool = True
+    overlaps_sync: bool = False
+    overlaps_tensor: bool = False
 
     def heads(self, hidden: int) -> int:
         """Heads when the row does not say: 64 in the BLOOM runs, else 64 wide up to 2048, 128."""
@@ -57,15 +65,17 @@ GENERATIONS: tuple[Framework, ...] = (
     Framework(
         name="megatron-bridge", pattern=r"megatron-bridge",
         fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
-        offloads=True,
+        offloads=True, overlaps_sync=True, overlaps_tensor=True,
     ),
     Framework(
         name="nemo", pattern=r"nemo",
         fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
+        overlaps_sync=True, overlaps_tensor=True,
     ),
     Framework(
         name="megatron-core", pattern=r"megatron-core",
         fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
+        overlaps_sync=True, overlaps_tensor=True,
     ),
     Framework(name="sailor", pattern=r"sailor", recompute="none"),
     Framework(name="bigscience-2021", pattern=r"megatron.*deepspeed 2021", recompute="full"),
@@ -73,7 +83,11 @@ GENERATIONS: tuple[Framework, ...] = (
         name="bigscience", pattern=r"megatron-deepspeed", source=r"bigscience", recompute="full",
     ),
     Framework(name="megatron-deepspeed", pattern=r"megatron-deepspeed", recompute="full"),
-    Framework(name="amp", pattern=r"deepspeed/megatron-lm", recompute="none"),
+    Framework(
+        # Its ds_config.json sets fp32_allreduce; its script, Megatron-LM 1.1.5, no fusion flag.
+        name="amp", pattern=r"deepspeed/megatron-lm", recompute="none",
+        gradient_bytes=4, fused_softmax=False,
+    ),
     Framework(name="deepspeed", pattern=r"deepspeed zero-3", zero=3, recompute="full"),
     Framework(name="megatron", pattern=r"megatron-lm", recompute="full"),
     Framework(name="fsdp1", pattern=r"llm-foundry|fms-fsdp", fused_attention=True, zero=3),
@@ -81,9 +95,13 @@ GENERATIONS: tuple[Framework, ...] = (
     Framework(
         name="torchtitan", pattern=r"torchtitan",
         fused_attention=True, sequence_parallel=True, zero=3, splits_microbatch=True,
+        gradient_bytes=4,
     ),
     Framework(name="nanotron", pattern=r"nanotron", fused_attention=True, recompute="none"),
-    Framework(name="ddp", pattern=r"dle pytorch ddp|hf trainer|hf \+ deepspeed", recompute="none"),
+    Framework(
+        name="ddp", pattern=r"dle pytorch ddp|hf trainer|hf \+ deepspeed", recompute="none",
+        fused_softmax=False, overlaps_sync=True,
+    ),
 )  # fmt: skip
 """In order of precedence; a new source is one entry."""
 

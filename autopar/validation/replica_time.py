@@ -56,15 +56,17 @@ def _local_parameters(x: Columns) -> Array:
 def exchange_seconds(c: Constants, x: Columns) -> Array:
     """Reduce-scatter of gradients and gather of the updated parameters, once a step."""
     replicas = x.replicas
-    size = _local_parameters(x) * x.item_bytes
+    parameters = _local_parameters(x)
+    size, gradients = parameters * x.item_bytes, parameters * x.gradient_bytes
     rate = _data_rate(c, x)
-    reduce = (replicas - 1) / replicas * size / rate
+    reduce = (replicas - 1) / replicas * gradients / rate
     ranks = shard_ranks(x)
     latency = c.zero_latency_s * np.where(ranks <= _in_node(x), 0.0, ranks)
     sharded = (ranks - 1) / ranks * size / shard_rate(c, x) + latency
-    gather = np.where(x.zero == 1, sharded, reduce)
+    back = np.where(x.zero == 2, reduce * x.item_bytes / x.gradient_bytes, reduce)
+    gather = np.where(x.zero == 1, sharded, back)
     copies = replicas / ranks
-    across = 2 * (copies - 1) / copies * size / ranks / (rate / np.minimum(ranks, _in_node(x)))
+    across = 2 * (copies - 1) / copies * gradients / ranks / (rate / np.minimum(ranks, _in_node(x)))
     partly = np.where((x.zero == 3) & (copies > 1.01), across, 0.0)
     return np.where((replicas > 1) & (x.zero < 3), reduce + gather, partly)
 

@@ -45,6 +45,10 @@ class Row:
         fused_attention: Flash or cuDNN fused attention.
         older_attention: FlashAttention-2 on a device whose instructions it does not use.
         sequence_parallel: Norms and residuals are split by tp too.
+        gradient_bytes: Bytes of an exchanged gradient element.
+        fused_softmax: Attention that is not fused has one kernel for scale, mask and softmax.
+        overlaps_sync: Gradients are exchanged beside the last backward pass.
+        overlaps_tensor: Tensor parallel collectives run beside the products they belong to.
         lora: Only adapters are trained.
         head_share: Part of the tokens that reach the vocabulary projection.
         stage_layers: Blocks of the first, the largest middle and the last stage.
@@ -89,6 +93,10 @@ class Row:
     fused_attention: bool
     older_attention: bool
     sequence_parallel: bool
+    gradient_bytes: float
+    fused_softmax: bool
+    overlaps_sync: bool
+    overlaps_tensor: bool
     lora: bool
     head_share: float
     stage_layers: tuple[float, float, float]
