@@ -36,6 +36,11 @@ SMALL_EXPERT_TOKENS = 64
 """Tokens per expert at which a grouped product runs at half its rate."""
 OLDER_ATTENTION = 1.7
 """Time of FlashAttention-2 over FlashAttention-3 on Hopper: 1.5 to 2.0 (Shah et al. 2024)."""
+SCAN_CHUNK, SCAN_STATE, SCAN_PASSES, SCAN_RATE = 256.0, 128.0, 14.0, 0.25
+"""State-space layers (Mamba-2, Dao and Gu 2024): tokens of a chunk, width of the state, reads and
+writes of the inner width (convolution 3, scan 4, states of chunks 4, gated norm 3), and the part of
+the 16-bit peak that the chunks' small products reach (assumed)."""
+SCAN_LAUNCHES = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,16 +177,17 @@ def _attention(c: Constants, x: Columns) -> tuple[tuple[Array, Array], Array]:
 
 
 def _stream(c: Constants, x: Columns) -> Array:
-    """Forward seconds of norms, residuals, activations, dropout and casts."""
+    """Forward seconds of norms, residuals, activations, dropout, casts and state-space scans."""
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
     dense = x.dense_share
     inner = x.gates / 4 * (dense * x.ffn + (1 - dense) * x.shared_ffn)
     routed = x.active_experts * (x.expert_width + x.gates * x.expert_ffn)
     passes = x.hidden / split * c.whole_passes + inner / x.tp * c.split_passes
     passes = passes + (1 - dense) * routed / x.tp * c.expert_passes
-    return np.asarray(
-        x.item_bytes * x.tokens * passes / (x.memory_bytes_per_s * c.memory_efficiency)
-    )
+    passes = passes + x.scan_width / x.tp * SCAN_PASSES
+    streams = x.item_bytes * x.tokens * passes / (x.memory_bytes_per_s * c.memory_efficiency)
+    scan = x.tokens * x.scan_width / x.tp * (SCAN_CHUNK + 4 * SCAN_STATE)
+    return np.asarray(streams + scan / (x.peak16_flop_per_s * SCAN_RATE))
 
 
 def _group_rate(c: Constants, x: Columns, ranks: Array) -> Array:
@@ -201,19 +207,25 @@ def tp_collective(c: Constants, x: Columns) -> Array:
 
 
 def _expert_exchange(c: Constants, x: Columns) -> Array:
-    """The all-to-alls of one pass: a token goes once to every node that holds its experts.
+    """The all-to-alls of one pass: dispatch and combine, beside each other inside and across nodes.
 
-    With sequence parallelism every tensor parallel rank sends its own part of the tokens.
+    A token goes once to every other node that holds one of its experts, ``N (1 - (1 - 1/N)^k)
+    (N - 1) / N`` of ``N`` nodes for ``k`` experts drawn evenly, and all devices of a node share
+    its network; inside a node it goes to every expert. With sequence parallelism every tensor
+    parallel rank sends its own part of the tokens.
     """
     nodes = np.maximum(x.ep / x.devices_per_node, 1)
     visits = np.maximum(x.active_experts, 1)
-    copies = np.where(nodes > 1, np.minimum(visits, nodes), visits)
     item = np.where((x.float8 > 0) | (x.float4 > 0), 1.5, 2.0)
     split = np.where(x.sequence_parallel > 0, x.tp, 1.0)
-    size = 2 * x.tokens / split * copies * x.expert_width * item * (x.ep - 1) / x.ep
-    rate = _group_rate(c, x, x.ep)
+    copy = 2 * x.tokens / split * x.expert_width * item
+    elsewhere = nodes * (1 - (1 - 1 / nodes) ** visits) * (nodes - 1) / nodes
+    neighbours = np.minimum(x.ep, x.devices_per_node)
+    inside = copy * visits * (neighbours - 1) / neighbours / (x.intra_bytes_per_s * c.intra_share)
+    network = x.inter_bytes_per_s * c.inter_share / x.devices_per_node
+    seconds = np.maximum(inside, copy * elsewhere / network)
     used = (x.experts > 0) & (x.ep > 1)
-    return np.where(used, size / rate * c.expert_exposed, 0.0)
+    return np.where(used, seconds * c.expert_exposed, 0.0)
 
 
 def block_seconds(
@@ -225,6 +237,7 @@ def block_seconds(
         + TP_LAUNCHES * (x.tp > 1)
         + FALLBACK_LAUNCHES * work.falls_back
         + MOE_LAUNCHES * (x.experts > 0)
+        + SCAN_LAUNCHES * (x.scan_width > 0)
     )
     host = host_seconds(c, kernels, x.tp)
     collectives = 2 * collective + _expert_exchange(c, x)

@@ -46,6 +46,7 @@ class Columns:
     expert_width: Array
     attention_share: Array
     dense_layers: Array
+    scan_width: Array
     flop_per_token: Array
     seq: Array
     micro_batch: Array
@@ -136,6 +137,7 @@ def _facts(row: Row) -> dict[str, float]:
         "expert_width": shape.expert_width or shape.hidden,
         "attention_share": shape.attention_share,
         "dense_layers": shape.dense_layers,
+        "scan_width": shape.scan_width,
         "flop_per_token": shape.flop_per_token or np.nan,
         "seq": row.seq,
         "micro_batch": row.micro_batch,

@@ -30,6 +30,7 @@ class Shape:
         attention_share: Part of the full score matrix per block, averaged over the blocks: below
             1 where some blocks are state-space or look at a window only.
         dense_layers: Blocks of an MoE model that keep a dense MLP.
+        scan_width: Inner width of the state-space layer that comes with every block, 0 without.
         flop_per_token: Forward and backward, from the model's page, when the fields above are a
             stand-in for blocks they cannot describe; else ``None``.
         source: Where the shape comes from.
@@ -50,6 +51,7 @@ class Shape:
     expert_width: int = 0
     attention_share: float = 1.0
     dense_layers: int = 0
+    scan_width: int = 0
     flop_per_token: float | None = None
     source: str
 
@@ -157,7 +159,12 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
         r"nemotron.?3.?nano",
         _printed(
             _moe(
-                replace(gpt(23, 2688, 32, vocab=131072), kv_heads=2, attention_share=6 / 23),
+                replace(
+                    gpt(23, 2688, 32, vocab=131072),
+                    kv_heads=2,
+                    attention_share=6 / 23,
+                    scan_width=4096,
+                ),
                 128,
                 6,
                 1856,
@@ -176,6 +183,7 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
                     kv_heads=2,
                     expert_width=1024,
                     attention_share=8 / 40,
+                    scan_width=8192,
                 ),
                 512,
                 22,
@@ -195,6 +203,7 @@ KNOWN: tuple[tuple[str, Shape], ...] = (
                     kv_heads=2,
                     expert_width=2048,
                     attention_share=12 / 48,
+                    scan_width=16384,
                 ),
                 512,
                 22,
