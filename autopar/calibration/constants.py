@@ -58,7 +58,7 @@ def _spec(name: str, default: float, unit: str, text: str, **widths: float) -> C
 SPECS: tuple[ConstantSpec, ...] = (
     _spec(
         "gemm_efficiency", 0.845, "1", "part of the dense peak a large matrix product reaches",
-        g=0.15, a=0.12, d=0.08, f=0.12,
+        g=0.15, a=0.12, d=0.08, f=0.05,
     ),
     _spec(
         "fp8_efficiency", 0.80, "1", "the same for float8, relative to gemm_efficiency",

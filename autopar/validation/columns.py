@@ -85,6 +85,7 @@ class Columns:
     item_bytes: Array
     memory_bytes_per_s: Array
     multiprocessors: Array
+    mean_time: Array
 
     @property
     def tokens(self) -> Array:
@@ -176,4 +177,5 @@ def _facts(row: Row) -> dict[str, float]:
         "item_bytes": 4 if wide else 2,
         "memory_bytes_per_s": platform.memory_bytes_per_s,
         "multiprocessors": platform.multiprocessors,
+        "mean_time": platform.mean_time,
     }

@@ -81,14 +81,18 @@ def _embedding_seconds(c: Constants, x: Columns) -> Array:
 
 
 def _pipeline_seconds(c: Constants, x: Columns, block: Array, head: Array) -> Array:
-    """``m * longest + (sum - longest) / vpp`` plus messages and hand-shakes."""
+    """``m * longest + (sum - longest) / vpp`` plus messages and hand-shakes.
+
+    In a mixed cluster the longest stage is one of the slowest device, the sum one of all.
+    """
     embedding = _embedding_seconds(c, x)
     staged = x.pp > 1
     first = x.first * block + embedding + np.where(staged, 0.0, head)
     longest = np.where(
         staged, np.maximum(np.maximum(first, x.middle * block), x.last * block + head), first
     )
-    total = np.where(staged, x.layers * block + embedding + head, first)
+    total = np.where(staged, x.mean_time * (x.layers * block + embedding + head), first)
+    total = np.maximum(total, longest)
     message = _message_seconds(c, x)
     m = x.microbatches
     steady = c.message_exposed * (m - 1) * x.vpp

@@ -27,6 +27,7 @@ class Framework:
         gradient_bytes: Bytes of an exchanged gradient element in 16-bit and narrower runs.
         fused_softmax: Attention that is not fused has one kernel for scale, mask and softmax.
         overlaps_sync: Gradients are exchanged beside the last backward pass.
+        bins_sequences: Batches hold sequences of like length, padded to the longest among them.
         overlaps_tensor: Tensor parallel collectives run beside the products they belong to.
     """
 
@@ -44,6 +45,7 @@ class Framework:
     fused_softmax: bool = True
     overlaps_sync: bool = False
     overlaps_tensor: bool = False
+    bins_sequences: bool = False
 
     def heads(self, hidden: int) -> int:
         """Heads when the row does not say: 64 in the BLOOM runs, else 64 wide up to 2048, 128."""
@@ -100,7 +102,7 @@ GENERATIONS: tuple[Framework, ...] = (
     Framework(name="nanotron", pattern=r"nanotron", fused_attention=True, recompute="none"),
     Framework(
         name="ddp", pattern=r"dle pytorch ddp|hf trainer|hf \+ deepspeed", recompute="none",
-        fused_softmax=False, overlaps_sync=True,
+        fused_softmax=False, overlaps_sync=True, bins_sequences=True,
     ),
 )  # fmt: skip
 """In order of precedence; a new source is one entry."""

@@ -54,6 +54,8 @@ class Platform:
         devices_per_node: Devices that share the fast links.
         intra_bytes_per_s: Per device and direction inside a node.
         inter_bytes_per_s: Per node and direction.
+        mean_time: Mean over the devices of the time that work takes, over that of the slowest; 1
+            where all are alike.
         note: What was assumed, empty for a catalogue device.
     """
 
@@ -65,6 +67,7 @@ class Platform:
     devices_per_node: int
     intra_bytes_per_s: float
     inter_bytes_per_s: float
+    mean_time: float = 1.0
     note: str = ""
 
     @property
@@ -106,7 +109,9 @@ CONSUMER = (
 def find_platform(text: str) -> Platform | None:
     """The platform a table cell such as ``V100+T4`` or ``GH-96 x64`` names; ``None`` if unknown.
 
-    A mixed cluster is as slow as its slowest device: synchronous training waits for it.
+    A mixed cluster is as slow as its slowest device: synchronous training waits for it. Only
+    while a pipeline fills and drains do its faster devices gain; how many there are of each kind
+    no table says, so equal numbers are assumed.
     """
     parts = [_one(part) for part in re.sub(r"\([^)]*row says[^)]*\)", "", text).split("+")]
     known = [part for part in parts if part is not None]
@@ -122,8 +127,16 @@ def find_platform(text: str) -> Platform | None:
         memory_bytes_per_s=min(part.memory_bytes_per_s for part in known),
         intra_bytes_per_s=min(part.intra_bytes_per_s for part in known),
         inter_bytes_per_s=min(part.inter_bytes_per_s for part in known),
-        note="mixed devices: rates of the slowest",
+        mean_time=sum(_relative_time(part, first) for part in known) / len(known),
+        note="mixed devices: rates of the slowest, equal numbers of each kind",
     )
+
+
+def _relative_time(part: Platform, slowest: Platform) -> float:
+    """Time of a block over that of the slowest device: half its products, half its streams."""
+    products = slowest.peak_flop_per_s["float16"] / part.peak_flop_per_s["float16"]
+    streams = slowest.memory_bytes_per_s / part.memory_bytes_per_s
+    return min(1.0, (products + streams) / 2)
 
 
 def _one(text: str) -> Platform | None:
