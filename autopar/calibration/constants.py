@@ -116,7 +116,7 @@ SPECS: tuple[ConstantSpec, ...] = (
     ),
     _spec(
         "launch_s", 2.2e-5, "s", "host time per kernel launch of an eager framework",
-        g=0.1, a=0.1, d=0.1, f=0.3,
+        g=0.1, a=0.1, d=0.1, f=0.15,
     ),
     _spec("launch_tp", 0.087, "1", "growth of launch time per doubling of tp", g=0.7, f=0.7),
     _spec("phase_norm", 2.9, "1", "p of the norm that joins device and host time", g=0.3),

@@ -148,11 +148,11 @@ def clock_share(device: str, peak_flop_per_s: float, power_watt: float | None) -
         peak_flop_per_s: Dense 16-bit peak.
         power_watt: Board power limit, ``None`` when unknown.
     """
-    if device in SUSTAINED_SHARE:
-        return SUSTAINED_SHARE[device]
     per_joule = FLOP_PER_JOULE.get(architecture(device))
     if per_joule is None or power_watt is None:
         return 1.0
+    if device in SUSTAINED_SHARE:
+        return SUSTAINED_SHARE[device]
     return float(min(1.0, (power_watt * per_joule / peak_flop_per_s) ** 0.5))
 
 

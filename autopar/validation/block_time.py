@@ -228,6 +228,11 @@ def _expert_exchange(c: Constants, x: Columns) -> Array:
     return np.where(used, seconds * c.expert_exposed, 0.0)
 
 
+def _expert_launches(x: Columns) -> Array:
+    """Kernels of routing, and of the two products of every expert on the rank."""
+    return np.where(x.experts > 0, MOE_LAUNCHES + 2 * x.experts / x.ep, 0.0)
+
+
 def block_seconds(
     c: Constants, x: Columns, work: BlockWork, collective: Array
 ) -> tuple[Array, Array, Array]:
@@ -236,7 +241,7 @@ def block_seconds(
         LAUNCHES
         + TP_LAUNCHES * (x.tp > 1)
         + FALLBACK_LAUNCHES * work.falls_back
-        + MOE_LAUNCHES * (x.experts > 0)
+        + _expert_launches(x)
         + SCAN_LAUNCHES * (x.scan_width > 0)
     )
     host = host_seconds(c, kernels, x.tp)
@@ -258,7 +263,7 @@ def block_seconds(
         gather_ring_seconds(c, block_parameters(x) * size, shard_ranks(x), shard_rate(c, x))
         for size in (x.item_bytes, x.gradient_bytes)
     )
-    sharded = (x.zero == 3) & (x.replicas > 1)
+    sharded = (x.zero == 3) & (x.replicas > 1) & (x.gathers_once < 1)
     forward = np.where(sharded, gather_seconds(c, forward, gather), forward)
     backward = np.where(sharded, gather_seconds(c, backward, gather + scatter), backward)
     blocks = np.where(x.pp > 1, np.maximum(x.middle, x.last), x.layers)

@@ -72,6 +72,7 @@ class Columns:
     fused_softmax: Array
     overlaps_sync: Array
     overlaps_tensor: Array
+    gathers_once: Array
     lora: Array
     head_share: Array
     first: Array
@@ -164,6 +165,7 @@ def _facts(row: Row) -> dict[str, float]:
         "fused_softmax": row.fused_softmax,
         "overlaps_sync": row.overlaps_sync,
         "overlaps_tensor": row.overlaps_tensor,
+        "gathers_once": row.gathers_once,
         "lora": row.lora,
         "head_share": row.head_share,
         "first": row.stage_layers[0],

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 
 from autopar.calibration.table import architecture
 from autopar.validation.frameworks import Framework, framework_of
-from autopar.validation.platform import Platform, cloud_bytes_per_s, find_platform
+from autopar.validation.platform import Platform, find_platform, named_bytes_per_s
 from autopar.validation.printed_plan import (
     PrintedPlan,
     printed_plan,
@@ -88,7 +88,8 @@ def _row(entry: Entry) -> Row:
         gradient_bytes=_gradient_bytes(entry, framework, precision),
         fused_softmax=framework.fused_softmax,
         overlaps_sync=framework.overlaps_sync,
-        overlaps_tensor=framework.overlaps_tensor or "async" in entry.text("precision").lower(),
+        overlaps_tensor=framework.overlaps_tensor,
+        gathers_once=framework.gathers_once and zero == 3 and plan.pp > 1,
         lora="lora" in (entry.text("model") + entry.text("notes")).lower(),
         head_share=_head_share(entry, seq),
         stage_layers=stage_layers(shape.layers, plan.pp, entry.text("notes")),
@@ -135,9 +136,9 @@ def _rate(entry: Entry, column: str, default: float) -> float:
 
 
 def _inter_bytes_per_s(entry: Entry, platform: Platform) -> float:
-    """Link rate of a node: as printed, as the cloud's, as the platform's."""
-    cloud = cloud_bytes_per_s(entry.text("notes"))
-    return _rate(entry, "inter_gbps", cloud or platform.inter_bytes_per_s)
+    """Link rate of a node: as printed, as its machine type's, as the platform's."""
+    named = named_bytes_per_s(entry.text("notes"))
+    return _rate(entry, "inter_gbps", named or platform.inter_bytes_per_s)
 
 
 def _precision(entry: Entry, platform: Platform, notes: list[str]) -> str:

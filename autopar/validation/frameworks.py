@@ -27,6 +27,8 @@ class Framework:
         gradient_bytes: Bytes of an exchanged gradient element in 16-bit and narrower runs.
         fused_softmax: Attention that is not fused has one kernel for scale, mask and softmax.
         overlaps_sync: Gradients are exchanged beside the last backward pass.
+        gathers_once: With pipeline stages, ZeRO-3 parameters are gathered once a step, not for each
+            microbatch (torchtitan: ``fsdp_reshard_after_forward``).
         bins_sequences: Batches hold sequences of like length, padded to the longest among them.
         overlaps_tensor: Tensor parallel collectives run beside the products they belong to.
     """
@@ -45,6 +47,7 @@ class Framework:
     fused_softmax: bool = True
     overlaps_sync: bool = False
     overlaps_tensor: bool = False
+    gathers_once: bool = False
     bins_sequences: bool = False
 
     def heads(self, hidden: int) -> int:
@@ -92,12 +95,15 @@ GENERATIONS: tuple[Framework, ...] = (
     ),
     Framework(name="deepspeed", pattern=r"deepspeed zero-3", zero=3, recompute="full"),
     Framework(name="megatron", pattern=r"megatron-lm", recompute="full"),
-    Framework(name="fsdp1", pattern=r"llm-foundry|fms-fsdp", fused_attention=True, zero=3),
+    Framework(
+        name="fsdp1", pattern=r"llm-foundry|fms-fsdp", fused_attention=True, zero=3,
+        overlaps_sync=True,
+    ),
     Framework(name="internevo", pattern=r"internevo", fused_attention=True, recompute="none"),
     Framework(
         name="torchtitan", pattern=r"torchtitan",
         fused_attention=True, sequence_parallel=True, zero=3, splits_microbatch=True,
-        gradient_bytes=4,
+        gradient_bytes=4, overlaps_sync=True, gathers_once=True,
     ),
     Framework(name="nanotron", pattern=r"nanotron", fused_attention=True, recompute="none"),
     Framework(

@@ -158,13 +158,17 @@ def _with_hbm2e(platform: Platform) -> Platform:
     return replace(platform, memory_bytes=96 * 1024**3, memory_bytes_per_s=2.4e12, note=note)
 
 
-def cloud_bytes_per_s(notes: str) -> float | None:
-    """Network rate of the slowest cloud instance that a text names, per node and direction."""
-    found = [rate for name, rate in CLOUD_GBPS.items() if name in notes.lower()]
+def named_bytes_per_s(notes: str) -> float | None:
+    """Network rate of the slowest machine type that a text names, per node and direction."""
+    found = [rate for name, rate in NAMED_GBPS.items() if name in notes.lower()]
     return min(found) * 1e9 / 8 if found else None
 
 
-CLOUD_GBPS = {
+NAMED_GBPS = {
+    "dgx-a100": 1600,
+    "dgx a100": 1600,
+    "dgx-h100": 3200,
+    "dgx h100": 3200,
     "p3.2xlarge": 10,
     "p3.8xlarge": 10,
     "p3.16xlarge": 25,
@@ -176,7 +180,8 @@ CLOUD_GBPS = {
     "g5.12xlarge": 40,
     "g5.48xlarge": 100,
 }
-"""Gbit/s of cloud instances (AWS instance type pages, from memory)."""
+"""Gbit/s of DGX systems (their data sheets: 8 ports of 200 and 400) and of cloud instances (AWS
+instance type pages), from memory."""
 
 
 def _of_machine(name: str, power_watt: float | None) -> Platform:

@@ -63,12 +63,13 @@ def exchange_seconds(c: Constants, x: Columns) -> Array:
     ranks = shard_ranks(x)
     latency = c.zero_latency_s * np.where(ranks <= _in_node(x), 0.0, ranks)
     sharded = (ranks - 1) / ranks * size / shard_rate(c, x) + latency
-    back = np.where(x.zero == 2, reduce * x.item_bytes / x.gradient_bytes, reduce)
+    back = np.where(x.zero >= 2, reduce * x.item_bytes / x.gradient_bytes, reduce)
     gather = np.where(x.zero == 1, sharded, back)
     copies = replicas / ranks
     across = 2 * (copies - 1) / copies * gradients / ranks / (rate / np.minimum(ranks, _in_node(x)))
     partly = np.where((x.zero == 3) & (copies > 1.01), across, 0.0)
-    return np.where((replicas > 1) & (x.zero < 3), reduce + gather, partly)
+    per_step = (replicas > 1) & ((x.zero < 3) | (x.gathers_once > 0))
+    return np.where(per_step, reduce + gather, partly)
 
 
 def optimizer_seconds(c: Constants, x: Columns) -> Array:

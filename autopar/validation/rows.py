@@ -49,6 +49,7 @@ class Row:
         fused_softmax: Attention that is not fused has one kernel for scale, mask and softmax.
         overlaps_sync: Gradients are exchanged beside the last backward pass.
         overlaps_tensor: Tensor parallel collectives run beside the products they belong to.
+        gathers_once: ZeRO-3 parameters are gathered once a step, not for each microbatch.
         lora: Only adapters are trained.
         head_share: Part of the tokens that reach the vocabulary projection.
         stage_layers: Blocks of the first, the largest middle and the last stage.
@@ -97,6 +98,7 @@ class Row:
     fused_softmax: bool
     overlaps_sync: bool
     overlaps_tensor: bool
+    gathers_once: bool
     lora: bool
     head_share: float
     stage_layers: tuple[float, float, float]
