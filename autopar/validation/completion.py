@@ -11,7 +11,12 @@ from dataclasses import asdict, replace
 
 from autopar.calibration.table import architecture
 from autopar.validation.frameworks import Framework, framework_of
-from autopar.validation.platform import Platform, find_platform, named_bytes_per_s
+from autopar.validation.platform import (
+    Platform,
+    find_platform,
+    measured_bytes_per_s,
+    named_bytes_per_s,
+)
 from autopar.validation.printed_plan import (
     PrintedPlan,
     printed_plan,
@@ -136,7 +141,10 @@ def _rate(entry: Entry, column: str, default: float) -> float:
 
 
 def _inter_bytes_per_s(entry: Entry, platform: Platform) -> float:
-    """Link rate of a node: as printed, as its machine type's, as the platform's."""
+    """Link rate of a node: as measured, as printed, as its machine type's, as the platform's."""
+    measured = measured_bytes_per_s(entry.text("notes"))
+    if measured is not None:
+        return measured
     named = named_bytes_per_s(entry.text("notes"))
     return _rate(entry, "inter_gbps", named or platform.inter_bytes_per_s)
 

@@ -158,6 +158,18 @@ def _with_hbm2e(platform: Platform) -> Platform:
     return replace(platform, memory_bytes=96 * 1024**3, memory_bytes_per_s=2.4e12, note=note)
 
 
+def measured_bytes_per_s(notes: str) -> float | None:
+    """Network rate of a node that a text says a collective benchmark measured, of a span its middle.
+
+    Such a benchmark of the fabric is an input, as a cluster profile is, not a result of the run.
+    """
+    found = re.search(r"measured NCCL [\w-]+ [\w ]*?(\d+)(?:-(\d+))? Gbps", notes)
+    if found is None:
+        return None
+    ends = [float(text) for text in found.groups() if text]
+    return sum(ends) / len(ends) * 1e9 / 8
+
+
 def named_bytes_per_s(notes: str) -> float | None:
     """Network rate of the slowest machine type that a text names, per node and direction."""
     found = [rate for name, rate in NAMED_GBPS.items() if name in notes.lower()]

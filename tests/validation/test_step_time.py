@@ -113,6 +113,46 @@ def test_hybrid_sharding_gathers_inside_the_node(rows):
     assert seconds(replace(wide, zero_ranks=8)) < seconds(wide)
 
 
+def moe(row: Row, **changes: object) -> Row:
+    """A row whose blocks are mixtures of 64 experts, 8 of them active."""
+    shape = replace(row.shape, experts=64, active_experts=8, expert_ffn=row.shape.hidden // 2)
+    return replace(row, shape=shape, devices=64, dp=64, tp=1, pp=1, zero=1, **changes)
+
+
+def test_experts_across_nodes_share_their_network(rows):
+    row = of(rows, family="nemo")
+    inside, across = moe(row, ep=8), moe(row, ep=64)
+    slow = {r.ep: replace(r, inter_bytes_per_s=r.inter_bytes_per_s / 8) for r in (inside, across)}
+    lost = {r.ep: seconds(slow[r.ep]) - seconds(r) for r in (inside, across)}
+    assert lost[64] > 3 * lost[8]
+
+
+def test_state_space_layers_take_time(rows):
+    row = of(rows, family="nemo")
+    hybrid = replace(row, shape=replace(row.shape, scan_width=2 * row.shape.hidden))
+    assert 1.02 < seconds(hybrid) / seconds(row) < 1.5
+
+
+def test_wider_gradients_take_longer_and_overlap_hides_them(rows):
+    row = of(rows, family="vtm", dp=64)
+    wide = replace(row, gradient_bytes=4.0)
+    assert seconds(wide) > seconds(row)
+    assert seconds(replace(wide, overlaps_sync=True)) < seconds(wide)
+
+
+def test_parameters_gathered_once_a_step_cost_less(rows):
+    row = replace(of(rows, family="llmf"), devices=64, dp=8, pp=8, microbatches=32.0, zero=3)
+    row = replace(row, zero_ranks=8, stage_layers=(4.0, 4.0, 4.0))
+    assert seconds(replace(row, gathers_once=True)) < seconds(row)
+
+
+def test_faster_devices_shorten_filling_a_mixed_pipeline(rows):
+    row = of(rows, pp=4)
+    mixed = replace(row, platform=replace(row.platform, mean_time=0.5))
+    few, many = (replace(r, microbatches=4.0) for r in (row, mixed))
+    assert seconds(many) < seconds(few)
+
+
 def test_an_attention_without_hoppers_instructions_is_slower(rows):
     row = of(rows, family="nemo", fused_attention=True)
     assert not row.older_attention

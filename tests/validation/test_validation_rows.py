@@ -143,6 +143,8 @@ def test_mixed_clusters_run_at_the_slowest_device():
     assert slow is not None
     assert mixed.device == "t4+v100"
     assert mixed.peak_flop_per_s == slow.peak_flop_per_s
+    assert slow.mean_time == 1
+    assert 0.5 < mixed.mean_time < 0.9  # a V100 takes a third of a T4's time
     assert find_platform("V100+Cray-1") is None
 
 
@@ -151,6 +153,53 @@ def test_cloud_instances_named_in_the_notes_set_the_network(tmp_path):
     assert row.inter_bytes_per_s == 1.25e9
     stated = one(tmp_path, notes="P3.8xlarge", inter_gbps="100")
     assert stated.inter_bytes_per_s == 12.5e9
+
+
+def test_a_named_system_sets_the_network(tmp_path):
+    assert one(tmp_path, notes="[A] DGX-A100 of 2020").inter_bytes_per_s == 2e11
+
+
+def test_a_measured_network_comes_before_the_nominal_one(tmp_path):
+    notes = "[C] (measured NCCL all-reduce on this fabric 23-57 Gbps of 400 nominal)"
+    assert one(tmp_path, notes=notes, inter_gbps="400").inter_bytes_per_s == 5e9
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"framework": "llm-foundry/Composer FSDP1 PURE"}, 2.0),
+        ({"framework": "llm-foundry/Composer FSDP1 DEFAULT"}, 4.0),
+        ({"framework": "torchtitan FSDP2"}, 4.0),
+        ({"precision": "fp32"}, 4.0),
+        ({"framework": "something new"}, 2.0),
+    ],
+)
+def test_gradients_travel_as_wide_as_the_framework_keeps_them(tmp_path, change, expected):
+    assert one(tmp_path, **change).gradient_bytes == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, 288),
+        ({"seq": "128"}, 128),
+        ({"notes": "[A] SQuAD fine-tuning"}, 512),
+        ({"framework": "Megatron-LM"}, 512),
+    ],
+)
+def test_a_binning_loader_computes_half_of_berts_long_sequences(tmp_path, change, expected):
+    base = {"model": "BERT-Large", "framework": "NVIDIA DLE PyTorch DDP", "seq": "512"}
+    assert one(tmp_path, **{**base, **change}).seq == expected
+
+
+def test_torchtitan_gathers_once_with_pipeline_stages_only(tmp_path):
+    titan = {"framework": "torchtitan FSDP2", "zero_or_fsdp": "FSDP2"}
+    assert one(tmp_path, **titan).gathers_once
+    assert not one(tmp_path, **titan, pp="1", dp="4").gathers_once
+
+
+def test_a_stand_in_shape_counts_less_in_a_fit(tmp_path):
+    assert one(tmp_path, model="DeepSeek-V3", layers="", hidden="", heads="").weight == 0.3
 
 
 def test_public_models_are_known_by_name_and_sizes_give_a_gpt():
