@@ -166,7 +166,10 @@ SPECS: tuple[ConstantSpec, ...] = (
         "optimizer_bytes", 24.0, "bytes", "bytes that the optimizer moves per parameter",
         g=0.3, f=0.4,
     ),
-    _spec("step_s", 0.010, "s", "fixed time per step", g=0.4, f=1.0),
+    _spec(
+        "step_s", 0.010, "s", "fixed time per step: data, clipping, launches of a fused optimizer",
+        g=0.4, f=1.0,
+    ),
     _spec(
         "expert_exposed", 0.90, "1", "exposed part of expert all-to-alls", g=0.6, f=0.5,
     ),
