@@ -66,7 +66,9 @@ def exchange_seconds(c: Constants, x: Columns) -> Array:
     back = np.where(x.zero >= 2, reduce * x.item_bytes / x.gradient_bytes, reduce)
     gather = np.where(x.zero == 1, sharded, back)
     copies = replicas / ranks
-    across = 2 * (copies - 1) / copies * gradients / ranks / (rate / np.minimum(ranks, _in_node(x)))
+    across = (
+        2 * (copies - 1) / copies * gradients / ranks / (rate / np.minimum(ranks, _in_node(x)))
+    )
     partly = np.where((x.zero == 3) & (copies > 1.01), across, 0.0)
     per_step = (replicas > 1) & ((x.zero < 3) | (x.gathers_once > 0))
     return np.where(per_step, reduce + gather, partly)
