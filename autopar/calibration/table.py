@@ -130,10 +130,11 @@ in the same 12 nm), A100 SXM, L40S, H100 SXM, B200."""
 
 
 SUSTAINED_SHARE = {"t4": 0.44}
-"""Device class -> part of the boost clock under continuous products, where a measurement shows less
-than the rule of :func:`clock_share`. T4: 24 TFLOP/s over 100 products of side 4,096, which is
-``gemm_efficiency`` of 0.44 of its peak; NVIDIA names its power cap as the cause
-(forums.developer.nvidia.com/t/264462). The 41.6 of Jia et al. 2019 (arXiv 1903.07486) are a burst."""
+"""Device class -> part of the boost clock under continuous products, where less was measured than
+the rule of :func:`clock_share` says. T4: 24 TFLOP/s over 100 products of side 4,096, which is
+``gemm_efficiency`` of 0.44 of its peak; an answer there names its power cap as the cause
+(forums.developer.nvidia.com/t/264462). Jia et al. 2019 (arXiv 1903.07486) saw 41.6 for a while.
+"""
 
 
 def clock_share(device: str, peak_flop_per_s: float, power_watt: float | None) -> float:

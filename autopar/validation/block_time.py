@@ -38,8 +38,8 @@ OLDER_ATTENTION = 1.7
 """Time of FlashAttention-2 over FlashAttention-3 on Hopper: 1.5 to 2.0 (Shah et al. 2024)."""
 SCAN_CHUNK, SCAN_STATE, SCAN_PASSES, SCAN_RATE = 256.0, 128.0, 14.0, 0.25
 """State-space layers (Mamba-2, Dao and Gu 2024): tokens of a chunk, width of the state, reads and
-writes of the inner width (convolution 3, scan 4, states of chunks 4, gated norm 3), and the part of
-the 16-bit peak that the chunks' small products reach (assumed)."""
+writes of the inner width (convolution 3, scan 4, states of chunks 4, gated norm 3), and the part
+of the 16-bit peak that the chunks' small products reach (assumed)."""
 SCAN_LAUNCHES = 15.0
 
 
@@ -207,7 +207,7 @@ def tp_collective(c: Constants, x: Columns) -> Array:
 
 
 def _expert_exchange(c: Constants, x: Columns) -> Array:
-    """The all-to-alls of one pass: dispatch and combine, beside each other inside and across nodes.
+    """The all-to-alls of one pass: dispatch and combine, at once inside and across nodes.
 
     A token goes once to every other node that holds one of its experts, ``N (1 - (1 - 1/N)^k)
     (N - 1) / N`` of ``N`` nodes for ``k`` experts drawn evenly, and all devices of a node share

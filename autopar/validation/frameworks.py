@@ -27,8 +27,8 @@ class Framework:
         gradient_bytes: Bytes of an exchanged gradient element in 16-bit and narrower runs.
         fused_softmax: Attention that is not fused has one kernel for scale, mask and softmax.
         overlaps_sync: Gradients are exchanged beside the last backward pass.
-        gathers_once: With pipeline stages, ZeRO-3 parameters are gathered once a step, not for each
-            microbatch (torchtitan: ``fsdp_reshard_after_forward``).
+        gathers_once: With pipeline stages, ZeRO-3 parameters are gathered once a step, not for
+            each microbatch (torchtitan: ``fsdp_reshard_after_forward``).
         bins_sequences: Batches hold sequences of like length, padded to the longest among them.
         overlaps_tensor: Tensor parallel collectives run beside the products they belong to.
     """

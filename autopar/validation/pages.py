@@ -42,14 +42,13 @@ CAUSES = {
     "mbr": "recompute and CUDA graphs are not in the table; one group per model and device; a "
     "container release alone moves a plan by a quarter (Qwen3 30B on B300: 8.9 to 6.4 s; Qwen3 "
     "235B on B300 takes per layer at microbatch 1 what it takes at 2 in the next release, as if "
-    "its host were the limit); "
-    "the Nemotron hybrids are stand-ins",
-    "amp": "two groups, T4 and mixed, one must predict the other's network (50 and 10 Gb/s); which "
-    "device a stage of the mixed cluster runs on is not in the table, and with tp it halves its "
-    "time between 8 and 4 microbatches, which no rate explains",
+    "its host were the limit); the Nemotron hybrids are stand-ins",
+    "amp": "two groups, T4 and mixed, one must predict the other's network (50 and 10 Gb/s); "
+    "which device a stage of the mixed cluster runs on is not in the table, and with tp it halves "
+    "its time between 8 and 4 microbatches, which no rate explains",
     "bert": "sequences of 512 are binned by length: half of them is taken as padding from the "
     "corpus, not from the run; pretraining on A100 is predicted from V100, 8 to 23 % too slow",
-    "tt": "float8 scaled by rows is 37 to 40 % slower than predicted, no term knows it; microbatch "
+    "tt": "float8 scaled by rows is predicted 37 to 40 % too fast, no term knows it; microbatch "
     "and chunks of the 405B runs are not stated",
     "bs21": "the page itself says results differ by 40 % between allocations; its network counts "
     "with the middle of the 23 to 57 Gb/s measured there",
@@ -61,10 +60,10 @@ CAUSES = {
 
 
 LOOKED_UP = (
-    "What a framework does unless told (gradients exchanged as float32, softmax that is not fused, "
-    "batches binned by length, one gather a step, exchange beside the backward pass) was read in "
-    "its code or documentation after its rows missed. A framework nobody looked up has none of "
-    "these: AMP's mean was 36 before."
+    "What a framework does unless told (gradients exchanged as float32, softmax that is not "
+    "fused, batches binned by length, one gather a step, exchange beside the backward pass) was "
+    "read in its code or documentation, or is known of it, and was entered after its rows missed. "
+    "A framework nobody looked up has none of these: AMP's mean was 36 before."
 )
 
 

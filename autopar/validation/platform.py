@@ -159,8 +159,9 @@ def _with_hbm2e(platform: Platform) -> Platform:
 
 
 def measured_bytes_per_s(notes: str) -> float | None:
-    """Network rate of a node that a text says a collective benchmark measured, of a span its middle.
+    """Network rate of a node that a text says a collective benchmark measured.
 
+    Of a span it is the middle.
     Such a benchmark of the fabric is an input, as a cluster profile is, not a result of the run.
     """
     found = re.search(r"measured NCCL [\w-]+ [\w ]*?(\d+)(?:-(\d+))? Gbps", notes)
