@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,33 @@ Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.intp]
 _FIELDS = 7
+
+
+class Picked(Sequence["PointGroup"]):
+    """Some of the groups of a space, made when they are looked at.
+
+    Args:
+        groups: All of them.
+        indices: Which.
+    """
+
+    def __init__(self, groups: Sequence[PointGroup], indices: Indices) -> None:
+        self._groups = groups
+        self._indices: list[int] = indices.tolist()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    @overload
+    def __getitem__(self, index: int) -> PointGroup: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PointGroup]: ...
+
+    def __getitem__(self, index: int | slice) -> PointGroup | list[PointGroup]:
+        if isinstance(index, slice):
+            return [self._groups[i] for i in self._indices[index]]
+        return self._groups[self._indices[index]]
 
 
 class Columns:
@@ -40,7 +67,6 @@ class Columns:
     """
 
     def __init__(self, groups: Sequence[PointGroup]) -> None:
-        self.groups: Sequence[PointGroup] = groups
         fields = np.array(
             [
                 (
@@ -56,22 +82,52 @@ class Columns:
             ],
             dtype=np.int64,
         ).reshape(-1, _FIELDS)
-        self.dp_replicate, self.dp_shard, self.pp, self.size, self.microbatches = fields.T[:5]
-        firsts, self.split = alike(fields[:, 5])
-        self.splits: list[Split] = [groups[i].split for i in firsts]
-        firsts, self.set = alike(fields[:, 6])
-        self.sets: list[VariantSet] = [groups[i].variants for i in firsts]
+        firsts, split = alike(fields[:, 5])
+        splits = [groups[i].split for i in firsts]
+        firsts, of_set = alike(fields[:, 6])
+        sets = [groups[i].variants for i in firsts]
+        self._fill(groups, fields.T[:5], (splits, split), (sets, of_set))
+
+    @classmethod
+    def filled(
+        cls,
+        groups: Sequence[PointGroup],
+        numbers: Numbers,
+        splits: tuple[list[Split], Indices],
+        sets: tuple[list[VariantSet], Indices],
+    ) -> Columns:
+        """From arrays that are there already.
+
+        Args:
+            groups: What the entries stand for.
+            numbers: ``dp_replicate`` to ``microbatches`` ``[field, group]``.
+            splits: The different splits, and the number of each group's.
+            sets: The different sets of variants, and the number of each group's.
+        """
+        columns = cls.__new__(cls)
+        columns._fill(groups, numbers, splits, sets)
+        return columns
+
+    def _fill(
+        self,
+        groups: Sequence[PointGroup],
+        numbers: Numbers,
+        splits: tuple[list[Split], Indices],
+        sets: tuple[list[VariantSet], Indices],
+    ) -> None:
+        self.groups, self._numbers = groups, numbers
+        self.dp_replicate, self.dp_shard, self.pp, self.size, self.microbatches = numbers
+        self.splits, self.split = splits
+        self.sets, self.set = sets
 
     def take(self, some: Indices) -> Columns:
         """Some of the groups."""
-        other = Columns.__new__(Columns)
-        other.groups = [self.groups[i] for i in some.tolist()]
-        other.splits, other.sets = self.splits, self.sets
-        other.dp_replicate, other.dp_shard = self.dp_replicate[some], self.dp_shard[some]
-        other.pp, other.size = self.pp[some], self.size[some]
-        other.microbatches = self.microbatches[some]
-        other.split, other.set = self.split[some], self.set[some]
-        return other
+        return Columns.filled(
+            Picked(self.groups, some),
+            self._numbers[:, some],
+            (self.splits, self.split[some]),
+            (self.sets, self.set[some]),
+        )
 
     def of_split(self, axis: str) -> Numbers:
         """A degree of each group's split."""

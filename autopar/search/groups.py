@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import overload
 
 import numpy as np
 
-from autopar.search.columns import Columns
+from autopar.search.columns import Columns, alike
 from autopar.search.point import Point
 from autopar.search.variants import AXES, Choices, Mask, Variant, VariantSet
 from autopar.strategies import Split
@@ -83,6 +86,104 @@ class PointGroup:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ladder:
+    """All microbatch sizes of a replica's samples.
+
+    Attributes:
+        rungs: ``(size, count, variants)`` of those that can be priced.
+        size: Points, rejected ones included.
+        rejected: Reason -> count.
+    """
+
+    rungs: tuple[tuple[int, int, VariantSet], ...]
+    size: int
+    rejected: Counter[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshGroups:
+    """Groups of one mesh; they differ in the microbatch.
+
+    Attributes:
+        dp_replicate: Replicas.
+        dp_shard: Ranks that share out states.
+        split: How work inside a stage is divided.
+        pp: Pipeline ranks.
+        ladder: Microbatch sizes, shared with other meshes.
+    """
+
+    dp_replicate: int
+    dp_shard: int
+    split: Split
+    pp: int
+    ladder: Ladder
+
+    def group(self, rung: int) -> PointGroup:
+        """The group of a microbatch size."""
+        size, count, variants = self.ladder.rungs[rung]
+        return PointGroup(
+            dp_replicate=self.dp_replicate,
+            dp_shard=self.dp_shard,
+            split=self.split,
+            pp=self.pp,
+            microbatch_size=size,
+            microbatches=count,
+            variants=variants,
+        )
+
+
+class Groups(Sequence[PointGroup]):
+    """The groups of many meshes, made when they are looked at.
+
+    Args:
+        meshes: In the order of the space.
+    """
+
+    def __init__(self, meshes: Sequence[MeshGroups]) -> None:
+        self._meshes = meshes
+        self._ends = list(itertools.accumulate(len(mesh.ladder.rungs) for mesh in meshes))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __iter__(self) -> Iterator[PointGroup]:
+        return (mesh.group(i) for mesh in self._meshes for i in range(len(mesh.ladder.rungs)))
+
+    @overload
+    def __getitem__(self, index: int) -> PointGroup: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PointGroup]: ...
+
+    def __getitem__(self, index: int | slice) -> PointGroup | list[PointGroup]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        mesh = bisect.bisect_right(self._ends, index)
+        before = self._ends[mesh - 1] if mesh else 0
+        return self._meshes[mesh].group(index - before)
+
+    def columns(self) -> Columns:
+        """Fields of the groups as arrays."""
+        meshes = self._meshes
+        lengths = [len(mesh.ladder.rungs) for mesh in meshes]
+        of_mesh = np.array([(m.dp_replicate, m.dp_shard, m.pp, id(m.split)) for m in meshes])
+        of_mesh = of_mesh.reshape(-1, 4).T.astype(np.int64)
+        firsts, split = alike(of_mesh[3])
+        rungs = [rung for mesh in meshes for rung in mesh.ladder.rungs]
+        sizes = np.array([(size, count) for size, count, _ in rungs], dtype=np.int64)
+        sets: dict[int, int] = {}
+        of_set = [sets.setdefault(id(variants), len(sets)) for _, _, variants in rungs]
+        known = {id(variants): variants for _, _, variants in rungs}
+        return Columns.filled(
+            self,
+            np.concatenate((np.repeat(of_mesh[:3], lengths, axis=1), sizes.reshape(-1, 2).T)),
+            ([meshes[i].split for i in firsts], np.repeat(split, lengths)),
+            ([known[each] for each in sets], np.array(of_set, dtype=np.intp)),
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Space:
     """The groups that can be priced and the count of points that cannot.
@@ -95,7 +196,7 @@ class Space:
         choices: Values of the axes that variants combine.
     """
 
-    groups: tuple[PointGroup, ...]
+    groups: Sequence[PointGroup]
     size: int
     rejected: Counter[str]
     global_batch: int
@@ -124,7 +225,7 @@ class Space:
     @cached_property
     def columns(self) -> Columns:
         """Fields of the groups as arrays."""
-        return Columns(self.groups)
+        return self.groups.columns() if isinstance(self.groups, Groups) else Columns(self.groups)
 
     def values(self, axis: str) -> list[int | str]:
         """Values of an axis of :class:`Point` that occur."""

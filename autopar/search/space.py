@@ -16,7 +16,7 @@ from autopar.cluster import Cluster
 from autopar.graph import GraphProfile
 from autopar.plans import Mesh
 from autopar.schedules import SCHEDULES
-from autopar.search.groups import PointGroup, Space
+from autopar.search.groups import Groups, Ladder, MeshGroups, PointGroup, Space
 from autopar.search.options import EXACT_MODES, SearchOptions
 from autopar.search.spec import Spec, parse_spec
 from autopar.search.sync_choice import least_steps, sync_choices
@@ -104,21 +104,6 @@ def choices_of(profile: GraphProfile, cluster: Cluster, options: SearchOptions) 
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ladder:
-    """All microbatch sizes of a replica's samples.
-
-    Attributes:
-        rungs: ``(size, count, variants)`` of those that can be priced.
-        size: Points, rejected ones included.
-        rejected: Reason -> count.
-    """
-
-    rungs: tuple[tuple[int, int, VariantSet], ...]
-    size: int
-    rejected: Counter[str]
-
-
 @dataclass(kw_only=True)
 class _Builder:
     profile: GraphProfile
@@ -128,10 +113,10 @@ class _Builder:
     least_sequence: int
     rejected: Counter[str] = field(default_factory=Counter)
     size: int = 0
-    groups: list[PointGroup] = field(default_factory=list)
+    meshes: list[MeshGroups] = field(default_factory=list)
     _variants: dict[object, VariantSet] = field(default_factory=dict)
     _tables: dict[int, VariantTable] = field(default_factory=dict)
-    _ladders: dict[object, _Ladder] = field(default_factory=dict)
+    _ladders: dict[object, Ladder] = field(default_factory=dict)
     _divisors: dict[int, list[int]] = field(default_factory=dict)
     _splits: dict[object, Split] = field(default_factory=dict)
     _reasons: dict[Split, str | None] = field(default_factory=dict)
@@ -149,7 +134,7 @@ class _Builder:
             for dp, cp, tp, pp in self._degrees(world):
                 self._mesh(dp, cp, tp, pp)
         return Space(
-            groups=tuple(self.groups),
+            groups=Groups(self.meshes),
             size=self.size,
             rejected=self.rejected,
             global_batch=self.batch,
@@ -236,19 +221,12 @@ class _Builder:
             self._ladders[key] = ladder
         self.size += ladder.size
         self.rejected.update(ladder.rejected)
-        replicas = dp // shard
-        self.groups += [
-            PointGroup(
-                dp_replicate=replicas,
-                dp_shard=shard,
-                split=split,
-                pp=pp,
-                microbatch_size=size,
-                microbatches=count,
-                variants=variants,
+        if ladder.rungs:
+            self.meshes.append(
+                MeshGroups(
+                    dp_replicate=dp // shard, dp_shard=shard, split=split, pp=pp, ladder=ladder
+                )
             )
-            for size, count, variants in ladder.rungs
-        ]
 
     def _ladder(
         self,
@@ -259,7 +237,7 @@ class _Builder:
         samples: int,
         reason: str | None,
         unfit: frozenset[str],
-    ) -> _Ladder:
+    ) -> Ladder:
         rungs, points, rejected = [], 0, Counter[str]()
         for size in self._dividing(samples):
             count = samples // size
@@ -274,7 +252,7 @@ class _Builder:
                 if variants.count:
                     rungs.append((size, count, variants))
             points += variants.size
-        return _Ladder(rungs=tuple(rungs), size=points, rejected=rejected)
+        return Ladder(rungs=tuple(rungs), size=points, rejected=rejected)
 
     def _why_not(self, size: int, values: dict[str, int | str]) -> str | None:
         if size < self.profile.smallest_microbatch:
