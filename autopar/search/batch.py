@@ -137,7 +137,7 @@ class Batch:
         """Least work of the fullest rank ``[group, sharing, level]``."""
         if len(self.ranks.kinds) == 1:
             return fullest_rank(self.totals.work, self.pp)
-        return np.asarray(np.maximum(self.ranks.balanced[0], self.totals.work.max(axis=3)))
+        return self.ranks.fullest
 
     @cached_property
     def _kept(self) -> Array:
@@ -195,6 +195,8 @@ class Batch:
             picked = picked + tie
         forward = self.totals.forward.sum(axis=3)[:, self.sharing[columns], 0]
         paths = [picked, self._tailed(columns), forward + tie]
+        if schedule in ("1f1b", "zero_bubble"):
+            paths.append(self._round_trip(schedule, columns))
         if schedule == "zero_bubble":
             # Its paths end with the last action of each rank, whose own tail follows.
             mean = self._columns(self._filled)[:, columns]
@@ -269,6 +271,33 @@ class Batch:
         forward = self.totals.forward.sum(axis=3)[:, sharing, 0]
         some = rounds * self._fullest[:, sharing, level]
         return np.asarray(np.maximum(some, forward / np.maximum(filled, 1e-300)))
+
+    def _round_trip(self, schedule: str, columns: Indices) -> Array:
+        """1F1B or zero bubble, a round trip below each rank ``[group, column]``.
+
+        Rank q has run ``warm_q = min(m, p - q)`` forwards when its first backward comes up from
+        the last stage: with the backwards ``B_q`` after it (or their part that goes up at once),
+        ``F + B_q + m x_q - warm_q f_q + tail_q <= T``. With ``f_q <= part x_q``,
+        ``tail_q >= least x_q`` and ``B_q >= back`` times the work after q, that bounds the work of
+        each rank by that of the ranks after it, and so the weighed work of all of them by
+        ``most (T - F) - tied``. Sums over tied parameters delay the first and the last rank.
+        """
+        sharing, level = self.sharing[columns], self.time_level[columns]
+        ranks, m = self.ranks, self.m[:, None]
+        part = ranks.forward_part[:, sharing, level]
+        back = 1 - part if schedule == "1f1b" else ranks.return_part[:, sharing, level]
+        least = self._elements_per_second[:, sharing, level] * self.per_element[:, columns]
+        weights = [ranks.weight_of(rank)[:, sharing, level] for rank in range(self.pp)]
+        largest, most, tied = np.maximum.reduce(weights), np.zeros_like(part), np.zeros_like(part)
+        tie = self.tie((0, self.pp - 1))[:, None]
+        for rank in reversed(range(self.pp)):
+            rounds = m + least - part * np.minimum(m, self.pp - rank)
+            share = weights[rank] / np.maximum(rounds, 1e-100)
+            after = np.maximum(1 - back * share / largest, 0.0)
+            most = share + after * most
+            tied = (share * tie if rank in (0, self.pp - 1) else 0.0) + after * tied
+        forward = self.totals.forward.sum(axis=3)[:, sharing, 0] + self.hops_s[:, -1:]
+        return np.asarray(forward + (ranks.balanced[0][:, sharing, level] + tied) / most)
 
     @cached_property
     def _elements_per_second(self) -> Array:

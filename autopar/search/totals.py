@@ -16,6 +16,10 @@ Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 SHARING = (0, 2, 3)
 """ZeRO levels that change what happens inside a microbatch; level 1 is like 0."""
+MOST_UNEVEN = 4.0
+"""The fullest rank is looked for up to this factor of the mean."""
+HALVINGS = 9
+"""Steps of that: it is found to less than a hundredth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +140,53 @@ class RankTotals:
         return np.asarray(np.maximum.reduce(ratios).max(axis=3))
 
     @cached_property
+    def return_part(self) -> Array:
+        """Least part of a block's work that goes up at once where weight gradients wait."""
+        ratios = []
+        for k in self.kinds:
+            back = k.work - k.forward - k.weight[:, None, None]
+            ratios.append(np.divide(back, k.work, out=np.ones_like(back), where=k.work > 0))
+        return np.asarray(np.clip(np.minimum.reduce(ratios).min(axis=3), 0.0, 1.0))
+
+    @cached_property
+    def fullest(self) -> Array:
+        """Least work of the fullest of unlike ranks ``[group, sharing, level]``.
+
+        Ranks hold runs of blocks in order, so each takes as many as fit into a limit; the largest
+        limit found for which blocks are left over is a bound.
+        """
+        sums = np.stack([kind.work_sums for kind in self.kinds])
+        shape, blocks = sums.shape[2:], sums.shape[1] - 1
+        groups = np.arange(shape[0])
+        held = [sums[of, :, groups].reshape(shape[0], blocks + 1, -1) for of in self.of_rank.T]
+        held = [np.moveaxis(each, 1, 0) for each in held]
+        low = np.maximum(self.balanced[0], self.least.work.max(axis=3)).reshape(shape[0], -1)
+        high = MOST_UNEVEN * low
+        for _ in range(HALVINGS):
+            limit = (low + high) / 2
+            place = np.zeros(limit.shape, dtype=np.intp)
+            for each in held:
+                start = np.take_along_axis(each, place[None], axis=0)[0]
+                room = (start + limit) * (1 + 1e-12)
+                place = np.count_nonzero(each <= room, axis=0) - 1
+            fits = place == blocks
+            low, high = np.where(fits, low, limit), np.where(fits, limit, high)
+        return np.asarray(low.reshape(shape))
+
+    def weight_of(self, rank: int) -> Array:
+        """Weight of a pipeline rank in :attr:`balanced` ``[group, sharing, level]``."""
+        kinds = self.of_rank[:, rank]
+        return np.asarray(np.stack(self._weights)[kinds, np.arange(len(kinds))])
+
+    @cached_property
+    def _weights(self) -> list[Array]:
+        """Weights of the kinds; those of all ranks of a group sum to 1."""
+        counts = [(self.of_rank == k).sum(axis=1)[:, None, None] for k in range(len(self.kinds))]
+        speeds = [1 / np.maximum(kind.work.sum(axis=3), 1e-300) for kind in self.kinds]
+        every = np.add.reduce([n * v for n, v in zip(counts, speeds, strict=True)])
+        return [np.where(n > 0, v / every, np.inf) for n, v in zip(counts, speeds, strict=True)]
+
+    @cached_property
     def balanced(self) -> tuple[Array, Array]:
         """Least mean work of the ranks and the least weight in it ``[group, sharing, level]``.
 
@@ -146,16 +197,12 @@ class RankTotals:
         if len(self.kinds) == 1:
             mean = self.kinds[0].work.sum(axis=3) / ranks
             return mean, np.full_like(mean, 1 / ranks)
-        counts = [(self.of_rank == k).sum(axis=1)[:, None, None] for k in range(len(self.kinds))]
-        speeds = [1 / np.maximum(kind.work.sum(axis=3), 1e-300) for kind in self.kinds]
-        every = np.add.reduce([n * v for n, v in zip(counts, speeds, strict=True)])
-        weights = [np.where(n > 0, v / every, np.inf) for n, v in zip(counts, speeds, strict=True)]
         weighed = [
             np.where(np.isfinite(w)[..., None], w[..., None] * kind.work, np.inf)
-            for w, kind in zip(weights, self.kinds, strict=True)
+            for w, kind in zip(self._weights, self.kinds, strict=True)
         ]
         mean = np.minimum.reduce(weighed).sum(axis=3)
-        return np.asarray(mean), np.asarray(np.minimum.reduce(weights))
+        return np.asarray(mean), np.asarray(np.minimum.reduce(self._weights))
 
     def runs(self, name: str, cuts: tuple[int, ...], rank_of: Indices) -> Array:
         """Sums of each stage on the rank that holds it, along the first axis.
