@@ -287,7 +287,7 @@ class Batch:
         part = ranks.forward_part[:, sharing, level]
         back = 1 - part if schedule == "1f1b" else ranks.return_part[:, sharing, level]
         least = self._elements_per_second[:, sharing, level] * self.per_element[:, columns]
-        weights = [ranks.weight_of(rank)[:, sharing, level] for rank in range(self.pp)]
+        weights = ranks.weights_of(sharing, level)
         largest, most, tied = np.maximum.reduce(weights), np.zeros_like(part), np.zeros_like(part)
         tie = self.tie((0, self.pp - 1))[:, None]
         for rank in reversed(range(self.pp)):

@@ -43,6 +43,14 @@ class Openings:
         return float(self.bounds.bounds[self._left[0]]) if len(self._left) else math.inf
 
     @property
+    def least_priced(self) -> float:
+        """:attr:`least`, from the seconds of blocks."""
+        while len(self._left) and self.bounds.steps[self._left[0]] == 0:
+            bounds = self.bounds.bounds[self._left]
+            self._sharpen(self._left[bounds == bounds[0]])
+        return self.least
+
+    @property
     def points(self) -> int:
         """Points of the groups."""
         return int(self._counts[self._left].sum())

@@ -173,10 +173,13 @@ class RankTotals:
             low, high = np.where(fits, low, limit), np.where(fits, limit, high)
         return np.asarray(low.reshape(shape))
 
-    def weight_of(self, rank: int) -> Array:
-        """Weight of a pipeline rank in :attr:`balanced` ``[group, sharing, level]``."""
-        kinds = self.of_rank[:, rank]
-        return np.asarray(np.stack(self._weights)[kinds, np.arange(len(kinds))])
+    def weights_of(self, sharing: Indices, level: Indices) -> list[Array]:
+        """Weight of each pipeline rank in :attr:`balanced` ``[group, column]``."""
+        kinds = np.stack(self._weights)[:, :, sharing, level]
+        if len(kinds) == 1:
+            return [kinds[0]] * self.of_rank.shape[1]
+        groups = np.arange(len(self.of_rank))
+        return [kinds[of, groups] for of in self.of_rank.T]
 
     @cached_property
     def _weights(self) -> list[Array]:

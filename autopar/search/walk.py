@@ -199,7 +199,7 @@ class Walk:
     @property
     def least(self) -> float:
         """Smallest bound of a group before anything is priced."""
-        return self._openings.least
+        return self._openings.least_priced
 
     def next(self) -> Priced | None:
         """Price the next point worth it; ``None`` when the best is proved and the top is full."""
