@@ -30,6 +30,8 @@ PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "einsum"})
 SHAPED = frozenset({"view", "reshape", "_unsafe_view", "unflatten", "flatten"})
 RESIZED = frozenset({"slice", "pad", "constant_pad_nd"})
 """Ops that mix positions if they change the size of the sequence."""
+POSITIONAL = MIXING | SHAPED | RESIZED
+"""Ops that may mix positions."""
 _SEQUENCE_RANK = 3
 
 
@@ -126,7 +128,9 @@ class ContextSplit:
             sources = self._products.inputs[op.index]
             carried = [i for i in sources if i in flow.carried]
             shapes = [self._products.shapes[i] for i in carried]
-            mixes = any(self._mixes(op, source, shape) for source in shapes)
+            mixes = short(op.target) in POSITIONAL and any(
+                self._mixes(op, source, shape) for source in shapes
+            )
             found = self._gathered(op, carried, flow, mixes=mixes)
             if found is not None:
                 flow.gathered[op.index] = found
@@ -166,16 +170,18 @@ class ContextSplit:
         call = self._fused.get(op.index)
         if call is not None:
             return Gathered(forward=call.key_bytes, backward=call.key_bytes, kept=True)
-        stacked = [i for i in self._products.inputs[op.index] if i in flow.stacked]
-        if stacked and self._comes_home(op):
-            return self._of(op, stacked)
+        if flow.stacked:
+            stacked = [i for i in self._products.inputs[op.index] if i in flow.stacked]
+            if stacked and self._comes_home(op):
+                return self._of(op, stacked)
         if op.index in self._scores:
             return self._keys(op, carried)
-        shapes = self._products.shapes
-        scores = [i for i in carried if set(shapes[i][-2:]) <= self._lengths]
-        if short(op.target) in PRODUCTS and scores and not op.parameters:
-            found = self._of(op, [i for i in carried if i not in scores])
-            return Gathered(forward=found.forward, backward=found.backward, kept=True)
+        if short(op.target) in PRODUCTS and not op.parameters:
+            shapes = self._products.shapes
+            scores = [i for i in carried if set(shapes[i][-2:]) <= self._lengths]
+            if scores:
+                found = self._of(op, [i for i in carried if i not in scores])
+                return Gathered(forward=found.forward, backward=found.backward, kept=True)
         return self._of(op, carried) if mixes else None
 
     def _keys(self, op: Op, carried: list[int]) -> Gathered:
