@@ -121,13 +121,15 @@ class ChunkedBounds:
         mine = list(found.stages_of(0, batch.pp, stages))
         level = batch.kept_level[columns]
         misfit = np.ones((len(batch.groups), len(columns)), dtype=bool)
-        peaks = self._all_peaks(found, stages)
         for cuts in batch.cuts(stages):
             stage_bytes, elements = self._bytes(cuts, mine)
+            parameters = elements[:, None] * batch.bytes_per_element[:, columns]
+            # Peaks need not be known where all microbatches at once would fit.
+            most = (stage_bytes.sum(axis=0) * batch.m[:, None])[:, level] + parameters
+            peaks = self._all_peaks(found, stages, (most > batch.room[:, :1]).any(axis=1))
             held = peaks[:, 0, :, None] * stage_bytes[0]
             for local in range(1, len(mine)):
                 held += peaks[:, local, :, None] * stage_bytes[local]
-            parameters = elements[:, None] * batch.bytes_per_element[:, columns]
             misfit &= held.max(axis=0)[:, level] + parameters > batch.room[:, :1]
         return misfit
 
@@ -139,11 +141,16 @@ class ChunkedBounds:
             self._held[key] = (runs(self._kept_sums, cuts)[mine], untied)
         return self._held[key]
 
-    def _all_peaks(self, schedule: AbstractSchedule, stages: int) -> Array:
-        """Microbatches in flight ``[peak, stage, group]`` of the first rank."""
-        known = [self._peaks(schedule, stages, m) for m, _ in self._by_count]
-        found = np.zeros((max(map(len, known)), stages // self.batch.pp, len(self.batch.groups)))
-        for peaks, (_, which) in zip(known, self._by_count, strict=True):
+    def _all_peaks(self, schedule: AbstractSchedule, stages: int, some: Mask) -> Array:
+        """Microbatches in flight on the first rank ``[peak, stage, group]``, of some groups."""
+        known = [
+            (self._peaks(schedule, stages, m), which)
+            for m, which in self._by_count
+            if some[which].any()
+        ]
+        most = max((len(peaks) for peaks, _ in known), default=1)
+        found = np.zeros((most, stages // self.batch.pp, len(some)))
+        for peaks, which in known:
             found[: len(peaks), :, which] = peaks[:, :, None]
         return found
 
