@@ -87,6 +87,9 @@ GENERATIONS: tuple[Framework, ...] = (
     Framework(
         name="bigscience", pattern=r"megatron-deepspeed", source=r"bigscience", recompute="full",
     ),
+    # vTrain's steps look like replayed kernel profiles: other runs of Megatron-DeepSpeed do not
+    # share their rates.
+    Framework(name="vtrain", pattern=r"megatron-deepspeed", source=r"vtrain", recompute="full"),
     Framework(name="megatron-deepspeed", pattern=r"megatron-deepspeed", recompute="full"),
     Framework(
         # Its ds_config.json sets fp32_allreduce; its script, Megatron-LM 1.1.5, no fusion flag.

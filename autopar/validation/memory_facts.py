@@ -95,6 +95,7 @@ HABITS: Mapping[str, Habits] = {
         "bigscience-workshop/Megatron-DeepSpeed clones its input",
     ),
     "bigscience-2021": _DEEPSPEED,
+    "vtrain": _DEEPSPEED,
     "megatron-deepspeed": _DEEPSPEED,
     "sailor": _DEEPSPEED,
     "amp": Habits(

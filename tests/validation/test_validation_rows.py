@@ -202,6 +202,12 @@ def test_a_stand_in_shape_counts_less_in_a_fit(tmp_path):
     assert one(tmp_path, model="DeepSeek-V3", layers="", hidden="", heads="").weight == 0.3
 
 
+def test_replayed_profiles_are_a_generation_of_their_own(tmp_path):
+    megatron = {"framework": "Megatron-DeepSpeed"}
+    assert one(tmp_path, **megatron).framework == "megatron-deepspeed"
+    assert one(tmp_path, **megatron, source="VIA-Research/vTrain").framework == "vtrain"
+
+
 def test_public_models_are_known_by_name_and_sizes_give_a_gpt():
     found = known_shape("LLAMA3.1_405B")
     assert found is not None
