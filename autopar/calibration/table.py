@@ -142,7 +142,7 @@ def clock_share(device: str, peak_flop_per_s: float, power_watt: float | None) -
 
     Power goes with the square of the clock (voltage falls with it), so a board with less power
     than its peak needs at the architecture's FLOPs per joule runs at the root of the ratio.
-    :data:`SUSTAINED_SHARE` comes before the rule.
+    :data:`SUSTAINED_SHARE` comes before the rule; without a power limit neither is applied.
 
     Args:
         device: Device class.

@@ -84,6 +84,11 @@ class _Trips:
         """Microbatches whose backward stage ``q`` has run after all trips, less one."""
         return self.number * self.length
 
+    def rest(self, microbatches: int) -> Vector:
+        """Seconds of forward and backward that stage ``q`` has left after all trips, by ``r``."""
+        backward = (microbatches - 1 - self.done) * self.backward
+        return backward + np.maximum(0, microbatches - self.done - self.warm) * self.forward
+
 
 def _trips(bounds: Bounds, cuts: Cuts) -> _Trips:
     layout, last = bounds.layout, len(cuts) - 2
@@ -115,10 +120,7 @@ def _trips(bounds: Bounds, cuts: Cuts) -> _Trips:
 
 def _one_f_one_b(bounds: Bounds, cuts: Cuts) -> float:
     trips, m = _trips(bounds, cuts), bounds.layout.microbatches
-    done = trips.done
-    rest = (m - 1 - done) * trips.backward
-    rest = rest + np.maximum(0, m - done - trips.warm) * trips.forward
-    walk = float(np.max(trips.number * trips.seconds + rest))
+    walk = float(np.max(trips.number * trips.seconds + trips.rest(m)))
     leave = trips.climb + float(bounds.first_tails[cuts[1] - 1])
     return float(trips.first_back + walk + leave + bounds.layout.overhead_s)
 
@@ -131,15 +133,13 @@ def _zero_bubble(bounds: Bounds, cuts: Cuts) -> float:
     """
     trips, m, last = _trips(bounds, cuts), bounds.layout.microbatches, len(cuts) - 2
     weights = np.array([bounds.weight(s, cuts[s], cuts[s + 1]) for s in range(last + 1)])
-    stages, done = np.arange(last + 1), trips.done
+    stages = np.arange(last + 1)
     before_any = -(-stages // trips.length)
     heavy = np.maximum(0, trips.number - before_any)
     walk = trips.number * trips.seconds + heavy * weights
-    rest = (m - 1 - done) * trips.backward
-    rest = rest + np.maximum(0, m - done - trips.warm) * trips.forward
-    gone = np.maximum(0, done - last)
+    gone = np.maximum(0, trips.done - last)
     own = (m - gone) * weights[last] + bounds.tails(last)[cuts[last], cuts[-1] - cuts[last] - 1]
     between = np.maximum(0, m - 1 - last - gone) * weights[last]
     up = between + trips.climb + weights[0] + float(bounds.first_tails[cuts[1] - 1])
-    found = float(np.max(walk + rest + np.maximum(own, up)))
+    found = float(np.max(walk + trips.rest(m) + np.maximum(own, up)))
     return float(trips.first_back + found + bounds.layout.overhead_s)

@@ -149,7 +149,6 @@ class Roofline:
         stream = c.stream_bytes * self.scale / self.bytes_per_s
         stream_f = _at([b.forward_bytes for b in blocks], samples) * stream
         stream_b = _at([b.backward_bytes for b in blocks], samples) * stream
-        again = _at([b.selective_bytes for b in blocks], samples) * stream
         forward_device = matmul_f + flash + stream_f
         backward_device = matmul_b + BACKWARD_FLASH * flash + stream_b
         kernels = np.array([b.kernels for b in blocks], dtype=float)
@@ -161,7 +160,7 @@ class Roofline:
             "forward_host": launches,
             "backward_host": launches * k.BACKWARD_KERNELS.value,
             "weight_share": _ratio(matmul_w, backward_device),
-            "selective_share": _ratio(again, forward_device),
+            "selective_share": _ratio(stream_f, forward_device),  # products and attention are kept
         }
 
     def _products(

@@ -43,7 +43,7 @@ class Batch:
         self.groups = groups
         self.table: VariantTable = groups[0].variants.table
         self.pp = groups[0].pp
-        self.columns = Columns(groups)
+        self.columns = Columns.of(groups)
         self.m = self.columns.microbatches.astype(float)
         self.rows = [quick.rows.row(group) for group in groups]
         self.worlds = [quick.rows.world(world) for world in self.columns.world.tolist()]

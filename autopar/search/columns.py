@@ -53,6 +53,9 @@ class Columns:
 
     Args:
         groups: In the order of the space.
+        numbers: ``dp_replicate`` to ``microbatches`` ``[field, group]``.
+        splits: The different splits, and the number of each group's.
+        sets: The different sets of variants, and the number of each group's.
 
     Attributes:
         dp_replicate: Replicas.
@@ -66,7 +69,21 @@ class Columns:
         set: Number of each group's set.
     """
 
-    def __init__(self, groups: Sequence[PointGroup]) -> None:
+    def __init__(
+        self,
+        groups: Sequence[PointGroup],
+        numbers: Numbers,
+        splits: tuple[list[Split], Indices],
+        sets: tuple[list[VariantSet], Indices],
+    ) -> None:
+        self.groups, self._numbers = groups, numbers
+        self.dp_replicate, self.dp_shard, self.pp, self.size, self.microbatches = numbers
+        self.splits, self.split = splits
+        self.sets, self.set = sets
+
+    @classmethod
+    def of(cls, groups: Sequence[PointGroup]) -> Columns:
+        """Of groups that are there already."""
         fields = np.array(
             [
                 (
@@ -86,43 +103,11 @@ class Columns:
         splits = [groups[i].split for i in firsts]
         firsts, of_set = alike(fields[:, 6])
         sets = [groups[i].variants for i in firsts]
-        self._fill(groups, fields.T[:5], (splits, split), (sets, of_set))
-
-    @classmethod
-    def filled(
-        cls,
-        groups: Sequence[PointGroup],
-        numbers: Numbers,
-        splits: tuple[list[Split], Indices],
-        sets: tuple[list[VariantSet], Indices],
-    ) -> Columns:
-        """From arrays that are there already.
-
-        Args:
-            groups: What the entries stand for.
-            numbers: ``dp_replicate`` to ``microbatches`` ``[field, group]``.
-            splits: The different splits, and the number of each group's.
-            sets: The different sets of variants, and the number of each group's.
-        """
-        columns = cls.__new__(cls)
-        columns._fill(groups, numbers, splits, sets)
-        return columns
-
-    def _fill(
-        self,
-        groups: Sequence[PointGroup],
-        numbers: Numbers,
-        splits: tuple[list[Split], Indices],
-        sets: tuple[list[VariantSet], Indices],
-    ) -> None:
-        self.groups, self._numbers = groups, numbers
-        self.dp_replicate, self.dp_shard, self.pp, self.size, self.microbatches = numbers
-        self.splits, self.split = splits
-        self.sets, self.set = sets
+        return cls(groups, fields.T[:5], (splits, split), (sets, of_set))
 
     def take(self, some: Indices) -> Columns:
         """Some of the groups."""
-        return Columns.filled(
+        return Columns(
             Picked(self.groups, some),
             self._numbers[:, some],
             (self.splits, self.split[some]),

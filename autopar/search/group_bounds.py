@@ -124,9 +124,10 @@ class GroupBounds:
         c = self.columns
         fields = (c.world, c.pp, c.split, c.size)
         firsts, which = alike(*(field[rest] for field in fields))
+        places = np.flatnonzero(~regular)
         for number, first in enumerate(rest[firsts].tolist()):
             rows, of_rank = self.rows.by_rank(c.groups[first])
-            mine = np.flatnonzero(~regular)[which == number]
+            mine = places[which == number]
             found.total[mine], found.fullest[mine], found.kept[mine] = _scalars(rows, of_rank)
         return found
 

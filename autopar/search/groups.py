@@ -173,14 +173,12 @@ class Groups(Sequence[PointGroup]):
         firsts, split = alike(of_mesh[3])
         rungs = [rung for mesh in meshes for rung in mesh.ladder.rungs]
         sizes = np.array([(size, count) for size, count, _ in rungs], dtype=np.int64)
-        sets: dict[int, int] = {}
-        of_set = [sets.setdefault(id(variants), len(sets)) for _, _, variants in rungs]
-        known = {id(variants): variants for _, _, variants in rungs}
-        return Columns.filled(
+        kinds, of_set = alike(np.array([id(variants) for _, _, variants in rungs], dtype=np.int64))
+        return Columns(
             self,
             np.concatenate((np.repeat(of_mesh[:3], lengths, axis=1), sizes.reshape(-1, 2).T)),
             ([meshes[i].split for i in firsts], np.repeat(split, lengths)),
-            ([known[each] for each in sets], np.array(of_set, dtype=np.intp)),
+            ([rungs[i][2] for i in kinds], of_set),
         )
 
 
@@ -225,7 +223,9 @@ class Space:
     @cached_property
     def columns(self) -> Columns:
         """Fields of the groups as arrays."""
-        return self.groups.columns() if isinstance(self.groups, Groups) else Columns(self.groups)
+        return (
+            self.groups.columns() if isinstance(self.groups, Groups) else Columns.of(self.groups)
+        )
 
     def values(self, axis: str) -> list[int | str]:
         """Values of an axis of :class:`Point` that occur."""

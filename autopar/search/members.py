@@ -19,8 +19,6 @@ from autopar.search.partition import PartitionSearch
 from autopar.search.plans import layout_for
 from autopar.search.point import Point
 
-Vector = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Member:

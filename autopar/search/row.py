@@ -23,8 +23,6 @@ class Row:
         accumulate: Seconds per block of adding to earlier gradients, for many microbatches.
         parameters: Elements per block on a rank, experts left out.
         untied_parameters: The same without parameters that several blocks read.
-        experts: Expert elements per block.
-        total_parameters: Different elements on all pipeline ranks, experts included.
         message_bytes: Fewest bytes that pass a boundary between blocks, either way.
         kept: Bytes per microbatch of every block by recompute level.
     """
@@ -33,8 +31,6 @@ class Row:
     accumulate: Array
     parameters: Array
     untied_parameters: Array
-    experts: Array
-    total_parameters: float
     message_bytes: float
     kept: tuple[Array, Array, Array]
 

@@ -255,8 +255,6 @@ class Rows:
             accumulate=adding,
             parameters=work.parameters,
             untied_parameters=self._untied(split),
-            experts=work.experts,
-            total_parameters=self.elements(split),
             message_bytes=self._least_edge(samples) * model.tables(split).edge_scale,
             kept=(kept[0], kept[1], kept[2]),
         )

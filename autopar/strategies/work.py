@@ -24,7 +24,6 @@ class BlockWork:
         expert_parameter_bytes: Bytes of the experts it holds.
         saved_bytes: Activations kept for backward.
         selective_saved_bytes: The same when only outputs of products are kept.
-        selective_bytes: Bytes read and written to compute the rest again.
         boundary_bytes: What enters the block, kept when all of it is recomputed.
         peak_transient_bytes: Largest op output or tensor that tensor parallel ranks exchange.
         logit_bytes: Class scores that a loss over classes reads: logits.
@@ -42,7 +41,6 @@ class BlockWork:
     expert_parameter_bytes: float
     saved_bytes: Amount
     selective_saved_bytes: Amount
-    selective_bytes: Amount
     boundary_bytes: Amount
     peak_transient_bytes: Amount
     logit_bytes: Amount

@@ -41,6 +41,7 @@ SCAN_CHUNK, SCAN_STATE, SCAN_PASSES, SCAN_RATE = 256.0, 128.0, 14.0, 0.25
 writes of the inner width (convolution 3, scan 4, states of chunks 4, gated norm 3), and the part
 of the 16-bit peak that the chunks' small products reach (assumed)."""
 SCAN_LAUNCHES = 15.0
+"""Kernels of a state-space layer besides those of every block (assumed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from autopar.validation.platform import WIDE
 from autopar.validation.rows import Row
 
 Array = npt.NDArray[np.float64]
@@ -121,7 +122,7 @@ def columns(rows: Sequence[Row]) -> Columns:
 def _facts(row: Row) -> dict[str, float]:
     shape, platform = row.shape, row.platform
     peak = platform.peak_flop_per_s
-    wide = row.precision in ("tf32", "float32")
+    wide = row.precision in WIDE
     return {
         "layers": shape.layers,
         "hidden": shape.hidden,

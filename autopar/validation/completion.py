@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from autopar.calibration.table import architecture
 from autopar.validation.frameworks import Framework, framework_of
 from autopar.validation.platform import (
+    WIDE,
     Platform,
     find_platform,
     measured_bytes_per_s,
@@ -193,7 +194,7 @@ def _gradient_bytes(entry: Entry, framework: Framework, precision: str) -> float
 
     Float32 runs exchange what they compute in.
     """
-    wide = precision in ("tf32", "float32") or "DEFAULT" in entry.text("framework")
+    wide = precision in WIDE or "DEFAULT" in entry.text("framework")
     return 4.0 if wide else float(framework.gradient_bytes)
 
 

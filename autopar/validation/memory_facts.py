@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.calibration.memory import LOSS_FACTORS
+from autopar.validation.platform import WIDE
 from autopar.validation.rows import Row
 
 Array = npt.NDArray[np.float64]
@@ -233,7 +234,7 @@ def _facts(row: Row) -> dict[str, float]:
     if "bf16" in text and habits.bf16_gradient_bytes:
         gradient, reduce, update = habits.bf16_gradient_bytes, 4.0, 0.0
     loss = habits.loss
-    if row.precision in ("tf32", "float32"):
+    if row.precision in WIDE:
         weight, gradient, optimizer, loss = 4.0, 4.0, ADAM_BYTES, "float32"
     elif "bf16-true" in text:
         optimizer, reduce = ADAM_BYTES / 2, 2.0  # Lightning: everything is 16 bit

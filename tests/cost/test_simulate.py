@@ -146,6 +146,28 @@ def test_no_bound_is_above_the_simulated_time(case: tuple[GraphProfile, Layout])
                 assert bounds.prefix(cuts[: s + 2]) <= simulated
 
 
+@pytest.mark.parametrize("schedule", ["1f1b", "zero_bubble"])
+def test_prefix_bounds_know_the_round_trips_over_a_slow_link(schedule: str):
+    """Else branch and bound tries every boundary of a pipeline that waits for messages."""
+    profile = chain_profile([1e12] * 8, parameter_bytes=[4_000_000] * 8, activation_bytes=2e7)
+    layout = Layout(
+        model=CostModel(profile, cluster_of(4, 1, device=gpu(), inter=1e9)),
+        mesh=Mesh(pp=4),
+        placement=(0, 1, 2, 3),
+        schedule=schedule,
+        stages=4,
+        microbatches=16,
+        microbatch_size=1,
+        levels=(NONE,) * 8,
+    )
+    cuts = (0, 2, 4, 6, 8)
+    bounds = Bounds(layout=layout, band=Band(blocks=8, width=5))
+    work = sum(bounds.span(0, 0, 2)) * layout.microbatches
+    simulated = layout.step_seconds(cuts)
+    assert simulated > 1.4 * work  # messages matter
+    assert bounds.prefix(cuts[:4]) > 0.9 * simulated
+
+
 @settings(max_examples=60, deadline=None)
 @given(case=cases())
 def test_a_priced_plan_can_be_drawn_again_and_its_parts_sum(case: tuple[GraphProfile, Layout]):

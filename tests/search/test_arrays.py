@@ -46,7 +46,7 @@ def groups_of(name: str, **options: object) -> tuple[tuple[PointGroup, ...], Qui
 @pytest.mark.parametrize("name", CASES)
 def test_columns_hold_the_fields_of_the_groups(name: str):
     groups, _ = groups_of(name)
-    columns = Columns(groups)
+    columns = Columns.of(groups)
     assert columns.world.tolist() == [g.world for g in groups]
     assert columns.cp.tolist() == [g.cp for g in groups]
     assert [columns.splits[i] for i in columns.split] == [g.split for g in groups]
@@ -57,7 +57,7 @@ def test_columns_hold_the_fields_of_the_groups(name: str):
 @pytest.mark.parametrize("memory", [None, 60e6])
 def test_groups_are_bounded_together_as_alone(name: str, memory: float | None):
     groups, quick = groups_of(name, max_memory_bytes=memory)
-    bounds, reasons = quick.groups(Columns(groups))
+    bounds, reasons = quick.groups(Columns.of(groups))
     for group, bound, reason in zip(groups, bounds.tolist(), reasons, strict=True):
         world = quick.rows.world(group.world)
         held = quick.least_held(group, world, quick.rows.elements(group.split))
@@ -71,7 +71,7 @@ def test_groups_are_bounded_together_as_alone(name: str, memory: float | None):
 
 def test_no_groups_have_no_bounds():
     _, quick = groups_of("launches")
-    bounds, reasons = quick.groups(Columns(()))
+    bounds, reasons = quick.groups(Columns.of(()))
     assert bounds.size == 0 and reasons == []
 
 

@@ -23,12 +23,15 @@ BLOCKS = 8
 @pytest.mark.parametrize("name", CASES)
 def test_no_plan_of_a_group_beats_its_bound(name: str, objective: str):
     groups, quick = groups_of(name, objective=objective)
-    found = GroupBounds(quick, Columns(groups))
+    found = GroupBounds(quick, Columns.of(groups))
     before = found.bounds.copy()
-    for _ in range(SHARPEST):
+    for step in range(SHARPEST):
         found.sharpen(found.possible)
         assert (found.bounds >= before).all()
+        # On unlike machines the second step knows nothing more.
+        assert (found.bounds > before).any() or (step == 1 and name.startswith("mixed"))
         before = found.bounds.copy()
+    assert (found.bounds[found.possible] > 0).all()
     draws = np.random.default_rng(0)
     for group, bound in zip(groups, found.bounds.tolist(), strict=True):
         for variant in draws.choice(np.array(group.variants.variants), 3):
@@ -40,8 +43,8 @@ def test_no_plan_of_a_group_beats_its_bound(name: str, objective: str):
 @pytest.mark.parametrize("name", CASES)
 def test_groups_come_by_rising_bound_and_only_below_the_cutoff(name: str):
     groups, quick = groups_of(name)
-    plain, reasons = quick.groups(Columns(groups))
-    openings = Openings(GroupBounds(quick, Columns(groups)), Counter())
+    plain, reasons = quick.groups(Columns.of(groups))
+    openings = Openings(GroupBounds(quick, Columns.of(groups)), Counter())
     cutoff = float(np.quantile(plain, 0.5))
     taken: list[int] = []
     while len(some := openings.take(cutoff, np.inf)):
@@ -58,7 +61,7 @@ def test_groups_come_by_rising_bound_and_only_below_the_cutoff(name: str):
 def test_points_left_and_points_rejected_add_up():
     groups, quick = groups_of("tied", max_memory_bytes=60e6)
     rejected: Counter[str] = Counter()
-    openings = Openings(GroupBounds(quick, Columns(groups)), rejected)
+    openings = Openings(GroupBounds(quick, Columns.of(groups)), rejected)
     every = sum(group.variants.count for group in groups)
     assert openings.points + rejected.total() == every
     taken = 0

@@ -166,3 +166,15 @@ def test_the_head_stays_in_sixteen_bit(rows):
     eighth = step_seconds(Constants.defaults(), columns([big]))
     assert eighth.head_s[0] == pytest.approx(half.head_s[0])
     assert eighth.block_s[0] < half.block_s[0]
+
+
+def test_tensor_collectives_beside_their_products_cost_less(rows):
+    row = next(r for r in rows if r.tp > 1)
+    assert seconds(replace(row, overlaps_tensor=True)) < seconds(
+        replace(row, overlaps_tensor=False)
+    )
+
+
+def test_attention_without_a_fused_softmax_is_slower(rows):
+    row = replace(of(rows, family="vtm"), fused_attention=False)
+    assert seconds(replace(row, fused_softmax=False)) > seconds(replace(row, fused_softmax=True))
