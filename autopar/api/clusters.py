@@ -12,6 +12,7 @@ from autopar.api.places import cluster_path
 from autopar.cluster import Cluster
 from autopar.cluster.parse import is_local, parse_cluster
 from autopar.core.errors import InputError
+from autopar.core.host_watch import HostWatch, quiet_again
 from autopar.core.provenance import provenance
 
 Progress = Callable[[str, int, int], None]
@@ -62,11 +63,13 @@ def measure_cluster(
     if count < 1:
         raise InputError(f"local:{count} has no ranks", hint="use local:1 or more")
     place = Place(nnodes=nnodes, node_rank=node_rank, rdzv_endpoint=rdzv_endpoint)
+    watch = HostWatch()
     cluster = measure(count, quick=quick, progress=_percent(progress), place=place)
     if nnodes == 1 and cluster.backend == "gloo":
         from autopar.api.overhead import with_overhead
 
         cluster = with_overhead(cluster)
+    cluster.provenance["measurement"]["others_share"] = watch.others()
     cluster.provenance["host_key"] = _host_key()
     name = f"local-{count}" if nnodes == 1 else f"hosts-{nnodes}x{count}"
     cluster.save(Path(out) if out is not None else cluster_path(name))
@@ -90,7 +93,7 @@ def resolve_cluster(cluster: Cluster | str | Path, *, progress: Progress | None 
     """A cluster from a value, a file, a catalogue string, or ``local[:ranks]``.
 
     ``local`` is measured at first use and read back afterwards, as long as host, torch and
-    autopar version are the same.
+    autopar version are the same, and unless other programs disturbed it and have gone since.
 
     Raises:
         InputError: The string names no cluster.
@@ -110,5 +113,6 @@ def resolve_cluster(cluster: Cluster | str | Path, *, progress: Progress | None 
             known = None
         same = known is not None and known.provenance.get("host_key") == _host_key()
         if known is not None and same and known.device_count == count:
-            return known
+            if not quiet_again(known.others_share):
+                return known
     return measure_cluster(count, progress=progress)

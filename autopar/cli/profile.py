@@ -10,6 +10,7 @@ import typer
 from autopar.cli.options import Json, NNodes, NodeRank, Out, Rendezvous
 from autopar.cli.session import Session, session
 from autopar.core.errors import InputError
+from autopar.core.host_watch import disturbed
 from autopar.core.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
@@ -181,6 +182,9 @@ def _profile_cluster(
         ],
         "busy_slowdown": cluster.busy_slowdown,
     }
+    said = disturbed(f"cluster {cluster.name}", cluster.others_share)
+    if said:
+        talk.warn(f"{said}: measure again when it is idle")
     talk.finish(data, lambda console: _show_cluster(console, cluster, path))
 
 

@@ -74,6 +74,12 @@ class Cluster:
         noted = self.provenance.get("measurement") or {}
         return noted.get("threads_per_rank")
 
+    @property
+    def others_share(self) -> float | None:
+        """Share of the processors that other programs took while it was measured, if noted."""
+        noted = self.provenance.get("measurement") or {}
+        return noted.get("others_share")
+
     @cached_property
     def device_count(self) -> int:
         """Number of devices."""

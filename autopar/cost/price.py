@@ -7,6 +7,7 @@ from dataclasses import replace
 from autopar.cluster import Cluster, Device
 from autopar.core.errors import InputError
 from autopar.core.estimate import Estimate, Source, weakest
+from autopar.core.host_watch import disturbed
 from autopar.cost import constants as k
 from autopar.cost import memory as mem
 from autopar.cost.layout import Cuts, Layout
@@ -204,6 +205,7 @@ def assumptions(layout: Layout) -> tuple[str, ...]:
     cluster = layout.model.cluster
     devices = {cluster.device(d).name: cluster.device(d) for d in layout.placement}
     notes = list(mem.assumed(layout.model))
+    notes += disturbances(layout)
     missing = untimed_blocks(layout)
     if missing:
         total = len(layout.model.profile.blocks)
@@ -224,6 +226,16 @@ def assumptions(layout: Layout) -> tuple[str, ...]:
             for link in (machine.intra, machine.inter)
         ]
     return tuple(dict.fromkeys(notes))
+
+
+def disturbances(layout: Layout) -> list[str]:
+    """What was measured while other programs were busy, and how to do better."""
+    profile, cluster = layout.model.profile, layout.model.cluster
+    found = [
+        disturbed("the profile", profile.others_share if profile.measurement else None),
+        disturbed(f"cluster {cluster.name}", cluster.others_share),
+    ]
+    return [f"{text}: measure again when it is idle" for text in found if text]
 
 
 def model_flop_utilisation(layout: Layout, step_s: float) -> float | None:

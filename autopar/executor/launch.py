@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from autopar.core.errors import EnvironmentUnableError, InputError
+from autopar.core.host_watch import HostWatch, disturbed
 from autopar.core.io import write_text_atomic
 from autopar.executor.options import RunOptions
 from autopar.executor.progress import FILE_NAME as PROGRESS_FILE
@@ -46,6 +48,7 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
         )
     _check_host(plan, local_ranks)
     _prepare(options)
+    watch = HostWatch()
     predicted = plan.predicted.get("step_time_s") if plan.predicted else None
     predicted_s = float(predicted["value"]) if predicted else None
     stream = io.StringIO() if options.quiet else None
@@ -61,7 +64,22 @@ def run_plan(plan: Plan, task: Task, options: RunOptions) -> RunRecord:
         from autopar.executor.forks import run_with_forks
 
         run_with_forks(plan, task, options, view)
-    return RunRecord.load(options.out)
+    return _with_others(RunRecord.load(options.out), watch, options)
+
+
+def _with_others(record: RunRecord, watch: HostWatch, options: RunOptions) -> RunRecord:
+    """The record with what other programs took of this host, from start to end."""
+    if options.node_rank:
+        return record
+    others = watch.others()
+    said = disturbed(f"plan {record.plan.name}", others)
+    record = replace(
+        record,
+        warnings=(*record.warnings, *((said,) if said else ())),
+        provenance={**record.provenance, "others_share": others},
+    )
+    record.save(options.out)
+    return record
 
 
 def _local_ranks(plan: Plan, options: RunOptions) -> int:

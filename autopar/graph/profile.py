@@ -110,6 +110,11 @@ class GraphProfile:
         return Amount.total([block.saved_bytes for block in self.blocks])
 
     @property
+    def others_share(self) -> float | None:
+        """Share of the processors that other programs took while ops were timed, if noted."""
+        return self.provenance.get("others_share")
+
+    @property
     def unique_blocks(self) -> int:
         """Number of different block signatures."""
         return len({block.signature for block in self.blocks})

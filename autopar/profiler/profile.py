@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from autopar.core.errors import EnvironmentUnableError, InputError, TraceError
+from autopar.core.host_watch import HostWatch, disturbed, quiet_again
 from autopar.core.io import content_hash
 from autopar.core.provenance import provenance
 from autopar.core.version import __version__
@@ -85,7 +86,9 @@ def profile_task(
     profile = _counted(task, model, traced, graph, device)
     cache = _Cache(cache_dir or default_cache_dir(), _key(profile, task, load, policy))
     stored = cache.load(warnings)
-    if stored is not None:
+    if stored is not None and quiet_again(stored.others_share):
+        cache.points.unlink(missing_ok=True)
+    elif stored is not None:
         kept = tuple(str(w) for w in stored.provenance.get("warnings", ()))
         named = replace(stored, task=task.name, target=task.target)
         return ProfileOutcome(profile=named, from_cache=True, warnings=(*warnings, *kept))
@@ -222,6 +225,7 @@ def _measured(
     progress: Progress | None,
 ) -> GraphProfile:
     store = PointStore(cache.points)
+    watch = HostWatch()
     found, said, _ = measure(
         traced,
         graph,
@@ -232,8 +236,14 @@ def _measured(
         store=store,
         progress=progress,
     )
+    others = watch.others()
     warnings += [*store.warnings, *said]
-    body = {**profile.provenance, "measure_policy": asdict(policy)}
+    warnings += [text for text in (disturbed("the profile", others),) if text]
+    body = {
+        **profile.provenance,
+        "measure_policy": asdict(policy),
+        "others_share": others,
+    }
     return replace(profile, measurement=found, provenance=body)
 
 
