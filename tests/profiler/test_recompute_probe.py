@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from autopar.core.stats import median
 from autopar.profiler import recompute_probe
 from autopar.profiler.recompute_probe import full_cost, selective_cost
 
@@ -29,8 +30,9 @@ def test_a_dispatch_mode_around_every_op_costs_more_than_hooks(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        full, selective = full_cost("cpu", repeats=60), selective_cost("cpu", repeats=60)
+        pairs = [(full_cost("cpu", repeats=80), selective_cost("cpu", repeats=80)) for _ in "abc"]
     finally:
         torch.set_num_threads(threads)
-    assert full.unit_s > 0
-    assert selective.op_s > 1.5 * full.op_s
+    assert all(full.unit_s > 0 for full, _ in pairs)
+    ratios = [selective.op_s / full.op_s for full, selective in pairs]
+    assert median(ratios) > 1.5, ratios
