@@ -56,7 +56,9 @@ def no_ranks(monkeypatch):
 def test_measured_profile_has_curves_for_every_block(mlp):
     outcome, _, steps = mlp
     found = outcome.profile.measurement
-    assert not outcome.from_cache and not [w for w in outcome.warnings if "other programs" not in w]
+    assert not outcome.from_cache and not [
+        w for w in outcome.warnings if "other programs" not in w
+    ]
     assert found is not None and found.busy_ranks == 2
     assert set(found.curves) == {b.signature for b in outcome.profile.blocks}
     for curve in found.curves.values():
