@@ -112,7 +112,7 @@ def resolve_cluster(cluster: Cluster | str | Path, *, progress: Progress | None 
         except InputError:
             known = None
         same = known is not None and known.provenance.get("host_key") == _host_key()
-        if known is not None and same and known.device_count == count:
-            if not quiet_again(known.others_share):
-                return known
+        fits = known is not None and same and known.device_count == count
+        if known is not None and fits and not quiet_again(known.others_share):
+            return known
     return measure_cluster(count, progress=progress)
