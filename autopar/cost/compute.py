@@ -163,7 +163,7 @@ class ComputeModel:
         """Forward and backward seconds of every undivided block."""
         from autopar.strategies import WHOLE, Strategies
 
-        work = StageWork(strategies=Strategies(self.profile), split=WHOLE)
+        work = StageWork(strategies=self.profile.derived(Strategies), split=WHOLE)
         phases = self.phases(work, samples, device, busy)
         nothing = np.zeros(len(self.profile.blocks))
         return phases.forward(nothing), phases.backward(nothing)

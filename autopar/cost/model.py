@@ -39,7 +39,6 @@ class CostModel:
         profile: What is trained.
         cluster: Where.
         precision: Compute dtype, or ``auto``, see :func:`autopar.cost.states.auto_precision`.
-        strategies: Divide the profile, where another model has them already.
 
     Attributes:
         memory: Constants of the memory model: the ones that published peaks were fitted with, or
@@ -57,7 +56,6 @@ class CostModel:
         profile: GraphProfile,
         cluster: Cluster,
         precision: str = "float32",
-        strategies: Strategies | None = None,
     ) -> None:
         self.profile = profile
         self.cluster = cluster
@@ -72,9 +70,9 @@ class CostModel:
         loss = "float32" if self.sizes.weight >= MASTER_BYTES else "eager"
         self.loss_factor = LOSS_FACTORS[loss]
         self.update_bytes = 0.0 if on_hosts else self.sizes.update
-        self.strategies = strategies or Strategies(profile)
+        self.strategies = profile.derived(Strategies)
         self.compute = ComputeModel(profile, cluster, precision)
-        self._works: dict[Split, StageWork] = {}
+        self._works = profile.derived(_works)
         self._tables: dict[Split, Tables] = {}
         self._schedules: dict[str, AbstractSchedule] = {}
         self._programs: dict[tuple[str, int, int, int], Program] = {}
@@ -93,8 +91,8 @@ class CostModel:
 
     def on(self, cluster: Cluster) -> CostModel:
         """The model of another cluster, with what does not depend on it shared."""
-        other = CostModel(self.profile, cluster, self.precision, self.strategies)
-        other._works, other._tables = self._works, self._tables
+        other = CostModel(self.profile, cluster, self.precision)
+        other._tables = self._tables
         other._schedules, other._programs = self._schedules, self._programs
         other._peaks = self._peaks
         return other
@@ -347,3 +345,8 @@ class CostModel:
         per_element = self.compute.accumulate_seconds_per_element(device, busy)
         share = (microbatches - 1) / microbatches
         return np.asarray((work.parameters + work.experts) * per_element * share)
+
+
+def _works(_profile: GraphProfile) -> dict[Split, StageWork]:
+    """The blocks as divided, filled by the models of a profile."""
+    return {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import networkx as nx
 
@@ -21,6 +22,7 @@ from autopar.graph.op import Op, OpEdge
 
 SCHEMA = "autopar.graph_profile"
 SCHEMA_VERSION = 1
+Derived = TypeVar("Derived")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +135,17 @@ class GraphProfile:
         body = self.to_dict()
         body.pop("provenance")
         return content_hash(body)
+
+    def derived(self, make: Callable[[GraphProfile], Derived]) -> Derived:
+        """What ``make`` finds out from the profile alone: made once and kept with it."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        found: Derived = self._derived[make]
+        return found
+
+    @cached_property
+    def _derived(self) -> dict[Callable[[GraphProfile], Any], Any]:
+        return {}
 
     @cached_property
     def graph(self) -> nx.DiGraph[int]:

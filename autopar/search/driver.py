@@ -111,7 +111,7 @@ def find_in_order(
     walk = Walk(
         model=model,
         options=options,
-        space=build_space(profile, cluster, options, model.strategies),
+        space=build_space(profile, cluster, options),
     )
     walk.start()
     study, history = run_study(walk, relaxations)

@@ -119,7 +119,7 @@ def _conflicts(model: CostModel, options: SearchOptions) -> list[str]:
 def unknown_values(model: CostModel, options: SearchOptions, wanted: Spec) -> list[str]:
     """For every wanted value that no point has: what its axis takes."""
     free = replace(options, fix={}, forbid=())
-    everything = build_space(model.profile, model.cluster, free, model.strategies)
+    everything = build_space(model.profile, model.cluster, free)
     found = []
     for axis, value in wanted.items():
         known = _values(everything, axis)
@@ -152,7 +152,7 @@ def least_memory(model: CostModel, options: SearchOptions) -> RankedPlan | None:
     cluster = changed_cluster(model.cluster, _UNLIMITED)
     free = replace(options, objective="memory", max_memory_bytes=None, top=1)
     roomy = CostModel(model.profile, cluster, options.precision)
-    space = build_space(model.profile, cluster, free, model.strategies)
+    space = build_space(model.profile, cluster, free)
     plain = space.keeping(lambda variant: variant.chunks == 1)
     walk = Walk(model=roomy, options=free, space=plain if plain.groups else space)
     walk.start()

@@ -116,9 +116,9 @@ def _check(point: Point, profile: GraphProfile) -> None:
         raise InputError(
             f"ep={point.ep} does not divide the {data_ranks} data ranks", hint="choose a divisor"
         )
-    reason = Strategies(profile).why_not(point.split) or SCHEDULES.load(point.schedule).check(
-        point.pp, point.stages, point.microbatches
-    )
+    reason = profile.derived(Strategies).why_not(point.split) or SCHEDULES.load(
+        point.schedule
+    ).check(point.pp, point.stages, point.microbatches)
     if reason is not None:
         raise InputError(reason, hint="choose another degree, schedule or number of microbatches")
 

@@ -99,7 +99,7 @@ def pareto_search(
     options = (options or SearchOptions()).resolved(cluster)
     options = replace(options, objective=names[0], top=1, storage=None)
     model = CostModel(profile, cluster, options.precision)
-    space = build_space(profile, cluster, options, model.strategies)
+    space = build_space(profile, cluster, options)
     members = Members(model=model, options=options, objectives=names)
     chosen = choose_engine(names, space) if engine == "auto" else engine
     outcome = _run(chosen, members, space)

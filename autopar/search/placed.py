@@ -68,7 +68,7 @@ def _fixed(profile: GraphProfile, cluster: Cluster, options: SearchOptions) -> S
 
 def _started(order: DeviceOrder, model: CostModel, options: SearchOptions) -> _Searched:
     own = model.on(order.cluster)
-    space = build_space(model.profile, order.cluster, options, own.strategies)
+    space = build_space(model.profile, order.cluster, options)
     walk = Walk(model=own, options=options, space=space)
     walk.start()
     return _Searched(order=order, walk=walk)

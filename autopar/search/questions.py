@@ -181,16 +181,16 @@ def _outside(
             return f"--fix asks for {axis}={fixed[axis]}, not {value}."
     model = CostModel(profile, cluster, options.precision)
     free = replace(options, fix={}, forbid=())
-    narrowed = build_space(profile, cluster, replace(free, fix=wanted), model.strategies)
+    narrowed = build_space(profile, cluster, replace(free, fix=wanted))
     if narrowed.groups:
         asked = replace(options, fix=wanted)
-        allowed = build_space(profile, cluster, asked, model.strategies)
+        allowed = build_space(profile, cluster, asked)
         return None if allowed.groups else "--forbid rules it out."
     unknown = unknown_values(model, options, wanted)
     if unknown:
         axis = unknown[0].partition("=")[0]
         alone = replace(free, fix={axis: wanted[axis]})
-        why = _why(build_space(profile, cluster, alone, model.strategies))
+        why = _why(build_space(profile, cluster, alone))
         return f"{unknown[0]}.{why}"
     return (
         f"no point has {describe(wanted)} together on {cluster.device_count} devices with global "

@@ -50,7 +50,7 @@ def feasible(model: CostModel, options: SearchOptions) -> bool:
     walk = Walk(
         model=model,
         options=free,
-        space=build_space(model.profile, model.cluster, free, model.strategies),
+        space=build_space(model.profile, model.cluster, free),
     )
     walk.start()
     return walk.next() is not None
@@ -117,7 +117,7 @@ def other_batch(model: CostModel, options: SearchOptions) -> Iterator[Relaxation
     wanted = options.batch_for(model.profile, model.cluster.device_count)
     for batch in itertools.islice(_near(wanted, model.cluster.device_count), BATCHES):
         tried = replace(options, global_batch=batch)
-        space = build_space(model.profile, model.cluster, tried, model.strategies)
+        space = build_space(model.profile, model.cluster, tried)
         if space.groups and feasible(model, tried):
             factor = max(batch / wanted, wanted / batch)
             yield Relaxation(words=f"use --global-batch {batch}", factor=factor)

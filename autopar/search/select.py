@@ -115,7 +115,7 @@ SEARCH_AROUND = 25
 
 def ranked_points(model: CostModel, options: SearchOptions) -> list[Point]:
     """Points by rising bound, those left out that memory cannot hold."""
-    space = build_space(model.profile, model.cluster, options, model.strategies)
+    space = build_space(model.profile, model.cluster, options)
     quick = QuickBounds(model, options)
     _, reasons = quick.groups(space.columns)
     groups = [g for g, reason in zip(space.groups, reasons, strict=True) if reason is None]

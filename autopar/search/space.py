@@ -51,7 +51,6 @@ def build_space(
     profile: GraphProfile,
     cluster: Cluster,
     options: SearchOptions,
-    strategies: Strategies | None = None,
     *,
     least_sequence: int = LEAST_SEQUENCE,
 ) -> Space:
@@ -61,7 +60,6 @@ def build_space(
         profile: What is trained.
         cluster: Where.
         options: Constraints.
-        strategies: Those of the profile, if they are there already.
         least_sequence: Tokens that a context parallel rank keeps at least.
 
     Raises:
@@ -71,7 +69,7 @@ def build_space(
         profile=profile,
         cluster=cluster,
         options=options,
-        strategies=strategies or Strategies(profile),
+        strategies=profile.derived(Strategies),
         least_sequence=least_sequence,
     )
     return builder.build()

@@ -39,7 +39,7 @@ def groups_of(name: str, **options: object) -> tuple[tuple[PointGroup, ...], Qui
     profile, cluster, asked = case(name)
     asked = SearchOptions(global_batch=asked.global_batch, **options).resolved(cluster)  # type: ignore[arg-type]
     model = CostModel(profile, cluster, asked.precision)
-    space = build_space(profile, cluster, asked, model.strategies)
+    space = build_space(profile, cluster, asked)
     return space.groups, QuickBounds(model, asked)
 
 

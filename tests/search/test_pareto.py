@@ -44,7 +44,7 @@ OPTIONS = SearchOptions(global_batch=8, space="full", fix=("offload=off",), prec
 
 def space_of(profile: GraphProfile, cluster: Cluster) -> tuple[CostModel, Space]:
     model = CostModel(profile, cluster)
-    return model, build_space(profile, cluster, OPTIONS, model.strategies)
+    return model, build_space(profile, cluster, OPTIONS)
 
 
 def test_undominated_keeps_one_of_equals_and_sorts() -> None:

@@ -69,7 +69,7 @@ def worker(url: str, barrier: Any, outcomes: Any) -> None:
 def walk_of(storage: str | None) -> Walk:
     model = CostModel(PROFILE, CLUSTER, "float32")
     options = replace(OPTIONS, storage=storage, precision="float32")
-    space = build_space(PROFILE, CLUSTER, options, model.strategies)
+    space = build_space(PROFILE, CLUSTER, options)
     walk = Walk(model=model, options=options, space=space)
     walk.start()
     return walk
@@ -178,7 +178,7 @@ def test_results_of_other_workers_cut_the_walk_short(tmp_path: Path):
 def test_a_new_measurement_is_a_new_study():
     def name(profile: GraphProfile) -> str:
         model = CostModel(profile, CLUSTER, "float32")
-        space = build_space(profile, CLUSTER, OPTIONS, model.strategies)
+        space = build_space(profile, CLUSTER, OPTIONS)
         return study_name(Walk(model=model, options=OPTIONS, space=space))
 
     measured = [

@@ -61,7 +61,7 @@ def deep(groups: tuple[PointGroup, ...], pp: int) -> list[PointGroup]:
 def test_bounds_do_not_exceed_prices(name: str):
     profile, cluster, options = case(name)
     model = CostModel(profile, cluster, options.precision)
-    space = build_space(profile, cluster, options, model.strategies)
+    space = build_space(profile, cluster, options)
     quick = QuickBounds(model, options)
     closeness = []
     for pp in (1, 2, 4):
