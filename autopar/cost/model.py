@@ -32,6 +32,25 @@ from autopar.strategies import Split, Strategies
 Peaks = tuple[tuple[int, ...], ...]
 
 
+class _OfProfile:
+    """What models of one profile share on any cluster, kept with the profile.
+
+    Args:
+        profile: What is trained.
+
+    Attributes:
+        works: Blocks as divided.
+        tables: Their byte tables, by the split and the stored bytes per profiled byte.
+        peaks: Microbatches in flight.
+    """
+
+    def __init__(self, profile: GraphProfile) -> None:
+        self.strategies = profile.derived(Strategies)
+        self.works: dict[Split, StageWork] = {}
+        self.tables: dict[tuple[Split, float], Tables] = {}
+        self.peaks: dict[tuple[str, int, int, int, int], Peaks] = {}
+
+
 class CostModel:
     """Caches behind :func:`autopar.cost.price`; make one and pass it when pricing many plans.
 
@@ -70,13 +89,11 @@ class CostModel:
         loss = "float32" if self.sizes.weight >= MASTER_BYTES else "eager"
         self.loss_factor = LOSS_FACTORS[loss]
         self.update_bytes = 0.0 if on_hosts else self.sizes.update
-        self.strategies = profile.derived(Strategies)
+        self._of_profile = profile.derived(_OfProfile)
+        self.strategies = self._of_profile.strategies
         self.compute = ComputeModel(profile, cluster, precision)
-        self._works = profile.derived(_works)
-        self._tables: dict[Split, Tables] = {}
         self._schedules: dict[str, AbstractSchedule] = {}
         self._programs: dict[tuple[str, int, int, int], Program] = {}
-        self._peaks: dict[tuple[str, int, int, int, int], Peaks] = {}
         self._blocks: dict[object, BlockSeconds] = {}
         self._computing: dict[object, Computing] = {}
         self._many: dict[object, tuple[dict[float, int], Computing]] = {}
@@ -92,9 +109,7 @@ class CostModel:
     def on(self, cluster: Cluster) -> CostModel:
         """The model of another cluster, with what does not depend on it shared."""
         other = CostModel(self.profile, cluster, self.precision)
-        other._tables = self._tables
         other._schedules, other._programs = self._schedules, self._programs
-        other._peaks = self._peaks
         return other
 
     @property
@@ -104,15 +119,17 @@ class CostModel:
 
     def work(self, split: Split) -> StageWork:
         """The blocks as divided."""
-        if split not in self._works:
-            self._works[split] = StageWork(strategies=self.strategies, split=split)
-        return self._works[split]
+        works = self._of_profile.works
+        if split not in works:
+            works[split] = StageWork(strategies=self.strategies, split=split)
+        return works[split]
 
     def tables(self, split: Split) -> Tables:
         """Byte tables of the blocks as divided."""
-        if split not in self._tables:
-            self._tables[split] = Tables(self.work(split), self.compute.activation_scale)
-        return self._tables[split]
+        tables, key = self._of_profile.tables, (split, self.compute.activation_scale)
+        if key not in tables:
+            tables[key] = Tables(self.work(split), self.compute.activation_scale)
+        return tables[key]
 
     def schedule(self, name: str) -> AbstractSchedule:
         """A registered schedule.
@@ -139,11 +156,10 @@ class CostModel:
         self, schedule: str, ranks: int, stages: int, microbatches: int, rank: int
     ) -> Peaks:
         """Microbatches in flight per local stage of a pipeline coordinate, at its peaks."""
-        key = (schedule, ranks, stages, microbatches, rank)
-        if key not in self._peaks:
-            found = self.schedule(schedule).rank_peaks(rank, ranks, stages, microbatches)
-            self._peaks[key] = found
-        return self._peaks[key]
+        peaks, key = self._of_profile.peaks, (schedule, ranks, stages, microbatches, rank)
+        if key not in peaks:
+            peaks[key] = self.schedule(schedule).rank_peaks(rank, ranks, stages, microbatches)
+        return peaks[key]
 
     def communication(self, placement: tuple[int, ...]) -> CommunicationModel:
         """Communication between the devices that take part."""
@@ -345,8 +361,3 @@ class CostModel:
         per_element = self.compute.accumulate_seconds_per_element(device, busy)
         share = (microbatches - 1) / microbatches
         return np.asarray((work.parameters + work.experts) * per_element * share)
-
-
-def _works(_profile: GraphProfile) -> dict[Split, StageWork]:
-    """The blocks as divided, filled by the models of a profile."""
-    return {}

@@ -21,6 +21,12 @@ class NoPipeline(AbstractSchedule):
             order += [Action("backward", s, microbatch) for s in reversed(range(stages))]
         return [order]
 
+    def rank_peaks(
+        self, rank: int, ranks: int, stages: int, microbatches: int
+    ) -> tuple[tuple[int, ...], ...]:
+        """One microbatch, in every stage."""
+        return ((1,) * stages,)
+
     def check(self, ranks: int, stages: int, microbatches: int) -> str | None:
         """Only one pipeline rank."""
         return None if ranks == 1 else f"schedule 'none' runs on 1 pipeline rank, not on {ranks}"

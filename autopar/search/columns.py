@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, overload
 
@@ -107,12 +108,15 @@ class Columns:
 
     def take(self, some: Indices) -> Columns:
         """Some of the groups."""
-        return Columns(
+        taken = Columns(
             Picked(self.groups, some),
             self._numbers[:, some],
             (self.splits, self.split[some]),
             (self.sets, self.set[some]),
         )
+        sizes, number = self.worlds
+        taken.worlds = (sizes, number[some])
+        return taken
 
     def of_split(self, axis: str) -> Numbers:
         """A degree of each group's split."""
@@ -158,16 +162,37 @@ class Columns:
         """Devices used."""
         return np.asarray(self.replicas * self.cp * self.tp * self.pp)
 
+    @cached_property
+    def worlds(self) -> tuple[list[int], Indices]:
+        """Numbers of devices that groups use, and the place of every group's among them."""
+        sizes, number = np.unique(self.world, return_inverse=True)
+        return sizes.tolist(), number
+
 
 def alike(*columns: Numbers | Indices | Array) -> tuple[list[int], Indices]:
     """Where each different combination of values comes first, and the number of every one."""
-    numbers: dict[tuple[float, ...], int] = {}
-    firsts: list[int] = []
-    found: list[int] = []
+    numbers: dict[float | tuple[float, ...], int] = {}
     # A dictionary, as sorting costs more, be it for ten groups or for a hundred thousand.
-    for index, key in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        number = numbers.setdefault(key, len(firsts))
-        if number == len(firsts):
-            firsts.append(index)
-        found.append(number)
-    return firsts, np.array(found, dtype=np.intp)
+    found = np.array(
+        [numbers.setdefault(key, len(numbers)) for key in _keys(columns)], dtype=np.intp
+    )
+    # Numbers grow where a combination comes first.
+    firsts = np.flatnonzero(np.diff(np.maximum.accumulate(found), prepend=-1))
+    return firsts.tolist(), found
+
+
+def _keys(columns: Sequence[Numbers | Indices | Array]) -> Iterable[float | tuple[float, ...]]:
+    """One value per row, equal where the rows are: a number where the columns fit into one."""
+    if len(columns) > 1 and all(c.size and c.dtype.kind == "i" and c.min() >= 0 for c in columns):
+        spans = [int(column.max()) + 1 for column in columns]
+        if math.prod(spans) < np.iinfo(np.int64).max:
+            joined = columns[0]
+            for column, span in zip(columns[1:], spans[1:], strict=True):
+                joined = joined * span + column
+            numbers: list[float] = joined.tolist()
+            return numbers
+    return (
+        columns[0].tolist()
+        if len(columns) == 1
+        else zip(*(c.tolist() for c in columns), strict=True)
+    )

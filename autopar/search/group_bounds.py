@@ -17,6 +17,7 @@ from autopar.search.columns import Columns, Picked, alike
 from autopar.search.row import Row, fullest_of, fullest_rank
 from autopar.search.rows import BlockSums
 from autopar.search.tails import Tails
+from autopar.search.variants import TAIL_CODES, VariantTable
 from autopar.search.worlds import World
 from autopar.strategies import WHOLE
 
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 Mask = npt.NDArray[np.bool_]
+TOO_LARGE, UNTIMED = 1, 2
+"""Why a group is dead: memory, or no time for the precision on one of its devices."""
 SHARPEST = 2
 """Steps after which a bound stays as it is."""
 _ROUNDING = 1 - 1e-12
 """Sums in another order than the price's may differ in the last digits."""
-_CODES = np.arange(16)
-"""Four times the sharding level, two for offload, one for plain synchronisation."""
 
 
 class GroupBounds:
@@ -43,7 +44,7 @@ class GroupBounds:
 
     Attributes:
         bounds: Least objective of any variant.
-        reasons: Why no variant can work, if that is known.
+        dead: Why no variant can work, see :meth:`reason`; 0 where one may.
         steps: How often each bound was made sharper.
     """
 
@@ -53,21 +54,24 @@ class GroupBounds:
         count = len(columns.groups)
         self.bounds = np.zeros(count)
         self.steps = np.zeros(count, dtype=np.intp)
-        self.reasons: list[str | None] = [None] * count
+        self.dead = np.zeros(count, dtype=np.intp)
         self._sums = BlockSums.empty(count)
         self._held = quick.all_held(columns)
         self._limits = self.rows.of_worlds(columns, lambda world: world.memory_limit)
-        dead = self.rows.of_worlds(columns, lambda world: world.why_not is not None).astype(bool)
-        for index in np.flatnonzero(dead).tolist():
-            self.reasons[index] = f"no time for {self.options.precision} on a device"
-        self._reject(np.flatnonzero(~dead))
+        untimed = self.rows.of_worlds(columns, lambda world: world.why_not is not None)
+        self.dead[untimed.astype(bool)] = UNTIMED
+        self._reject(self.possible)
         if self.options.objective in ("time", "time-to-target"):
             self.bounds = self._ideal() * _ROUNDING
 
     @property
     def possible(self) -> Indices:
         """Groups that may have a plan."""
-        return np.array([i for i, why in enumerate(self.reasons) if why is None], dtype=np.intp)
+        return np.flatnonzero(self.dead == 0)
+
+    def reason(self, code: int) -> str | None:
+        """What an entry of :attr:`dead` stands for."""
+        return (None, "memory", f"no time for {self.options.precision} on a device")[code]
 
     def sharpen(self, some: Indices) -> None:
         """The next step for some groups; it may find that one cannot fit."""
@@ -80,8 +84,7 @@ class GroupBounds:
         self.steps[some] += 1
 
     def _reject(self, some: Indices) -> None:
-        for index in some[self._held[some] > self._limits[some]].tolist():
-            self.reasons[index] = "memory"
+        self.dead[some[self._held[some] > self._limits[some]]] = TOO_LARGE
 
     def _ideal(self) -> Array:
         """Products at full efficiency, divided over all devices without loss."""
@@ -184,18 +187,13 @@ class GroupBounds:
 
     def _least_tails(self, columns: Columns) -> tuple[Array, Array]:
         """Optimizer, and optimizer with synchronisation, of the variant with the least."""
-        there = np.zeros((len(columns.sets), len(_CODES)), dtype=bool)
+        there = np.zeros((len(columns.sets), TAIL_CODES), dtype=bool)
         for number in np.unique(columns.set).tolist():
             some = columns.sets[number]
             there[number, some.table.tail_codes[some.valid]] = True
-        codes = _CODES[there.any(axis=0)]
-        tails = Tails(
-            rows=self.rows,
-            columns=columns,
-            zero=codes // 4,
-            offload=codes % 4 >= 2,
-            plain=codes % 2 == 1,
-        )
+        codes = np.flatnonzero(there.any(axis=0))
+        zero, offload, plain = VariantTable.of_tail_codes(codes)
+        tails = Tails(rows=self.rows, columns=columns, zero=zero, offload=offload, plain=plain)
         mine = there[columns.set][:, codes]
         optimizer, both = (
             np.where(mine, seconds, np.inf).min(axis=1)

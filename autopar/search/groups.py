@@ -167,18 +167,28 @@ class Groups(Sequence[PointGroup]):
     def columns(self) -> Columns:
         """Fields of the groups as arrays."""
         meshes = self._meshes
-        lengths = [len(mesh.ladder.rungs) for mesh in meshes]
-        of_mesh = np.array([(m.dp_replicate, m.dp_shard, m.pp, id(m.split)) for m in meshes])
-        of_mesh = of_mesh.reshape(-1, 4).T.astype(np.int64)
+        of_mesh = np.array(
+            [(m.dp_replicate, m.dp_shard, m.pp, id(m.split), id(m.ladder)) for m in meshes]
+        )
+        of_mesh = of_mesh.reshape(-1, 5).T.astype(np.int64)
         firsts, split = alike(of_mesh[3])
-        rungs = [rung for mesh in meshes for rung in mesh.ladder.rungs]
+        ladders, ladder = alike(of_mesh[4])
+        each = [meshes[i].ladder.rungs for i in ladders]
+        counts = np.array([len(rungs) for rungs in each], dtype=np.intp)
+        lengths = counts[ladder]
+        # Meshes share ladders: the rung of every group, among those of the different ladders.
+        starts = (np.cumsum(counts) - counts)[ladder] - (np.cumsum(lengths) - lengths)
+        rung = np.repeat(starts, lengths) + np.arange(lengths.sum())
+        rungs = [rung for rungs in each for rung in rungs]
         sizes = np.array([(size, count) for size, count, _ in rungs], dtype=np.int64)
         kinds, of_set = alike(np.array([id(variants) for _, _, variants in rungs], dtype=np.int64))
         return Columns(
             self,
-            np.concatenate((np.repeat(of_mesh[:3], lengths, axis=1), sizes.reshape(-1, 2).T)),
+            np.concatenate(
+                (np.repeat(of_mesh[:3], lengths, axis=1), sizes.reshape(-1, 2).T[:, rung])
+            ),
             ([meshes[i].split for i in firsts], np.repeat(split, lengths)),
-            ([rungs[i][2] for i in kinds], of_set),
+            ([rungs[i][2] for i in kinds], of_set[rung]),
         )
 
 

@@ -36,7 +36,7 @@ class Links:
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
         self.model = rows.model
-        self._group_rates: dict[object, dict[str, float]] = {}
+        self._group_rates: dict[object, tuple[float, ...]] = {}
         self._rates: dict[object, float] = {}
         self._hops: dict[object, tuple[Array, float]] = {}
         self._link_kinds: dict[
@@ -123,8 +123,8 @@ class Links:
             )
         return self._rates[key]
 
-    def rates(self, group: PointGroup) -> dict[str, float]:
-        """Seconds per byte of the collectives over a group's data ranks.
+    def rates(self, group: PointGroup) -> tuple[float, ...]:
+        """Seconds per byte of the collectives over a group's data ranks, by :data:`RATES`.
 
         ``scatter`` and ``gather`` leave latency out; those of gradient buckets have it in.
         """
@@ -138,21 +138,20 @@ class Links:
             data = {ranks.data(q) for q in every}
             shard = {ranks.shard(q) for q in every}
             replicate = {ranks.replicate(q) for q in every}
-            found = (
+            self._group_rates[key] = (
                 self._fastest("reduce_scatter", shard),
                 self._fastest("all_gather", shard),
                 self._fastest("all_reduce", data, bucket),
                 self._fastest("reduce_scatter", shard, bucket),
                 self._fastest("all_reduce", replicate, bucket / shards),
             )
-            self._group_rates[key] = dict(zip(RATES, found, strict=True))
         return self._group_rates[key]
 
     def all_rates(self, columns: Columns) -> Array:
-        """:meth:`rates` of every group ``[group, rate]``, in the order of :data:`RATES`."""
+        """:meth:`rates` of every group ``[group, rate]``."""
         c = columns
         keys = (c.world, c.dp_replicate, c.dp_shard, c.split, c.pp)
-        return c.once(keys, lambda group: [self.rates(group)[name] for name in RATES])
+        return c.once(keys, self.rates)
 
     def _fastest(self, kind: str, ranks: set[Shapes], size_bytes: float | None = None) -> float:
         """Least rate over pipeline ranks, each as slow as one of its groups."""

@@ -82,9 +82,9 @@ class Openings:
 
     def _sort(self) -> None:
         """By bound, then by place in the space; what cannot work is rejected."""
-        reasons = self.bounds.reasons
-        possible = np.array([reasons[i] is None for i in self._left.tolist()], dtype=bool)
-        for index in self._left[~possible].tolist():
-            self._rejected[reasons[index] or ""] += int(self._counts[index])
-        left = self._left[possible]
+        dead = self.bounds.dead[self._left]
+        left, gone = self._left[dead == 0], self._left[dead > 0]
+        points = np.bincount(self.bounds.dead[gone], weights=self._counts[gone])
+        for code in np.flatnonzero(points).tolist():
+            self._rejected[self.bounds.reason(code) or ""] += int(points[code])
         self._left = left[np.lexsort((left, self.bounds.bounds[left]))]

@@ -53,7 +53,7 @@ class QuickBounds:
         """Least objective of any variant of each group, and why none can work if so."""
         found = GroupBounds(self, columns)
         found.sharpen(found.possible)
-        return found.bounds, found.reasons
+        return found.bounds, [found.reason(code) for code in found.dead.tolist()]
 
     def all_held(self, columns: Columns) -> Array:
         """:meth:`least_held` of every group."""

@@ -172,8 +172,8 @@ class Rows:
 
     def of_worlds(self, columns: Columns, fact: Callable[[World], float]) -> Array:
         """A fact of the devices that each group uses."""
-        sizes, inverse = np.unique(columns.world, return_inverse=True)
-        return np.array([fact(self.world(size)) for size in sizes.tolist()])[inverse]
+        sizes, number = columns.worlds
+        return np.array([fact(self.world(size)) for size in sizes])[number]
 
     def regular(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """True for groups on equal, equally busy nodes."""

@@ -115,6 +115,7 @@ class _Builder:
     _variants: dict[object, VariantSet] = field(default_factory=dict)
     _tables: dict[int, VariantTable] = field(default_factory=dict)
     _ladders: dict[object, Ladder] = field(default_factory=dict)
+    _uses: Counter[object] = field(default_factory=Counter)
     _divisors: dict[int, list[int]] = field(default_factory=dict)
     _splits: dict[object, Split] = field(default_factory=dict)
     _reasons: dict[Split, str | None] = field(default_factory=dict)
@@ -131,6 +132,11 @@ class _Builder:
         for world in divisors(cluster.device_count):
             for dp, cp, tp, pp in self._degrees(world):
                 self._mesh(dp, cp, tp, pp)
+        for key, times in self._uses.items():
+            ladder = self._ladders[key]
+            self.size += times * ladder.size
+            for reason, count in ladder.rejected.items():
+                self.rejected[reason] += times * count
         return Space(
             groups=Groups(self.meshes),
             size=self.size,
@@ -210,15 +216,13 @@ class _Builder:
         """Groups of all microbatch sizes of a replica's samples."""
         unfit = self._unfit(split, dp, shard, pp) if self.checks_mesh and not reason else None
         key: object = (pp, samples, shard > 1, reason, unfit)
-        if self.wanted_group or self.forbidden:
-            key = None  # each group has values of its own to look at
+        if self.asks_groups:
+            key = object()  # each group has values of its own to look at
         ladder = self._ladders.get(key)
         if ladder is None:
             ladder = self._ladder(split, dp, shard, pp, samples, reason, unfit or frozenset())
-        if key is not None:
             self._ladders[key] = ladder
-        self.size += ladder.size
-        self.rejected.update(ladder.rejected)
+        self._uses[key] += 1
         if ladder.rungs:
             self.meshes.append(
                 MeshGroups(
@@ -239,7 +243,7 @@ class _Builder:
         rungs, points, rejected = [], 0, Counter[str]()
         for size in self._dividing(samples):
             count = samples // size
-            values = self._values(split, dp, shard, pp, size, count)
+            values = self._values(split, dp, shard, pp, size, count) if self.asks_groups else {}
             why_not = reason or self._why_not(size, values)
             if why_not is not None:
                 variants = self._set(pp, count, shard > 1)
@@ -284,6 +288,11 @@ class _Builder:
             for i, spec in enumerate(self.forbidden)
             if all(values[k] == v for k, v in spec.items() if k not in AXES)
         )
+
+    @cached_property
+    def asks_groups(self) -> bool:
+        """True when ``fix`` or ``forbid`` may name values of groups."""
+        return bool(self.wanted_group or self.forbidden)
 
     @cached_property
     def checks_mesh(self) -> bool:

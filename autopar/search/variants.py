@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -22,6 +22,8 @@ V_CHUNKS = (2,)
 """Stages per rank of schedules placed in a V."""
 RECOMPUTE = ("none", "selective", "full", "mixed")
 ZERO = (1, 2, 3)
+TAIL_CODES = 4 * (1 + max(ZERO))
+"""Number of different :attr:`VariantTable.tail_codes`."""
 PLAIN = "all_reduce"
 """The sync mode that averages whole gradients in every step."""
 
@@ -76,7 +78,7 @@ _OF_ALL_DEPTHS = (
     "wider",
     "_sharing",
     "_loaded",
-    "_refused",
+    "_impossible",
 )
 """Facts of a table that do not depend on the pipeline depth."""
 
@@ -134,6 +136,11 @@ class VariantTable:
         """Number of what decides what follows the last backward: sharding, offload, plain."""
         return np.asarray(4 * self.zero + 2 * self.offload + self.plain)
 
+    @staticmethod
+    def of_tail_codes(codes: Indices) -> tuple[Indices, Mask, Mask]:
+        """Sharding level, offload and plain of some of :attr:`tail_codes`."""
+        return codes // 4, codes // 2 % 2 == 1, codes % 2 == 1
+
     @cached_property
     def least_multiplier(self) -> npt.NDArray[np.float64]:
         """Lower bound of the steps to the same loss over those of exact modes."""
@@ -171,16 +178,20 @@ class VariantTable:
             self._loaded[name] = SCHEDULES.load(name)
         return self._loaded[name]
 
-    def refuses(self, name: str, stages: int, microbatches: int) -> bool:
-        """True when a schedule cannot run with some stages and microbatches."""
-        key = (name, self.pp, stages, microbatches)
-        if key not in self._refused:
-            found = self.schedule(name).check(self.pp, stages, microbatches)
-            self._refused[key] = found is not None
-        return self._refused[key]
+    def impossible(self, name: str, chunks: int, microbatches: int) -> str | None:
+        """Why a schedule cannot run with some stages per rank and microbatches, if so."""
+        key = (name, self.pp, chunks, microbatches)
+        if key not in self._impossible:
+            stages, why = self.pp * chunks, None
+            if stages > self.choices.blocks:
+                why = "more stages than blocks"
+            elif self.schedule(name).check(self.pp, stages, microbatches) is not None:
+                why = "schedule does not fit the microbatches"
+            self._impossible[key] = why
+        return self._impossible[key]
 
     @cached_property
-    def _refused(self) -> dict[tuple[str, int, int, int], bool]:
+    def _impossible(self) -> dict[tuple[str, int, int, int], str | None]:
         return {}
 
     @cached_property
@@ -189,21 +200,24 @@ class VariantTable:
 
     def left_out(
         self, shared: bool, wanted: Spec, forbidden: list[Spec], unfit: frozenset[str]
-    ) -> tuple[Mask, dict[tuple[str, int], Counter[str]]]:
-        """What is left whatever the microbatches; reason -> count of the rest by schedule."""
+    ) -> tuple[Mask, tuple[Counter[str], ...]]:
+        """What is left whatever the microbatches; reason -> count of the rest by schedule.
+
+        Schedules are those of :meth:`sharing`.
+        """
         key = repr((shared, wanted, forbidden, sorted(unfit)))
         if key not in self._left_out:
             mine = self.sharing(shared)
             codes, names = self._codes(wanted, forbidden, unfit)
-            counts = {
-                name: Counter(names[code] for code in codes[columns].tolist() if code >= 0)
-                for name, columns in mine.schedules
-            }
+            counts = tuple(
+                Counter(names[code] for code in codes[columns].tolist() if code >= 0)
+                for _, columns in mine.schedules
+            )
             self._left_out[key] = (mine.here & (codes < 0), counts)
         return self._left_out[key]
 
     @cached_property
-    def _left_out(self) -> dict[str, tuple[Mask, dict[tuple[str, int], Counter[str]]]]:
+    def _left_out(self) -> dict[str, tuple[Mask, tuple[Counter[str], ...]]]:
         return {}
 
     def _codes(
@@ -240,15 +254,18 @@ class VariantTable:
         Offload costs time: it is worth looking at only where states on the device do not fit. With
         one stage per rank, levels per block include every uniform level.
         """
-        index = {variant: i for i, variant in enumerate(self.variants)}
+        axes = [
+            (v.schedule, v.chunks, v.recompute, v.zero, v.offload, v.sync) for v in self.variants
+        ]
+        index = {values: i for i, values in enumerate(axes)}
         found = []
-        for variant in self.variants:
-            mixed = variant.chunks == 1 and variant.recompute != "mixed"
-            if not mixed and variant.offload == "off":
+        for schedule, chunks, recompute, zero, offload, sync in axes:
+            mixed = chunks == 1 and recompute != "mixed"
+            if not mixed and offload == "off":
                 found.append(-1)
                 continue
-            recompute = "mixed" if mixed else variant.recompute
-            found.append(index.get(replace(variant, offload="off", recompute=recompute), -1))
+            best = "mixed" if mixed else recompute
+            found.append(index.get((schedule, chunks, best, zero, "off", sync), -1))
         return np.array(found, dtype=np.intp)
 
 
@@ -334,24 +351,15 @@ def make_variants(
     left, counts = table.left_out(shared, wanted, forbidden, unfit)
     rejected: Counter[str] = Counter()
     valid = left.copy()
-    for (schedule, chunks), columns in mine.schedules:
-        reason = _impossible(schedule, chunks, table, microbatches)
+    for (name, columns), others in zip(mine.schedules, counts, strict=True):
+        reason = table.impossible(*name, microbatches)
         if reason is not None:
             valid[columns] = False
             rejected[reason] += len(columns)
             continue
-        for why, count in counts[schedule, chunks].items():
+        for why, count in others.items():
             rejected[why] += count
     return VariantSet(table=table, valid=valid, rejected=rejected, size=mine.size)
-
-
-def _impossible(name: str, chunks: int, table: VariantTable, microbatches: int) -> str | None:
-    stages = table.pp * chunks
-    if stages > table.choices.blocks:
-        return "more stages than blocks"
-    if table.refuses(name, stages, microbatches):
-        return "schedule does not fit the microbatches"
-    return None
 
 
 def _unwanted(variant: Variant, wanted: Spec, forbidden: list[Spec]) -> str | None:
