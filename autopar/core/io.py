@@ -8,11 +8,19 @@ import math
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autopar.core.errors import InputError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 MAX_DOCUMENT_BYTES = 512 * 1024**2
+
+
+def field_values(item: DataclassInstance) -> dict[str, Any]:
+    """Fields of a dataclass by name, the values as they are: ``asdict`` would copy them."""
+    return {name: getattr(item, name) for name in item.__dataclass_fields__}
 
 
 def canonical_json(data: Any) -> str:

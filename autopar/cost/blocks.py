@@ -139,8 +139,7 @@ def computing_seconds(
     Raises:
         InputError: The profile has no time for the device.
     """
-    comm = _Inside(work, samples, compute.activation_scale, communication, around)
-    sent_f, sent_b = comm.forward, comm.backward
+    sent_f, sent_b = _inside(work, samples, compute.activation_scale, communication, around)
     different = phases is not None
     if phases is None:
         phases = compute.phases(work, samples, device, busy, eager=around.eager)
@@ -241,37 +240,26 @@ def _beside(compute: Vector, collective: Vector, share: float) -> Vector:
     return np.maximum(compute, collective) + share * np.minimum(compute, collective)
 
 
-class _Inside:
-    """Seconds of the collectives between the ops of each of the different blocks."""
-
-    def __init__(
-        self,
-        work: StageWork,
-        samples: int | Vector,
-        scale: float,
-        communication: CommunicationModel,
-        around: Surroundings,
-    ) -> None:
-        shapes = {"tp": around.tp, "cp": around.cp, "ep": around.ep}
-        counts = np.shape(samples)[:1]
-        items = [(i, item) for i, block in enumerate(work.unique) for item in block.collectives]
-        shape = (*counts, len(work.unique))
-        self.forward, self.backward = np.zeros(shape), np.zeros(shape)
-        seconds = {"forward": self.forward, "backward": self.backward}
-        alike: dict[tuple[str, str], list[int]] = {}
-        for place, (_, item) in enumerate(items):
-            if shapes[item.axis]:
-                alike.setdefault((item.kind, item.axis), []).append(place)
-        found: dict[int, Vector] = {}
-        for (kind, axis), places in alike.items():
-            amounts = [items[place][1].size_bytes for place in places]
-            sizes = np.array([amount.at(np.ravel(samples)) for amount in amounts]) * scale
-            sizes = sizes.reshape(len(places), *counts)
-            slowest = [around.many(communication, kind, sizes, g) for g in shapes[axis]]
-            found.update(zip(places, np.maximum.reduce(slowest), strict=True))
-        for place in sorted(found):
-            number, item = items[place]
-            seconds[item.phase][..., number] += found[place]
+def _inside(
+    work: StageWork,
+    samples: int | Vector,
+    scale: float,
+    communication: CommunicationModel,
+    around: Surroundings,
+) -> tuple[Vector, Vector]:
+    """Seconds of the collectives in forward and in backward of each of the different blocks."""
+    shapes = {"tp": around.tp, "cp": around.cp, "ep": around.ep}
+    counts, blocks = np.shape(samples)[:1], len(work.unique)
+    seconds = np.zeros((len(work.sent_by), *counts))
+    for sent in work.sent:
+        if shapes[sent.axis]:
+            sizes = (sent.fixed[:, None] + sent.per_sample[:, None] * np.ravel(samples)) * scale
+            sizes = sizes.reshape(-1, *counts)
+            slowest = [around.many(communication, sent.kind, sizes, g) for g in shapes[sent.axis]]
+            seconds[sent.places] = np.maximum.reduce(slowest)
+    total = np.zeros((2 * blocks, *counts))
+    np.add.at(total, work.sent_by, seconds)
+    return total[:blocks].T, total[blocks:].T
 
 
 def _over_shapes(

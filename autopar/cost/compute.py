@@ -280,9 +280,10 @@ class ComputeModel:
             Of selective and of full recompute.
         """
         measurement = self.profile.measurement
-        ops = np.array([b.stop_op - b.first_op for b in work.profile.blocks], dtype=float)
         if measurement is None or not self.measured_on(device):
-            return np.zeros_like(ops), np.zeros_like(ops)
+            nothing = np.zeros(len(work.profile.blocks))
+            return nothing, nothing
+        ops = np.array([b.stop_op - b.first_op for b in work.profile.blocks], dtype=float)
         slowdown = self.slowdown(device, busy)
         selective = measurement.selective_s + measurement.selective_s_per_op * ops
         full = measurement.checkpoint_s + measurement.checkpoint_s_per_op * ops

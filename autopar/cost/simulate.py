@@ -84,6 +84,7 @@ def _merge(encoded: list[list[tuple[int, int]]], stages: int) -> Order:
     respects the chain gives the same times; this one is as periodic as the lists are.
     """
     ends: list[list[int]] = [[] for _ in range(3 * stages)]
+    needs = [needed(node, stages) for node in range(3 * stages)]
     free, position = [0] * len(encoded), [0] * len(encoded)
     found: list[tuple[int, int, int, int]] = []
     total = sum(map(len, encoded))
@@ -93,11 +94,13 @@ def _merge(encoded: list[list[tuple[int, int]]], stages: int) -> Order:
             at, now = position[rank], free[rank]
             while at < len(actions):
                 node, microbatch = actions[at]
-                need = needed(node, stages)
+                need = needs[node]
                 if need >= 0:
                     if len(ends[need]) <= microbatch:
                         break
-                    now = max(now, ends[need][microbatch])
+                    end = ends[need][microbatch]
+                    if end > now:  # noqa: PLR1730 - max() costs a call in the hot loop
+                        now = end
                 found.append((now, rank, node, microbatch))
                 now += 1
                 ends[node].append(now)

@@ -10,6 +10,7 @@ difference of clocks (it is made of maxima and sums), so clocks that agree withi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,13 +84,17 @@ def find_steady(order: Order, nodes: int, shifts: Sequence[int]) -> Steady | Non
 
 def _longest(order: Order, length: int, shift: int) -> tuple[int, int]:
     """Start and number of actions that come again ``length`` actions later."""
-    best, begin = (0, 0), 0
-    for index, (now, later) in enumerate(zip(order, order[length:], strict=False)):
-        if now[:2] == later[:2] and now[2] + shift == later[2]:
-            best = max(best, (index + 1 - begin, -begin))
-        else:
-            begin = index + 1
-    return -best[1], best[0]
+    breaks = [
+        index
+        for index, ((_, node, microbatch), (_, later, its)) in enumerate(
+            zip(order, order[length:], strict=False)
+        )
+        if node != later or microbatch + shift != its  # a node is on one rank
+    ]
+    ends = [-1, *breaks, max(len(order) - length, 0)]
+    runs = [(stop - start - 1, -start - 1) for start, stop in itertools.pairwise(ends)]
+    repeats, start = max(runs)
+    return (-start, repeats) if repeats else (0, 0)
 
 
 class Watch:

@@ -19,6 +19,25 @@ Levels = tuple[int, ...]
 """Recompute level of every block."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """Collectives of one kind over one axis inside the different blocks, as arrays.
+
+    Attributes:
+        kind: ``all_reduce``, ``all_gather``, ``reduce_scatter`` or ``all_to_all``.
+        axis: Mesh axis whose ranks take part.
+        places: Place of each among all collectives.
+        fixed: Bytes of each, as profiled.
+        per_sample: The same for each sample.
+    """
+
+    kind: str
+    axis: str
+    places: npt.NDArray[np.intp]
+    fixed: Vector
+    per_sample: Vector
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageWork:
     """The blocks of a profile under one :class:`Split`, as arrays over the blocks.
@@ -51,6 +70,37 @@ class StageWork:
         """Place of every block's entry among :attr:`unique`."""
         numbers = {id(work): number for number, work in enumerate(self.unique)}
         return np.array([numbers[id(work)] for work in self.works], dtype=np.intp)
+
+    @cached_property
+    def sent(self) -> tuple[Sent, ...]:
+        """Collectives inside the blocks of :attr:`unique`, by kind and axis."""
+        items = [item for block in self.unique for item in block.collectives]
+        alike: dict[tuple[str, str], list[int]] = {}
+        for place, item in enumerate(items):
+            alike.setdefault((item.kind, item.axis), []).append(place)
+        return tuple(
+            Sent(
+                kind=kind,
+                axis=axis,
+                places=np.array(places, dtype=np.intp),
+                fixed=np.array([items[i].size_bytes.fixed for i in places]),
+                per_sample=np.array([items[i].size_bytes.per_sample for i in places]),
+            )
+            for (kind, axis), places in alike.items()
+        )
+
+    @cached_property
+    def sent_by(self) -> npt.NDArray[np.intp]:
+        """What waits for each collective: a place among :attr:`unique`, backwards after them."""
+        count = len(self.unique)
+        return np.array(
+            [
+                number + (count if item.phase == "backward" else 0)
+                for number, block in enumerate(self.unique)
+                for item in block.collectives
+            ],
+            dtype=np.intp,
+        )
 
     @property
     def item_bytes(self) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from autopar.core.errors import InputError
-from autopar.core.io import check_schema, content_hash, read_json, write_document
+from autopar.core.io import check_schema, content_hash, field_values, read_json, write_document
 from autopar.plans.checks import check_plan
 from autopar.plans.mesh import Mesh
 
@@ -220,11 +220,11 @@ class Plan:
 
     def _body(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        data["task"] = asdict(self.task)
+        data["task"] = field_values(self.task)
         data["mesh"] = self.mesh.to_dict()
         data["stages"] = [
             {
-                **asdict(stage),
+                **field_values(stage),
                 "recompute": [list(pair) for pair in stage.recompute],
                 "selective": [list(pair) for pair in stage.selective],
                 "units": [list(pair) for pair in stage.units],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+
+from autopar.core.io import field_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +36,11 @@ class CostBreakdown:
     @property
     def total_s(self) -> float:
         """Step time."""
-        return float(sum(getattr(self, f.name) for f in fields(self)))
+        return float(sum(field_values(self).values()))
 
     def to_dict(self) -> dict[str, float]:
         """Parts and ``total_s``."""
-        return {**asdict(self), "total_s": self.total_s}
+        return {**field_values(self), "total_s": self.total_s}
 
     @classmethod
     def from_dict(cls, data: dict[str, float]) -> CostBreakdown:
@@ -73,11 +75,11 @@ class MemoryBreakdown:
     @property
     def total_bytes(self) -> float:
         """Peak."""
-        return float(sum(getattr(self, f.name) for f in fields(self)))
+        return float(sum(field_values(self).values()))
 
     def to_dict(self) -> dict[str, float]:
         """Parts and ``total_bytes``."""
-        return {**asdict(self), "total_bytes": self.total_bytes}
+        return {**field_values(self), "total_bytes": self.total_bytes}
 
     @classmethod
     def from_dict(cls, data: dict[str, float]) -> MemoryBreakdown:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopar.core.estimate import Estimate
+from autopar.core.io import field_values
 from autopar.results.breakdown import CostBreakdown, MemoryBreakdown
 
 
@@ -131,8 +132,8 @@ class PlanPrice:
             "memory_breakdown_bytes": self.worst_memory.to_dict(),
             "memory_by_stage_rank_bytes": [m.to_dict() for m in self.memory],
             "capacity_bytes": self.capacity_bytes,
-            "stage_costs": [asdict(cost) for cost in self.stage_costs],
-            "transfers": [asdict(transfer) for transfer in self.transfers],
+            "stage_costs": [field_values(cost) for cost in self.stage_costs],
+            "transfers": [field_values(transfer) for transfer in self.transfers],
             "step_overhead_s": self.step_overhead_s,
             "steps_multiplier": self.steps_multiplier.to_dict(),
             "tied_syncs": [

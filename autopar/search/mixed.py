@@ -323,7 +323,7 @@ class MixedGoal(Goal):
         if mixed is None:
             return uniform[FULL:]
         if self.layout.stages == 1:
-            return [mixed, *uniform]
+            return list(dict.fromkeys([mixed, *uniform]))
         return [mixed, *uniform[FULL:]] if self.objective == "memory" else [mixed]
 
     def _fastest(self, cuts: Cuts) -> Levels | None:

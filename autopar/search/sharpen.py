@@ -80,13 +80,17 @@ class _Cases:
 
     def least_seconds(self) -> Array:
         """Least step seconds over the stage boundaries of the space ``[case]``."""
-        found = [self._step(cuts) for cuts in self.batch.cuts(self.program.stages)]
+        every = self.batch.cuts(self.program.stages)
+        durations = np.concatenate([self._durations(cuts) for cuts in every], axis=1)
+        hops = np.tile(self._hops(), len(every))
+        ends = np.split(ends_of_many(self.program, durations, hops), len(every), axis=1)
+        found = [self._step(cuts, free) for cuts, free in zip(every, ends, strict=True)]
         return np.asarray(np.minimum.reduce(found))
 
-    def _step(self, cuts: tuple[int, ...]) -> Array:
+    def _step(self, cuts: tuple[int, ...], free: Array) -> Array:
+        """Seconds where ranks have run their last actions at ``free`` ``[rank, case]``."""
         batch, program = self.batch, self.program
         rank_of = np.array(program.rank_of)
-        free = ends_of_many(program, self._durations(cuts), self._hops())
         elements = by_rank(runs(batch.parameter_sums, cuts), rank_of, program.ranks)
         tail = elements[:, self.rows] * batch.per_element[self.rows, self.columns]
         ends = (int(rank_of[0]), int(rank_of[-1]))

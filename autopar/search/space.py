@@ -322,9 +322,14 @@ class _Builder:
             if pp not in self._tables:
                 like = next((t for d, t in self._tables.items() if (d > 1) == (pp > 1)), None)
                 self._tables[pp] = like.at(pp) if like else VariantTable(self.choices, pp)
-            self._variants[key] = make_variants(
-                self._tables[pp], count, shared, self.wanted, forbidden, unfit
-            )
+            table = self._tables[pp]
+            # Counts of microbatches that the same schedules run with have one set.
+            alike = (pp, table.refused(count), shared, active, unfit)
+            if alike not in self._variants:
+                self._variants[alike] = make_variants(
+                    table, count, shared, self.wanted, forbidden, unfit
+                )
+            self._variants[key] = self._variants[alike]
         return self._variants[key]
 
     def _reject(self, reason: str, count: int) -> None:

@@ -78,7 +78,7 @@ _OF_ALL_DEPTHS = (
     "wider",
     "_sharing",
     "_loaded",
-    "_impossible",
+    "_refused",
 )
 """Facts of a table that do not depend on the pipeline depth."""
 
@@ -178,20 +178,24 @@ class VariantTable:
             self._loaded[name] = SCHEDULES.load(name)
         return self._loaded[name]
 
-    def impossible(self, name: str, chunks: int, microbatches: int) -> str | None:
-        """Why a schedule cannot run with some stages per rank and microbatches, if so."""
-        key = (name, self.pp, chunks, microbatches)
-        if key not in self._impossible:
-            stages, why = self.pp * chunks, None
-            if stages > self.choices.blocks:
-                why = "more stages than blocks"
-            elif self.schedule(name).check(self.pp, stages, microbatches) is not None:
-                why = "schedule does not fit the microbatches"
-            self._impossible[key] = why
-        return self._impossible[key]
+    def refused(self, microbatches: int) -> tuple[tuple[tuple[str, int], str], ...]:
+        """``(schedule, chunks)`` that cannot run with some microbatches, and why."""
+        key = (self.pp, microbatches)
+        if key not in self._refused:
+            whys = [(name, self._why_not(*name, microbatches)) for name, _ in self.schedules]
+            self._refused[key] = tuple((name, why) for name, why in whys if why is not None)
+        return self._refused[key]
+
+    def _why_not(self, name: str, chunks: int, microbatches: int) -> str | None:
+        stages = self.pp * chunks
+        if stages > self.choices.blocks:
+            return "more stages than blocks"
+        if self.schedule(name).check(self.pp, stages, microbatches) is not None:
+            return "schedule does not fit the microbatches"
+        return None
 
     @cached_property
-    def _impossible(self) -> dict[tuple[str, int, int, int], str | None]:
+    def _refused(self) -> dict[tuple[int, int], tuple[tuple[tuple[str, int], str], ...]]:
         return {}
 
     @cached_property
@@ -286,7 +290,7 @@ class _Sharing:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantSet:
-    """What is tried for groups with the same ``pp``, microbatch count and sharing.
+    """What is tried for groups with the same ``pp``, sharing and schedules that can run.
 
     Attributes:
         table: All combinations for the pipeline depth.
@@ -351,8 +355,9 @@ def make_variants(
     left, counts = table.left_out(shared, wanted, forbidden, unfit)
     rejected: Counter[str] = Counter()
     valid = left.copy()
+    refused = dict(table.refused(microbatches))
     for (name, columns), others in zip(mine.schedules, counts, strict=True):
-        reason = table.impossible(*name, microbatches)
+        reason = refused.get(name)
         if reason is not None:
             valid[columns] = False
             rejected[reason] += len(columns)
