@@ -193,7 +193,7 @@ def block_seconds(
     )
     if around.zero and around.shards is not None:
         forward, backward = _with_units(work, forward, backward, gather, scatter, around)
-    else:
+    elif around.gather or around.scatter:
         forward = _beside(forward, gather, share)
         backward = _beside(backward, gather + scatter, share)
     selective, full = compute.checkpoint_seconds(work, device, busy)

@@ -6,7 +6,7 @@ peaks are validated with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -26,15 +26,20 @@ from autopar.cost.work import FULL, NONE, Vector
 from autopar.results import MemoryBreakdown
 
 
-def memory_of_rank(layout: Layout, cuts: Cuts, rank: int) -> MemoryBreakdown:
-    """Bytes on the ranks of one pipeline coordinate at their peak.
+def memories(layout: Layout, cuts: Cuts) -> Iterator[MemoryBreakdown]:
+    """Bytes on the ranks of each pipeline coordinate at their peak, found as they are asked for.
 
     Activations are counted at the moment of the step when the microbatches in flight, weighted
     by what each stage keeps, are largest. A parameter that several stages of the rank read is
     counted once, one read on several ranks exists on each.
     """
+    runs = RunBytes(layout=layout)
+    return (_on_rank(runs, cuts, rank) for rank in range(layout.mesh.pp))
+
+
+def _on_rank(bytes_: RunBytes, cuts: Cuts, rank: int) -> MemoryBreakdown:
+    layout = bytes_.layout
     tables, model = layout.tables, layout.model
-    bytes_ = RunBytes(layout=layout)
     stages = layout.stages_of(rank)
     spans = [(cuts[s], cuts[s + 1]) for s in stages]
     dense = sum(float(tables.parameters[i, j]) for i, j in spans)

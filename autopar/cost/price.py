@@ -134,7 +134,7 @@ def _levels(plan: Plan, profile: GraphProfile) -> Levels:
 def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
     """:func:`price` once plan and profile are matched."""
     costs, transfers = layout.stage_costs(cuts), layout.transfers(cuts)
-    memory = tuple(mem.memory_of_rank(layout, cuts, rank) for rank in range(plan.mesh.pp))
+    memory = tuple(mem.memories(layout, cuts))
     source, spread = evidence(layout)
     nothing = Estimate(value=0.0, low=0.0, high=0.0, source=source)
     peak = max(part.total_bytes for part in memory)

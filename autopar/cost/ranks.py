@@ -40,34 +40,26 @@ class RankGroups:
         """True when equal strides mean equal shapes: devices 0, 1, 2 ... of equal nodes."""
         return self.communication.shapes.regular
 
-    @cached_property
-    def _cache(self) -> dict[tuple[int, int, int], Shapes]:
-        return {}
-
     def _axis(self, coordinate: int, stride: int, count: int) -> Shapes:
         """Shapes of the groups of ``count`` ranks, ``stride`` apart, in a stage."""
         shapes, first = self.communication.shapes, coordinate * self.stage_ranks
-        node, block = shapes.per_node_devices, stride * count
         if self.regular:
-            local = (first % node, stride, count)
-            if local not in self._cache:
-                self._cache[local] = self._shapes(first, stride, count, aligned=first % node == 0)
-            return self._cache[local]
+            first %= shapes.per_node_devices
         key = (first, self.stage_ranks, stride, count)
         if key not in shapes.axes:
-            size = shapes.node_size(first, first + self.stage_ranks)
-            equal = size is not None and (block % size == 0 or size % block == 0)
-            shapes.axes[key] = self._shapes(first, stride, count, aligned=equal)
+            shapes.axes[key] = self._shapes(first, stride, count)
         return shapes.axes[key]
 
-    def _shapes(self, first: int, stride: int, count: int, *, aligned: bool) -> Shapes:
+    def _shapes(self, first: int, stride: int, count: int) -> Shapes:
         """The different shapes; one stands for all where blocks of ranks fill whole nodes."""
-        node, block = self.communication.shapes.per_node_devices, stride * count
+        shapes, block = self.communication.shapes, stride * count
         if self.regular:
-            aligned = aligned and (block % node == 0 or node % block == 0)
+            node = shapes.per_node_devices if first == 0 else None
+        else:
+            node = shapes.node_size(first, first + self.stage_ranks)
         starts = (
             [0]
-            if aligned
+            if node is not None and (block % node == 0 or node % block == 0)
             else [b + i for b in range(0, self.stage_ranks, block) for i in range(stride)]
         )
         found = (self._shape(first + start, stride, count) for start in starts)

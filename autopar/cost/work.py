@@ -149,6 +149,11 @@ class StageWork:
         fixed, per_sample = self._kept
         return np.asarray(fixed[level] + per_sample[level] * samples)
 
+    def at_levels(self, samples: Vector) -> npt.NDArray[np.float64]:
+        """:meth:`at_level` of every level and of a column of sizes ``[level, size, block]``."""
+        fixed, per_sample = self._kept
+        return np.asarray(fixed[:, None] + per_sample[:, None] * samples)
+
     @cached_property
     def _transient(self) -> tuple[Vector, Vector]:
         return _affine([w.peak_transient_bytes for w in self.works])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from autopar.core.errors import InputError
 from autopar.core.units import format_bytes
@@ -179,17 +180,14 @@ def _first_that_fits(
     name: str, points: list[Point], model: CostModel, options: SearchOptions
 ) -> RankedPlan | Rejection:
     smallest = None
-    for point in points:
+    blocks = len(model.profile.blocks)
+    for point in _worth_trying(points, model, options):
         if SCHEDULES.load(point.schedule).check(point.pp, point.stages, point.microbatches):
             continue
-        if point.stages > len(model.profile.blocks):
+        if point.stages > blocks:
             break
-        cuts = equal_blocks(len(model.profile.blocks), point.stages)
-        goal = Goal(
-            layout=layout_for(point, model, options),
-            objective="time",
-            max_memory_bytes=options.max_memory_bytes,
-        )
+        cuts = equal_blocks(blocks, point.stages)
+        goal = _goal(point, model, options)
         try:
             if goal.feasible(cuts):
                 return rank_plan(point, cuts, model, options)
@@ -206,3 +204,32 @@ def _first_that_fits(
         detail=f"needs {format_bytes(needed)} on rank {rank} with microbatches of "
         f"{point.microbatch_size}, {goal.holder(rank)} {format_bytes(goal.limit(rank))}",
     )
+
+
+def _goal(point: Point, model: CostModel, options: SearchOptions) -> Goal:
+    return Goal(
+        layout=layout_for(point, model, options),
+        objective="time",
+        max_memory_bytes=options.max_memory_bytes,
+    )
+
+
+def _worth_trying(
+    points: list[Point], model: CostModel, options: SearchOptions
+) -> Iterator[Point]:
+    """The points in order, without those that have no chance.
+
+    On one pipeline rank a larger microbatch never needs less: where the smallest one of several
+    does not fit, it stands for all of them.
+    """
+    whole = (0, len(model.profile.blocks))
+    for _, alike in itertools.groupby(
+        points, lambda p: replace(p, microbatch_size=1, microbatches=1)
+    ):
+        some = list(alike)
+        if some[0].pp > 1 or len(some) == 1:
+            yield from some
+            continue
+        yield some[0]  # most often it fits
+        fits = _goal(some[-1], model, options).feasible(whole)
+        yield from some[1:] if fits else some[-1:]

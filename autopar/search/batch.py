@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
 from autopar.search.chunked import ChunkedBounds, prefix_sums
-from autopar.search.columns import Columns
+from autopar.search.columns import Columns, alike
 from autopar.search.groups import PointGroup
-from autopar.search.row import fullest_rank
+from autopar.search.row import Row, fullest_rank
 from autopar.search.tails import Tails
 from autopar.search.totals import SHARING, Collectives, RankTotals, Totals, totals_of
 from autopar.search.variants import RECOMPUTE, VariantTable
@@ -45,7 +45,10 @@ class Batch:
         self.pp = groups[0].pp
         self.columns = Columns.of(groups)
         self.m = self.columns.microbatches.astype(float)
-        self.rows = [quick.rows.row(group) for group in groups]
+        firsts, self.row_of = alike(self.columns.world, self.columns.split, self.columns.size)
+        self._different = [groups[i] for i in firsts]
+        self.rows = [quick.rows.row(group) for group in self._different]
+        """The different rows; ``row_of`` is the place of each group's among them."""
         self.worlds = [quick.rows.world(world) for world in self.columns.world.tolist()]
         self.hops_s, self.message_s = quick.rows.links.all_hops(
             self.columns, self.message_bytes if quick.chained else np.zeros(len(groups))
@@ -60,14 +63,18 @@ class Batch:
     @cached_property
     def message_bytes(self) -> Array:
         """Fewest bytes that pass a boundary between blocks ``[group]``."""
-        return np.array([row.message_bytes for row in self.rows])
+        return self.of_rows(lambda row: row.message_bytes)
+
+    def of_rows(self, fact: Callable[[Row], float | Array | Sequence[Array | float]]) -> Array:
+        """A fact of every group's row along the first axis."""
+        return np.array([fact(row) for row in self.rows])[self.row_of]
 
     @cached_property
     def around_s(self) -> Array:
         """Messages from the last pipeline rank to the first ``[group]``."""
         around_s = self.quick.rows.links.around_s
         return np.array(
-            [around_s(g, row.message_bytes) for g, row in zip(self.groups, self.rows, strict=True)]
+            [around_s(g, s) for g, s in zip(self.groups, self.message_bytes.tolist(), strict=True)]
         )
 
     def bounds(self) -> tuple[Array, Mask]:
@@ -116,11 +123,11 @@ class Batch:
             scatter=parameters * self.tails.rate("scatter") * sizes.gradient,
             contention=self.quick.contention,
         )
-        found = [rows.by_rank(group) for group in self.groups]
+        found = [rows.by_rank(group) for group in self._different]
         most = max(len(kinds) for kinds, _ in found)
         every = [[kinds[min(k, len(kinds) - 1)] for kinds, _ in found] for k in range(most)]
-        totals = [totals_of(each, self.m, beside) for each in every]
-        return RankTotals(totals, np.array([of_rank for _, of_rank in found]))
+        totals = [totals_of(each, self.row_of, self.m, beside) for each in every]
+        return RankTotals(totals, np.array([of_rank for _, of_rank in found])[self.row_of])
 
     @property
     def totals(self) -> Totals:
@@ -142,7 +149,7 @@ class Batch:
     @cached_property
     def _kept(self) -> Array:
         """Bytes per microbatch of all blocks ``[group, level]``."""
-        return np.array([row.kept_sums for row in self.rows])
+        return self.of_rows(lambda row: row.kept_sums)
 
     @cached_property
     def tails(self) -> Tails:
@@ -303,7 +310,7 @@ class Batch:
     def _elements_per_second(self) -> Array:
         """Fewest elements of a block per second of its work ``[group, sharing, level]``."""
         work = self.ranks.slowest_work
-        elements = np.array([row.untied_parameters for row in self.rows])[:, None, None, :]
+        elements = self.of_rows(lambda row: row.untied_parameters)[:, None, None, :]
         ratio = np.divide(
             np.broadcast_to(elements, work.shape),
             work,
@@ -320,7 +327,7 @@ class Batch:
     @cached_property
     def parameter_sums(self) -> Array:
         """Dense elements on a rank before each boundary ``[boundary, group]``."""
-        return prefix_sums(np.array([row.parameters for row in self.rows]))
+        return prefix_sums(self.of_rows(lambda row: row.parameters))
 
     @cached_property
     def chunked(self) -> ChunkedBounds:
@@ -373,8 +380,9 @@ class Batch:
         mixed = self.table.recompute[columns] == MIXED
         result = np.zeros_like(room)
         excess = np.maximum(0.0, self._kept[:, :1] - room)
-        for i, row in enumerate(self.rows):
-            saved, seconds = row.again
-            if mixed.any() and excess[i].any():
-                result[i] = np.where(mixed, np.interp(excess[i], saved, seconds), 0.0)
+        for number, row in enumerate(self.rows):
+            mine = np.flatnonzero((self.row_of == number) & excess[:, mixed].any(axis=1))
+            if len(mine):
+                saved, seconds = row.again
+                result[mine] = np.where(mixed, np.interp(excess[mine], saved, seconds), 0.0)
         return result

@@ -143,10 +143,9 @@ class ChunkedBounds:
 
     def _all_peaks(self, schedule: AbstractSchedule, stages: int, some: Mask) -> Array:
         """Microbatches in flight on the first rank ``[peak, stage, group]``, of some groups."""
+        wanted = set(self.batch.m[some].tolist())
         known = [
-            (self._peaks(schedule, stages, m), which)
-            for m, which in self._by_count
-            if some[which].any()
+            (self._peaks(schedule, stages, m), which) for m, which in self._by_count if m in wanted
         ]
         most = max((len(peaks) for peaks, _ in known), default=1)
         found = np.zeros((most, stages // self.batch.pp, len(some)))
@@ -156,11 +155,11 @@ class ChunkedBounds:
 
     @cached_property
     def _kept_sums(self) -> Array:
-        return prefix_sums(np.array([row.kept for row in self.batch.rows]))
+        return prefix_sums(self.batch.of_rows(lambda row: row.kept))
 
     @cached_property
     def _untied_sums(self) -> Array:
-        return prefix_sums(np.array([row.untied_parameters for row in self.batch.rows]))
+        return prefix_sums(self.batch.of_rows(lambda row: row.untied_parameters))
 
     def _peaks(self, schedule: AbstractSchedule, stages: int, microbatches: int) -> Array:
         pp, known = self.batch.pp, self.batch.quick.first_peaks

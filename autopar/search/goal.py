@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -168,15 +169,12 @@ class Goal:
 
     def feasible(self, cuts: Cuts) -> bool:
         """True when the upper end of every rank's memory is within its limit."""
-        ranks = range(self.layout.mesh.pp)
-        return all(self._high(self._needs(cuts, rank)) <= self.limit(rank) for rank in ranks)
+        needs = enumerate(self._needed(cuts))
+        return all(self._high(size) <= self.limit(rank) for rank, size in needs)
 
-    def _needed(self, cuts: Cuts) -> list[float]:
+    def _needed(self, cuts: Cuts) -> Iterator[float]:
         """Peak bytes per pipeline coordinate."""
-        return [self._needs(cuts, rank) for rank in range(self.layout.mesh.pp)]
-
-    def _needs(self, cuts: Cuts, rank: int) -> float:
-        return memory.memory_of_rank(self.layout, cuts, rank).total_bytes
+        return (found.total_bytes for found in memory.memories(self.layout, cuts))
 
     def tightest(self, cuts: Cuts) -> tuple[int, float]:
         """Pipeline rank with the largest excess over its limit, and the bytes it needs."""

@@ -157,8 +157,7 @@ class Rows:
         else:
             forward, backward, weight = blocks.forward, blocks.backward, blocks.weight
         column = np.array(sizes, dtype=float)[:, None]
-        levels = [model.work(split).at_level(x, column) for x in (NONE, SELECTIVE, FULL)]
-        kept = np.array(levels) * model.kept_scale
+        kept = model.work(split).at_levels(column) * model.kept_scale
         work, scale = forward + backward, model.tables(split).edge_scale
         sums = BlockSums(
             total=work.sum(axis=-1),

@@ -67,21 +67,24 @@ class Collectives:
     contention: float
 
 
-def totals_of(rows: Sequence[Row], microbatches: Array, beside: Collectives) -> Totals:
+def totals_of(
+    rows: Sequence[Row], row_of: Indices, microbatches: Array, beside: Collectives
+) -> Totals:
     """All sharing levels and recompute levels.
 
     Args:
-        rows: Of each group.
+        rows: The different ones of the groups.
+        row_of: Which of them is each group's.
         microbatches: Of each group.
         beside: Collectives of the sharing levels.
     """
     share = ((microbatches - 1) / microbatches)[:, None]
-    adding = np.array([row.accumulate for row in rows]) * share
+    adding = np.array([row.accumulate for row in rows])[row_of] * share
     forward, backward, full, selective, weight = (
-        np.array([getattr(row.seconds, name) for row in rows])
+        np.array([getattr(row.seconds, name) for row in rows])[row_of]
         for name in ("forward", "backward", "full", "selective", "weight")
     )
-    shape = (len(rows), len(SHARING), 3, forward.shape[1])
+    shape = (len(row_of), len(SHARING), 3, forward.shape[1])
     forwards, works = np.empty((*shape[:2], 1, shape[3])), np.empty(shape)
     for index, zero in enumerate(SHARING):
         f = _beside(forward, beside.gather, beside.contention) if zero == 3 else forward

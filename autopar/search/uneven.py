@@ -94,7 +94,7 @@ def _split(
 
 
 def _fits(layout: Layout, options: SearchOptions) -> bool:
-    needed = memory.memory_of_rank(layout, (0, layout.tables.count), 0).total_bytes
+    needed = next(memory.memories(layout, (0, layout.tables.count))).total_bytes
     room = memory.rank_capacity(layout, 0)
     limit = min(room, options.max_memory_bytes or room)
     return memory.peak_estimate(layout.model, needed).high <= limit

@@ -125,7 +125,7 @@ def graph_peak(row: Row, profile: GraphProfile, cluster: Cluster) -> GraphPeak:
     theirs = _as_framework(CostModel(profile, roomy, options.precision), row)
     bucket = theirs.memory.bucket_bytes * fact.reduce_bytes[0] / 2 * fact.buckets[0] / 2
     layout, cuts = layout_of(replace(found.plan, bucket_bytes=max(1, int(bucket))), theirs)
-    parts = [mem.memory_of_rank(layout, cuts, rank) for rank in range(row.pp)]
+    parts = list(mem.memories(layout, cuts))
     counts = bool(fact.whole_device[0])
     value = max(p.total_bytes - (0 if counts else p.framework_bytes) for p in parts)
     return GraphPeak(row=row, target=target_of(row), spec=spec, value=value, own=own)
