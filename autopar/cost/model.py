@@ -30,6 +30,8 @@ from autopar.schedules import SCHEDULES, AbstractSchedule
 from autopar.strategies import Split, Strategies
 
 Peaks = tuple[tuple[int, ...], ...]
+KEPT_ACTIONS = 4_000
+"""Longer programs, of a third of a MiB and more, are dropped with the model that needed them."""
 
 
 class _OfProfile:
@@ -42,6 +44,7 @@ class _OfProfile:
         works: Blocks as divided.
         tables: Their byte tables, by the split and the stored bytes per profiled byte.
         peaks: Microbatches in flight.
+        programs: Compiled action lists of up to :data:`KEPT_ACTIONS` actions.
     """
 
     def __init__(self, profile: GraphProfile) -> None:
@@ -49,6 +52,7 @@ class _OfProfile:
         self.works: dict[Split, StageWork] = {}
         self.tables: dict[tuple[Split, float], Tables] = {}
         self.peaks: dict[tuple[str, int, int, int, int], Peaks] = {}
+        self.programs: dict[tuple[str, int, int, int], Program] = {}
 
 
 class CostModel:
@@ -148,9 +152,12 @@ class CostModel:
             InputError: Unknown schedule, or it cannot run with these numbers.
         """
         key = (schedule, ranks, stages, microbatches)
-        if key not in self._programs:
-            self._programs[key] = compile_program(self.schedule(schedule), *key[1:])
-        return self._programs[key]
+        short, long = self._of_profile.programs, self._programs
+        if key not in short and key not in long:
+            found = compile_program(self.schedule(schedule), *key[1:])
+            kept = short if len(found.order) <= KEPT_ACTIONS else long
+            kept[key] = found
+        return short[key] if key in short else long[key]
 
     def in_flight(
         self, schedule: str, ranks: int, stages: int, microbatches: int, rank: int

@@ -20,6 +20,8 @@ Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.intp]
 _FIELDS = 7
+_FEW = 500
+"""Rows up to which joining their numbers costs more than it saves."""
 
 
 class Picked(Sequence["PointGroup"]):
@@ -176,14 +178,16 @@ def alike(*columns: Numbers | Indices | Array) -> tuple[list[int], Indices]:
     found = np.array(
         [numbers.setdefault(key, len(numbers)) for key in _keys(columns)], dtype=np.intp
     )
+    highest = np.maximum.accumulate(found)
     # Numbers grow where a combination comes first.
-    firsts = np.flatnonzero(np.diff(np.maximum.accumulate(found), prepend=-1))
-    return firsts.tolist(), found
+    grown = np.flatnonzero(highest[1:] > highest[:-1]) + 1
+    return [0, *grown.tolist()] if len(found) else [], found
 
 
 def _keys(columns: Sequence[Numbers | Indices | Array]) -> Iterable[float | tuple[float, ...]]:
     """One value per row, equal where the rows are: a number where the columns fit into one."""
-    if len(columns) > 1 and all(c.size and c.dtype.kind == "i" and c.min() >= 0 for c in columns):
+    many = len(columns) > 1 and len(columns[0]) > _FEW
+    if many and all(c.dtype.kind == "i" and c.min() >= 0 for c in columns):
         spans = [int(column.max()) + 1 for column in columns]
         if math.prod(spans) < np.iinfo(np.int64).max:
             joined = columns[0]
