@@ -230,8 +230,7 @@ class CostModel:
         self, split: Split, samples: int, device: Device, busy: int, around: Surroundings
     ) -> Computing:
         """What does not depend on who shares out what; often known for several sizes at once."""
-        eager = around.eager and self.compute.measured_on(device)
-        alike = replace(around.unshared, eager=eager)
+        alike = self._unshared(around, device)
         numbers, many = self._many.get((split, device.name, busy, alike), ({}, None))
         if many is not None and samples in numbers:
             return many.row(numbers[samples])
@@ -239,6 +238,14 @@ class CostModel:
         if key not in self._computing:
             self._computing[key] = self._compute(split, samples, device, busy, alike)
         return self._computing[key]
+
+    def _unshared(self, around: Surroundings, device: Device) -> Surroundings:
+        """What seconds depend on where nothing is shared out.
+
+        Whose module runs makes a difference only where that was measured.
+        """
+        eager = around.eager and self.compute.measured_on(device)
+        return replace(around.unshared, eager=eager)
 
     def prepare(self, splits: Sequence[Split], sizes: Sequence[int], device: Device) -> None:
         """Price the ops of several splits at once, for :meth:`many_seconds` of these sizes."""
@@ -272,10 +279,11 @@ class CostModel:
         """
         if self.compute.measured_on(device):
             return None
-        key = (split, device.name, busy, around.unshared)
+        alike = self._unshared(around, device)
+        key = (split, device.name, busy, alike)
         if key not in self._many or list(self._many[key][0]) != list(sizes):
             column = np.array(sizes, dtype=float)[:, None]
-            many = self._compute(split, column, device, busy, around.unshared)
+            many = self._compute(split, column, device, busy, alike)
             self._many[key] = ({size: index for index, size in enumerate(sizes)}, many)
         return self._shared_out(self._many[key][1], split, device, busy, around)
 

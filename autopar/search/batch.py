@@ -49,7 +49,6 @@ class Batch:
         self._different = [groups[i] for i in firsts]
         self.rows = [quick.rows.row(group) for group in self._different]
         """The different rows; ``row_of`` is the place of each group's among them."""
-        self.worlds = [quick.rows.world(world) for world in self.columns.world.tolist()]
         self.hops_s, self.message_s = quick.rows.links.all_hops(
             self.columns, self.message_bytes if quick.chained else np.zeros(len(groups))
         )
@@ -169,16 +168,8 @@ class Batch:
             return seconds
         if name == "time-to-target":
             return np.asarray(seconds * self.table.least_multiplier[None, :])
-        result = np.empty_like(seconds)
-        computing = self._columns(self._work)
-        for i, (group, world) in enumerate(zip(self.groups, self.worlds, strict=True)):
-            if name == "memory":
-                held = quick.least_held(group, world, float(self.tails.elements[i]))
-                result[i] = held / quick.model.memory.high_factor
-                continue
-            slope, floor = quick.slope(group, world)
-            result[i] = slope * seconds[i] + floor * computing[i]
-        return result
+        computing, held = self._columns(self._work), quick.all_held(self.columns)
+        return quick.objectives(self.columns, seconds, computing, held)
 
     def _single(self, schedule: str, columns: Indices) -> Array:
         """Least step seconds ``[group, column]`` of one stage per rank."""

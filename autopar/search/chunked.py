@@ -79,7 +79,9 @@ class ChunkedBounds:
         tails = batch.per_element[:, columns]
         ends = (int(rank_of[0]), int(rank_of[-1]))
         tie = batch.tie(ends)[:, None, None]
-        own_tie = tie * np.isin(np.arange(batch.pp), ends)[:, None, None, None]
+        at_ends = np.zeros((batch.pp, 1, 1, 1))
+        at_ends[list(ends)] = 1.0
+        own_tie = tie * at_ends
         best = np.full((len(batch.groups), len(columns)), np.inf)
         for part in self._parts(schedule, rank_of):
             # A way back up ends on the rank of stage 0, which then sums tied parameters.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from autopar.search.columns import Columns, Picked, alike
+from autopar.search.columns import Columns, alike
 from autopar.search.row import Row, fullest_of, fullest_rank
 from autopar.search.rows import BlockSums
 from autopar.search.tails import Tails
@@ -108,9 +108,8 @@ class GroupBounds:
 
     def _raise(self, some: Indices, step: Array) -> None:
         """Steps of some groups take some seconds at least."""
-        groups = Picked(self.columns.groups, some)
         total, held = self._sums.total[some], self._held[some]
-        found = self.quick.objectives(groups, step, total, held)
+        found = self.quick.objectives(self.columns.take(some), step, total, held)
         self.bounds[some] = np.maximum(self.bounds[some], found)
 
     @cached_property

@@ -150,8 +150,8 @@ class Links:
     def all_rates(self, columns: Columns) -> Array:
         """:meth:`rates` of every group ``[group, rate]``."""
         c = columns
-        keys = (c.world, c.dp_replicate, c.dp_shard, c.split, c.pp)
-        return c.once(keys, self.rates)
+        depth = np.where(self.rows.regular(c), 1, c.pp)  # equal nodes: no rank is slower
+        return c.once((c.world, c.dp_replicate, c.dp_shard, c.split, depth), self.rates)
 
     def _fastest(self, kind: str, ranks: set[Shapes], size_bytes: float | None = None) -> float:
         """Least rate over pipeline ranks, each as slow as one of its groups."""

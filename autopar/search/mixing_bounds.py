@@ -47,8 +47,9 @@ class RunBounds:
         """Bytes and seconds of the options worth having, by what a block can pick."""
         found = {}
         for block in dict.fromkeys(self.options):
-            kept = [block[i].kept_bytes for i in efficient(block)]
-            seconds = [block[i].seconds for i in efficient(block)]
+            best = [block[i] for i in efficient(block)]
+            kept = [option.kept_bytes for option in best]
+            seconds = [option.seconds for option in best]
             corners = lower_hull(kept, seconds)
             found[block] = (np.array(kept)[corners], np.array(seconds)[corners])
         return found

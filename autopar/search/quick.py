@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from autopar.calibration.peak import communicator_count
 from autopar.core.errors import InputError
 from autopar.cost import CostModel
 from autopar.cost.layout import Cuts
@@ -17,7 +16,6 @@ from autopar.search.group_bounds import GroupBounds
 from autopar.search.options import SearchOptions
 from autopar.search.rows import Rows
 from autopar.search.space import PointGroup
-from autopar.search.worlds import World
 from autopar.strategies import WHOLE
 
 
@@ -56,7 +54,7 @@ class QuickBounds:
         return found.bounds, [found.reason(code) for code in found.dead.tolist()]
 
     def all_held(self, columns: Columns) -> Array:
-        """:meth:`least_held` of every group."""
+        """Bytes that some rank holds at least: the average of weights, gradients and states."""
         elements = np.array([self.rows.elements(split) for split in columns.splits])[columns.split]
         zero = np.array([each.most_shared for each in columns.sets])[columns.set]
         shards = np.where(zero > 0, columns.dp_shard * columns.cp, 1)
@@ -80,27 +78,36 @@ class QuickBounds:
         each = self.rows.of_worlds(columns, lambda world: world.process_bytes[1])
         return np.asarray(context + each * count)
 
-    def objectives(
-        self, groups: Sequence[PointGroup], seconds: Array, computing: Array, held: Array
-    ) -> Array:
-        """Least objectives of steps of some seconds where some rank holds some bytes."""
-        if self.options.objective == "memory":
-            return held / self.model.memory.high_factor
-        if self.options.objective not in ("cost", "energy"):
-            return seconds
-        pairs = [self.slope(group, self.rows.world(group.world)) for group in groups]
-        slopes, floors = np.array(pairs).reshape(-1, 2).T
-        return np.asarray(slopes * seconds + floors * computing)
+    def objectives(self, columns: Columns, seconds: Array, computing: Array, held: Array) -> Array:
+        """Least objectives of groups where steps and a microbatch's computing take some seconds.
 
-    def least_held(self, group: PointGroup, world: World, elements: float) -> float:
-        """Some rank holds at least the average of weights, gradients and states."""
-        variants = group.variants
-        zero = variants.most_shared
-        shards = group.dp_shard * group.cp if zero else 1
-        own = elements * self.rows.bytes_per_element(zero, shards, variants.may_offload)
-        c = self.model.memory
-        served = c.allocator_margin * (own / group.pp + self._input_bytes(group))
-        return (served + self._framework_bytes(group, world)) * c.high_factor
+        Args:
+            columns: The groups.
+            seconds: Of a step, groups along the first axis.
+            computing: Of a microbatch, likewise.
+            held: Bytes that some rank of each group holds.
+
+        Raises:
+            InputError: The objective needs figures that a device lacks.
+        """
+        name, tail = self.options.objective, (1,) * (seconds.ndim - 1)
+        if name == "memory":
+            least = (held / self.model.memory.high_factor).reshape(-1, *tail)
+            return np.broadcast_to(least, seconds.shape)
+        if name == "cost":
+            rate = self._of_worlds(columns, "usd_per_s", "usd_per_hour")
+            return np.asarray(rate.reshape(-1, *tail) * seconds)
+        if name == "energy":
+            idle = self._of_worlds(columns, "idle_watt", "idle_watt")
+            extra = self._of_worlds(columns, "extra_watt", "power_watt and idle_watt")
+            busy = extra * columns.world / columns.pp * columns.microbatches
+            return np.asarray(
+                idle.reshape(-1, *tail) * seconds + busy.reshape(-1, *tail) * computing
+            )
+        return seconds
+
+    def _of_worlds(self, columns: Columns, name: str, needed: str) -> Array:
+        return self.rows.of_worlds(columns, lambda world: _need(getattr(world, name), needed))
 
     def room(self, columns: Columns) -> Array:
         """Most tensor bytes that fit beside the replica's batch ``[group, pipeline rank]``.
@@ -118,30 +125,6 @@ class QuickBounds:
         """Bytes of the replica's batch of every group."""
         sizes = self.model.profile.input_bytes * columns.size * columns.microbatches
         return np.asarray(sizes, dtype=float)
-
-    def _input_bytes(self, group: PointGroup) -> float:
-        return self.model.profile.input_bytes * group.microbatch_size * group.microbatches
-
-    def _framework_bytes(self, group: PointGroup, world: World) -> float:
-        replicas = group.dp_replicate * group.dp_shard
-        degrees = (replicas, group.tp, group.pp, group.cp, group.ep)
-        context, each = world.process_bytes
-        return float(context + each * communicator_count(degrees, group.world))
-
-    def slope(self, group: PointGroup, world: World) -> tuple[float, float]:
-        """``objective >= slope x step seconds + floor x computing seconds of a microbatch``.
-
-        Raises:
-            InputError: The objective needs figures that a device lacks.
-        """
-        name = self.options.objective
-        if name == "cost":
-            return _need(world.usd_per_s, "usd_per_hour"), 0.0
-        if name == "energy":
-            ranks = group.world / group.pp
-            extra = _need(world.extra_watt, "power_watt and idle_watt")
-            return _need(world.idle_watt, "idle_watt"), extra * ranks * group.microbatches
-        return 1.0, 0.0
 
     def variants(self, groups: Sequence[PointGroup]) -> list[tuple[Array, Mask]]:
         """Per group: least objective of every variant of its table, and which cannot fit."""

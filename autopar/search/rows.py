@@ -165,7 +165,7 @@ class Rows:
             kept=kept.sum(axis=-1).min(axis=0),
             forward=forward.sum(axis=-1),
             weight=weight.sum(axis=-1),
-            message_bytes=np.array([self._least_edge(s) for s in sizes]) * scale,
+            message_bytes=self._least_edges(column[:, 0]) * scale,
         )
         return work, sums
 
@@ -254,7 +254,8 @@ class Rows:
             accumulate=adding,
             parameters=work.parameters,
             untied_parameters=self._untied(split),
-            message_bytes=self._least_edge(samples) * model.tables(split).edge_scale,
+            message_bytes=float(self._least_edges(np.array([float(samples)]))[0])
+            * model.tables(split).edge_scale,
             kept=(kept[0], kept[1], kept[2]),
         )
 
@@ -273,10 +274,12 @@ class Rows:
             self._adding_of[key] = self.model.accumulate(split, 2, device, busy) * 2
         return self._adding_of[key]
 
-    def _least_edge(self, samples: int) -> float:
-        """Fewest profiled bytes that pass a boundary between blocks, either way."""
+    def _least_edges(self, sizes: Array) -> Array:
+        """Fewest profiled bytes that pass a boundary between blocks, either way, by size."""
         fixed, per_sample = self._edges
-        return float((fixed + per_sample * samples).min()) if fixed.size else 0.0
+        if not fixed.size:
+            return np.zeros_like(sizes)
+        return np.asarray((fixed + per_sample * sizes[:, None]).min(axis=1))
 
     @cached_property
     def _edges(self) -> tuple[Array, Array]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from autopar.cost.many import ends_of_many
 from autopar.cost.simulate import Program
-from autopar.search.batch import Array, Batch, Indices
+from autopar.search.batch import Array, Batch, Indices, Mask
 from autopar.search.chunked import by_rank, runs
 from autopar.search.space import PointGroup
 
@@ -43,23 +43,36 @@ def sharpen(
     exact = quick.chained and quick.options.objective != "memory"
     if not exact or groups[0].pp == 1:
         return list(before)
-    batch = Batch(quick, groups)
     valid = np.array([group.variants.valid for group in groups])
-    wanted = valid & (before < limit)
-    seconds = np.zeros_like(before)
-    for (schedule, chunks), columns in batch.table.schedules:
-        stages = batch.pp * chunks
-        if chunks == 1 or not batch.cuts(stages):
+    found = _to_simulate(quick, groups, valid & (before < limit))
+    if not found:
+        return list(before)
+    some = np.unique(np.concatenate([rows for _, rows, _ in found]))
+    batch = Batch(quick, [groups[i] for i in some.tolist()])
+    seconds = np.zeros((len(some), before.shape[1]))
+    for program, rows, columns in found:
+        places = np.searchsorted(some, rows)
+        seconds[places, columns] = _Cases(batch, program, places, columns).least_seconds()
+    before[some] = np.maximum(before[some], batch.objectives(seconds * _ROUNDING))
+    return list(before)
+
+
+def _to_simulate(
+    quick: QuickBounds, groups: Sequence[PointGroup], wanted: Mask
+) -> list[tuple[Program, Indices, Indices]]:
+    """Schedules that are short for the points that share them, and group and variant of each."""
+    found = []
+    pp, counts = groups[0].pp, np.array([group.microbatches for group in groups])
+    for (schedule, chunks), columns in groups[0].variants.table.schedules:
+        stages = pp * chunks
+        if chunks == 1 or not quick.cuts(stages):
             continue
-        for m in set(batch.m.tolist()):
-            rows, picked = np.nonzero(wanted[:, columns] & (batch.m == m)[:, None])
-            actions = 3 * stages * int(m)
-            if not len(rows) or actions > MOST_ACTIONS * len(rows):
-                continue
-            program = quick.model.program(schedule, batch.pp, stages, int(m))
-            cases = _Cases(batch, program, rows, columns[picked])
-            seconds[rows, columns[picked]] = cases.least_seconds()
-    return list(np.maximum(before, batch.objectives(seconds * _ROUNDING)))
+        for m in np.unique(counts).tolist():
+            rows, picked = np.nonzero(wanted[:, columns] & (counts == m)[:, None])
+            if len(rows) and 3 * stages * m <= MOST_ACTIONS * len(rows):
+                program = quick.model.program(schedule, pp, stages, m)
+                found.append((program, rows, columns[picked]))
+    return found
 
 
 class _Cases:

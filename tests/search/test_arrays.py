@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from autopar.calibration.peak import communicator_count
 from autopar.cost import CostModel
 from autopar.cost.bounds import Bounds
 from autopar.search import SearchOptions
@@ -26,8 +27,11 @@ def test_values_are_numbered_in_the_order_they_first_occur():
     assert number.tolist() == [0, 1, 0, 2, 1]
 
 
-def test_combined_columns_are_equal_where_all_of_them_are():
-    columns = [np.array([1, 1, 2, 2, 1]), np.array([5, 6, 5, 5, 5]), np.array([0, 0, 0, 1, 0])]
+@pytest.mark.parametrize("last", [1, 1 << 62, -1, 0.5])
+@pytest.mark.parametrize("times", [1, 200])
+def test_combined_columns_are_equal_where_all_of_them_are(times: int, last: float):
+    few = [np.array([1, 1, 2, 2, 1]), np.array([5, 6, 5, 5, 5]), np.array([0, 0, 0, last, 0])]
+    columns = [np.tile(column, times) for column in few]
     firsts, found = alike(*columns)
     rows = list(zip(*(c.tolist() for c in columns), strict=True))
     assert [rows[i] for i in firsts] == list(dict.fromkeys(rows))
@@ -53,6 +57,20 @@ def test_columns_hold_the_fields_of_the_groups(name: str):
     assert [columns.sets[i] for i in columns.set] == [g.variants for g in groups]
 
 
+def least_held(group: PointGroup, quick: QuickBounds) -> float:
+    """Average bytes of weights, gradients and states, of the variant with the least."""
+    model, variants = quick.model, group.variants.variants
+    zero = max(v.zero for v in variants)
+    shards = group.dp_shard * group.cp if zero else 1
+    each = min(sum(model.sizes.held(zero, shards, v.offload == "on")) for v in variants)
+    inputs = model.profile.input_bytes * group.microbatch_size * group.microbatches
+    served = quick.rows.elements(group.split) * each / group.pp + inputs
+    context, communicator = quick.rows.world(group.world).process_bytes
+    degrees = (group.dp_replicate * group.dp_shard, group.tp, group.pp, group.cp, group.ep)
+    framework = context + communicator * communicator_count(degrees, group.world)
+    return (model.memory.allocator_margin * served + framework) * model.memory.high_factor
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("memory", [None, 60e6])
 def test_groups_are_bounded_together_as_alone(name: str, memory: float | None):
@@ -60,7 +78,7 @@ def test_groups_are_bounded_together_as_alone(name: str, memory: float | None):
     bounds, reasons = quick.groups(Columns.of(groups))
     for group, bound, reason in zip(groups, bounds.tolist(), reasons, strict=True):
         world = quick.rows.world(group.world)
-        held = quick.least_held(group, world, quick.rows.elements(group.split))
+        held = least_held(group, quick)
         rows, _ = quick.rows.by_rank(group)
         kept = min(sum(level.tolist()) for level in rows[0].kept)
         assert (reason == "memory") == (held + kept / group.pp > world.memory_limit)
