@@ -117,8 +117,7 @@ class _Builder:
     _ladders: dict[object, Ladder] = field(default_factory=dict)
     _uses: Counter[object] = field(default_factory=Counter)
     _divisors: dict[int, list[int]] = field(default_factory=dict)
-    _splits: dict[object, Split] = field(default_factory=dict)
-    _reasons: dict[Split, str | None] = field(default_factory=dict)
+    _splits: dict[object, tuple[Split, str | None]] = field(default_factory=dict)
 
     def build(self) -> Space:
         options, cluster = self.options, self.cluster
@@ -181,8 +180,7 @@ class _Builder:
         samples = self.batch // dp
         for sequence_parallel in sequence:
             for ep in experts:
-                split = self._split(tp, sequence_parallel, cp, ep)
-                reason = self._split_reason(split)
+                split, reason = self._split(tp, sequence_parallel, cp, ep)
                 for shard in shards:
                     self._climb(split, dp, shard, pp, samples, reason)
 
@@ -198,17 +196,15 @@ class _Builder:
             return [1]
         return [ep for ep in self._dividing(ranks) if ep <= experts]
 
-    def _split(self, tp: int, sequence_parallel: bool, cp: int, ep: int) -> Split:
-        """One object per split, so that looking things up by it is cheap."""
+    def _split(
+        self, tp: int, sequence_parallel: bool, cp: int, ep: int
+    ) -> tuple[Split, str | None]:
+        """A split, and why the model cannot be divided so; one object for each split."""
         key = (tp, sequence_parallel, cp, ep)
         if key not in self._splits:
-            self._splits[key] = Split(tp=tp, sequence_parallel=sequence_parallel, cp=cp, ep=ep)
+            split = Split(tp=tp, sequence_parallel=sequence_parallel, cp=cp, ep=ep)
+            self._splits[key] = (split, self.strategies.why_not(split))
         return self._splits[key]
-
-    def _split_reason(self, split: Split) -> str | None:
-        if split not in self._reasons:
-            self._reasons[split] = self.strategies.why_not(split)
-        return self._reasons[split]
 
     def _climb(
         self, split: Split, dp: int, shard: int, pp: int, samples: int, reason: str | None
@@ -250,7 +246,8 @@ class _Builder:
                 rejected[why_not] += variants.size
             else:
                 variants = self._set(pp, count, shard > 1, self._active(values), unfit)
-                rejected.update(variants.rejected)
+                for why, number in variants.rejected.items():
+                    rejected[why] += number
                 if variants.count:
                     rungs.append((size, count, variants))
             points += variants.size
