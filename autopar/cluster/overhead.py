@@ -47,12 +47,34 @@ class ShardOverhead:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitOverhead:
+    """What a stage's backward in two halves takes more than one in one go.
+
+    Attributes:
+        first: Half that gives the gradients of inputs.
+        second: Half that gives those of weights.
+    """
+
+    first: ShardCost = ShardCost()
+    second: ShardCost = ShardCost()
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SplitOverhead:
+        """Inverse of ``asdict``."""
+        return cls(**{name: ShardCost(**data[name]) for name in ("first", "second")})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostOverhead:
     """Fixed costs of the executor, measured by running plans of almost no work.
 
     Attributes:
-        forward_action_s: A stage's forward for one microbatch: receive, autograd, hand over.
+        forward_action_s: A stage's forward for one microbatch: autograd, hand over.
         backward_action_s: The same for its backward.
+        split: What halves of a backward take more.
+        receive_s: What taking in a message takes longer than the cluster's curve says, where ranks
+            leave no core free and receive when they need it; ``None`` where messages come in while
+            they compute.
         step_s: A step outside its actions and its optimizer: bookkeeping.
         shards: What sharded weights cost; ``None`` when not measured.
         rank_bytes: Resident memory of a training rank beside that of a process that has only
@@ -64,12 +86,18 @@ class HostOverhead:
     step_s: float
     shards: ShardOverhead | None = None
     rank_bytes: float = 0.0
+    split: SplitOverhead = SplitOverhead()
+    receive_s: float | None = None
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> HostOverhead:
-        """Inverse of ``asdict``; files from before sharding was measured lack its part."""
-        shards = data.get("shards")
-        return cls(**{**data, "shards": ShardOverhead.from_dict(shards) if shards else None})
+        """Inverse of ``asdict``; older files lack parts that were not measured then."""
+        shards, split = data.get("shards"), data.get("split")
+        parts = {
+            "shards": ShardOverhead.from_dict(shards) if shards else None,
+            "split": SplitOverhead.from_dict(split) if split else SplitOverhead(),
+        }
+        return cls(**{**data, **parts})
 
 
 NO_OVERHEAD = HostOverhead(forward_action_s=0.0, backward_action_s=0.0, step_s=0.0)

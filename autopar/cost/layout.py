@@ -11,6 +11,7 @@ from autopar.cost.blocks import Surroundings
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.model import CostModel
 from autopar.cost.ranks import RankGroups
+from autopar.cost.receiving import received
 from autopar.cost.routes import Routes
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
 from autopar.cost.spans import SpanSeconds
@@ -259,6 +260,7 @@ class Layout:
         """Seconds of every stage."""
         tables = self.tables
         overhead = self.model.cluster.overhead if self.mesh.pp > 1 else NO_OVERHEAD
+        received = self._received(cuts)
         costs = []
         for stage in range(self.stages):
             i, j, rank = cuts[stage], cuts[stage + 1], self.rank_of(stage)
@@ -268,11 +270,13 @@ class Layout:
                 full, exposed = self._overlapped_sync()
             else:
                 full = exposed = sync.seconds(dense, experts)
+            first_s, second_s = self._halves(cuts, stage)
+            backward_s = span.backward + overhead.backward_action_s + first_s + second_s
             costs.append(
                 StageCost(
                     forward_s=span.forward + overhead.forward_action_s,
-                    backward_s=span.backward + overhead.backward_action_s,
-                    weight_s=span.weight,
+                    backward_s=backward_s,
+                    weight_s=span.weight + second_s if stage or not self._splits else backward_s,
                     recompute_s=span.recompute,
                     gradient_sync_s=full,
                     exposed_sync_s=exposed,
@@ -280,9 +284,30 @@ class Layout:
                     forward_collective_s=span.forward_collective,
                     backward_collective_s=span.backward_collective,
                     recompute_collective_s=span.recompute_collective,
+                    receive_s=received[stage][0],
+                    backward_receive_s=received[stage][1],
                 )
             )
         return costs
+
+    @cached_property
+    def _splits(self) -> bool:
+        return self.mesh.pp > 1 and self.model.schedule(self.schedule).splits_backward
+
+    def _halves(self, cuts: Cuts, stage: int) -> tuple[float, float]:
+        """Seconds that the halves of a stage's backward take more than one in one go."""
+        if not self._splits:
+            return 0.0, 0.0
+        split = self.model.cluster.overhead.split
+        blocks = self.model.profile.blocks[cuts[stage] : cuts[stage + 1]]
+        weights = sum(len(block.parameters) for block in blocks)
+        return split.first.seconds(1, weights), split.second.seconds(1, weights)
+
+    def _received(self, cuts: Cuts) -> list[tuple[float, float]]:
+        """By stage, seconds of taking in at need what its forward and its backward read."""
+        if self.mesh.pp == 1 or self.model.cluster.overhead.receive_s is None:
+            return [(0.0, 0.0)] * self.stages
+        return received(self.transfers(cuts), self._coordinates)
 
     def message_seconds(self, size_bytes: float, source: int, target: int) -> float:
         """Slowest message between two pipeline coordinates, never quite free."""
@@ -295,17 +320,21 @@ class Layout:
     def transfers(self, cuts: Cuts) -> list[Transfer]:
         """Messages between stages for one microbatch."""
         stage_of = [s for s in range(self.stages) for _ in range(cuts[s], cuts[s + 1])]
+        extra_s = self.model.cluster.overhead.receive_s
         result = []
         for (a, b), (forward, backward) in self.tables.exchanges(stage_of).items():
             source, target = self.rank_of(a), self.rank_of(b)
             size, back = self.amount_bytes(forward), self.amount_bytes(backward)
+            down_s = self.message_seconds(size, source, target)
+            up_s = self.message_seconds(back, target, source) if back > 0 else 0.0
             result.append(
                 Transfer(
                     producer=a,
                     consumer=b,
-                    forward_s=self.message_seconds(size, source, target),
-                    backward_s=self.message_seconds(back, target, source) if back > 0 else 0.0,
+                    forward_s=down_s + (extra_s or 0.0),
+                    backward_s=up_s + (extra_s or 0.0) if up_s > 0 else 0.0,
                     size_bytes=size,
+                    at_need=extra_s is not None,
                 )
             )
         return sorted(result, key=lambda t: (t.producer, t.consumer))

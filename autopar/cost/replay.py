@@ -84,16 +84,20 @@ def _action_events(
     replay: _Replay,
 ) -> list[Event]:
     end = start + replay.durations[node]
+    parts = [("backward_weight", end)]
     if node < replay.program.stages:
-        return [_event(leader, "forward", start, end, stage, microbatch)]
-    if node >= 2 * replay.program.stages:
-        return [_event(leader, "backward_weight", start, end, stage, microbatch)]
-    kind = "backward_input" if replay.program.splits else "backward"
-    between = start + cost.recompute_s
+        parts = [("wait", start + cost.receive_s), ("forward", end)]
+    elif node < 2 * replay.program.stages:
+        received = start + cost.backward_receive_s
+        kind = "backward_input" if replay.program.splits else "backward"
+        parts = [("wait", received), ("recompute", received + cost.recompute_s), (kind, end)]
     events = []
-    if cost.recompute_s > 0:
-        events.append(_event(leader, "recompute", start, between, stage, microbatch))
-    return [*events, _event(leader, kind, between, end, stage, microbatch)]
+    for kind, until in parts:
+        stop = min(until, end)  # sums in another order may round beyond it
+        if stop > start or kind not in ("wait", "recompute"):
+            events.append(_event(leader, kind, start, stop, stage, microbatch))
+        start = stop
+    return events
 
 
 def _event(rank: int, kind: str, start: float, end: float, stage: int, microbatch: int) -> Event:
@@ -118,7 +122,8 @@ def step_and_breakdown(
         if rank == critical
     ]
     m = plan.microbatches
-    communication = _communication(replay, critical)
+    received_s = sum(c.receive_s + c.backward_receive_s for c in costs)
+    communication = _communication(replay, critical) + m * received_s
     parts = {
         "forward_s": m * sum(c.forward_s - c.forward_collective_s for c in costs),
         "backward_s": m * sum(c.backward_s - c.backward_collective_s for c in costs),

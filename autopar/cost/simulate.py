@@ -2,7 +2,8 @@
 
 Semantics of the executor: sends never block the sender, receives are posted early, each directed
 link between two ranks carries one message at a time in the order they were sent, and a tensor goes
-straight from its producer stage to each consumer stage.
+straight from its producer stage to each consumer stage. On a crowded CPU host (``at_need``) a
+message is taken in by the reader itself when it needs it, before its action.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def wire(program: Program, transfers: Sequence[Transfer]) -> Wiring:
         for sender, receiver, origin, goal, seconds in ends:
             if seconds > 0:
                 link = links.setdefault((origin, goal), len(links))
-                sends[sender].append((link, seconds, slot))
+                sends[sender].append((link, 0.0 if transfer.at_need else seconds, slot))
                 waits[receiver].append(slot)
                 sources[slot] = sender
                 windows.append((slot, sender, receiver))
@@ -239,11 +240,15 @@ def _advance(
 
 
 def node_seconds(costs: Sequence[StageCost], program: Program) -> list[float]:
-    """Durations by node: forwards, backwards with their recompute, weight halves if split."""
-    forward = [c.forward_s for c in costs]
+    """Durations by node: forwards, backwards with their recompute, weight halves if split.
+
+    What a rank receives when it needs it is part of the action that reads it.
+    """
+    forward = [c.receive_s + c.forward_s for c in costs]
+    backward = [c.backward_receive_s + c.backward_s + c.recompute_s for c in costs]
     if not program.splits:
-        return forward + [c.backward_s + c.recompute_s for c in costs]
-    inputs = [c.backward_s - c.weight_s + c.recompute_s for c in costs]
+        return forward + backward
+    inputs = [whole - c.weight_s for whole, c in zip(backward, costs, strict=True)]
     return forward + inputs + [c.weight_s for c in costs]
 
 

@@ -25,6 +25,8 @@ class StageCost:
         forward_collective_s: Part of ``forward_s`` that is exposed communication between ops.
         backward_collective_s: The same of ``backward_s``.
         recompute_collective_s: The same of ``recompute_s``.
+        receive_s: Taking in what the forward reads, where ranks receive it when they need it.
+        backward_receive_s: The same of the backward.
     """
 
     forward_s: float
@@ -37,6 +39,8 @@ class StageCost:
     forward_collective_s: float = 0.0
     backward_collective_s: float = 0.0
     recompute_collective_s: float = 0.0
+    receive_s: float = 0.0
+    backward_receive_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class Transfer:
         forward_s: Time of the activations.
         backward_s: Time of their gradients; 0 when none needs one.
         size_bytes: Bytes of the activations.
+        at_need: The reader takes them in when it needs them, as part of its stage's cost; else
+            they travel while it computes.
     """
 
     producer: int
@@ -56,6 +62,7 @@ class Transfer:
     forward_s: float
     backward_s: float
     size_bytes: float
+    at_need: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autopar.cluster import Cluster, NodeGroup
+from autopar.cluster import Cluster, HostOverhead, NodeGroup
+from autopar.cluster.overhead import NO_OVERHEAD, ShardCost, SplitOverhead
 from autopar.core.errors import InfeasibleError
 from autopar.cost import CostModel, price
 from autopar.cost.memory import device_capacity, peak_estimate
@@ -87,16 +89,29 @@ def profiles(draw: st.DrawFn, most: int = 6) -> GraphProfile:
     )
 
 
+BUSY = HostOverhead(
+    forward_action_s=2e-4,
+    backward_action_s=1e-4,
+    step_s=1e-3,
+    split=SplitOverhead(
+        first=ShardCost(unit_s=1e-4, weight_s=2e-5), second=ShardCost(unit_s=3e-4, weight_s=5e-5)
+    ),
+    receive_s=5e-4,
+)
+"""A host whose ranks receive messages when they need them."""
+
+
 @st.composite
 def clusters(draw: st.DrawFn) -> Cluster:
     nodes, per_node = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (3, 1), (1, 4), (2, 2)]))
     memory = draw(st.sampled_from([2.2e9, 3e9, 80e9]))
     intra = draw(st.sampled_from([300e9, 1e9]))
     first = cluster_of(nodes, per_node, device=gpu(memory=memory), intra=intra, inter=intra / 8)
+    first = replace(first, overhead=draw(st.sampled_from([NO_OVERHEAD, BUSY])))
     if nodes > 1 and draw(st.booleans()):
         slow = cluster_of(1, per_node, device=gpu("slow", peak=4e13), intra=intra).groups[0]
         fast = NodeGroup(machine=first.groups[0].machine, nodes=nodes - 1)
-        return Cluster(name="mixed", groups=(fast, slow))
+        return Cluster(name="mixed", groups=(fast, slow), overhead=first.overhead)
     return first
 
 
