@@ -12,6 +12,7 @@ import numpy.typing as npt
 from autopar.calibration import Constants
 from autopar.calibration.kernels import (
     BACKWARD_FLASH,
+    cast_seconds,
     flash_seconds,
     gemm_seconds,
     host_seconds,
@@ -91,6 +92,7 @@ class Roofline:
         self.item_bytes = float(ITEM_BYTES[precision])
         peak = device.peak_flop_per_s[precision] * _clock(device, precision)
         self.peak = peak * (constants.fp8_efficiency if precision == "float8" else 1.0)
+        self.casts = precision == "float8"
         half = device.peak_flop_per_s.get("bfloat16", 0.0) * _clock(device, "bfloat16")
         self.attention_peak = half if precision == "float8" and half else peak
         self.bytes_per_s = device.memory_bytes_per_s * constants.memory_efficiency
@@ -173,7 +175,11 @@ class Roofline:
         kk = np.broadcast_to(np.array([p.k for p in products]), m.shape)
         batch = _at([p.batch for p in products], samples)
         three = self._gemm(np.stack([m, m, n]), np.stack([n, kk, kk]), np.stack([kk, n, m]))
-        three, sums, first = three * batch, [], 0
+        three = three * batch
+        if self.casts:
+            three[0] += cast_seconds(self.constants, batch * m * kk, self.bytes_per_s)
+            three[1] += cast_seconds(self.constants, batch * m * n, self.bytes_per_s)
+        sums, first = [], 0
         for part in parts:
             owners = [i for i, block in enumerate(part) for _ in block.matmuls]
             member = np.zeros((len(owners), len(part)))

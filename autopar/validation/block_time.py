@@ -11,6 +11,7 @@ from autopar.calibration.constants import Constants
 from autopar.calibration.kernels import (
     BACKWARD_FLASH,
     BACKWARD_STREAM,
+    cast_seconds,
     flash_seconds,
     gather_ring_seconds,
     gather_seconds,
@@ -40,6 +41,10 @@ SCAN_CHUNK, SCAN_STATE, SCAN_PASSES, SCAN_RATE = 256.0, 128.0, 14.0, 0.25
 """State-space layers (Mamba-2, Dao and Gu 2024): tokens of a chunk, width of the state, reads and
 writes of the inner width (convolution 3, scan 4, states of chunks 4, gated norm 3), and the part
 of the 16-bit peak that the chunks' small products reach (assumed)."""
+AUTOCAST_PASSES = 14.0
+"""Reads and writes of a layer's tokens, 16-bit wide, that ``torch.autocast`` adds forward: with
+float32 embeddings the residual stream is float32. Counted: two norms 4 to 8 and the casts of their
+results 6, two additions 6 to 10."""
 SCAN_LAUNCHES = 15.0
 """Kernels of a state-space layer besides those of every block (assumed)."""
 
@@ -67,6 +72,7 @@ def _linear(
         k: Input width.
         half: The product stays in 16 bit where the others run in 8 or 4.
     """
+    narrow = np.zeros_like(x.float8) if half else (x.float8 + x.float4 > 0)
     relative = np.where(
         x.float4 > 0,
         c.fp4_efficiency,
@@ -84,7 +90,15 @@ def _linear(
         )  # fmt: skip
 
     weight = np.where(x.lora > 0, 0.0, 1.0)
-    return product(m, n, k), product(m, k, n) + weight * product(n, k, m)
+
+    def cast(elements: Array) -> Array:
+        seconds = cast_seconds(c, elements, memory, row_scaled=x.row_scaled)
+        return np.asarray(narrow * seconds)
+
+    return (
+        product(m, n, k) + cast(m * k),
+        product(m, k, n) + weight * product(n, k, m) + cast(m * n),
+    )
 
 
 def _sum(*pairs: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -183,7 +197,8 @@ def _stream(c: Constants, x: Columns) -> Array:
     dense = x.dense_share
     inner = x.gates / 4 * (dense * x.ffn + (1 - dense) * x.shared_ffn)
     routed = x.active_experts * (x.expert_width + x.gates * x.expert_ffn)
-    passes = x.hidden / split * c.whole_passes + inner / x.tp * c.split_passes
+    whole = c.whole_passes + AUTOCAST_PASSES * x.autocast
+    passes = x.hidden / split * whole + inner / x.tp * c.split_passes
     passes = passes + (1 - dense) * routed / x.tp * c.expert_passes
     passes = passes + x.scan_width / x.tp * SCAN_PASSES
     streams = x.item_bytes * x.tokens * passes / (x.memory_bytes_per_s * c.memory_efficiency)
@@ -260,8 +275,12 @@ def block_seconds(
         + x.full * forward
         + x.selective * selective
     )
+    ranks = shard_ranks(x)
+    nodes = np.maximum(ranks * x.tp / x.devices_per_node, 1)
     gather, scatter = (
-        gather_ring_seconds(c, block_parameters(x) * size, shard_ranks(x), shard_rate(c, x))
+        gather_ring_seconds(
+            c, block_parameters(x) * size, ranks, shard_rate(c, x), nodes=np.minimum(nodes, ranks)
+        )
         for size in (x.item_bytes, x.gradient_bytes)
     )
     sharded = (x.zero == 3) & (x.replicas > 1) & (x.gathers_once < 1)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from autopar.validation.platform import WIDE
+from autopar.validation.platform import WIDE, Platform
 from autopar.validation.rows import Row
+from autopar.validation.shapes import Shape
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Columns:
-    """What the formula reads, one entry per row; see :class:`~autopar.validation.rows.Row`.
+    """What the formula reads, one entry per row; see ``Row``, ``Shape`` and ``Platform``.
 
     Attributes not found there:
         peak_flop_per_s: Dense peak of the run's precision.
@@ -82,6 +85,8 @@ class Columns:
     float8: Array
     float4: Array
     block_scaled: Array
+    row_scaled: Array
+    autocast: Array
     peak_flop_per_s: Array
     peak16_flop_per_s: Array
     item_bytes: Array
@@ -114,71 +119,44 @@ class Columns:
 
 def columns(rows: Sequence[Row]) -> Columns:
     """Columns of rows, in their order."""
-    facts = [_facts(row) for row in rows]
-    names = [f.name for f in fields(Columns)]
-    return Columns(**{name: np.array([fact[name] for fact in facts], float) for name in names})
+    return Columns(
+        **{name: np.array([read(row) for row in rows], float) for name, read in _READERS.items()}
+    )
 
 
-def _facts(row: Row) -> dict[str, float]:
-    shape, platform = row.shape, row.platform
-    peak = platform.peak_flop_per_s
+def _peak16(row: Row) -> float:
+    peak = row.platform.peak_flop_per_s
     wide = row.precision in WIDE
-    return {
-        "layers": shape.layers,
-        "hidden": shape.hidden,
-        "heads": shape.heads,
-        "head_dim": shape.head_dim,
-        "query": shape.heads * shape.head_dim,
-        "keys": shape.kv_heads * shape.head_dim,
-        "ffn": shape.ffn,
-        "gates": 1 + shape.gated,
-        "vocab": shape.vocab,
-        "experts": shape.experts,
-        "active_experts": shape.active_experts,
-        "expert_ffn": shape.expert_ffn,
-        "shared_ffn": shape.shared_ffn,
-        "expert_width": shape.expert_width or shape.hidden,
-        "attention_share": shape.attention_share,
-        "dense_layers": shape.dense_layers,
-        "scan_width": shape.scan_width,
-        "flop_per_token": shape.flop_per_token or np.nan,
-        "seq": row.seq,
-        "micro_batch": row.micro_batch,
-        "microbatches": row.microbatches,
-        "devices": row.devices,
-        "devices_per_node": row.devices_per_node,
-        "intra_bytes_per_s": row.intra_bytes_per_s,
-        "inter_bytes_per_s": row.inter_bytes_per_s,
-        "dp": row.dp,
-        "tp": row.tp,
-        "pp": row.pp,
-        "vpp": row.vpp,
-        "cp": row.cp,
-        "ep": row.ep,
-        "zero": row.zero,
-        "zero_ranks": row.zero_ranks,
-        "full": row.recompute == "full",
-        "selective": row.recompute == "selective",
-        "fused_attention": row.fused_attention,
-        "older_attention": row.older_attention,
-        "sequence_parallel": row.sequence_parallel,
-        "gradient_bytes": row.gradient_bytes,
-        "fused_softmax": row.fused_softmax,
-        "overlaps_sync": row.overlaps_sync,
-        "overlaps_tensor": row.overlaps_tensor,
-        "gathers_once": row.gathers_once,
-        "lora": row.lora,
-        "head_share": row.head_share,
-        "first": row.stage_layers[0],
-        "middle": row.stage_layers[1],
-        "last": row.stage_layers[2],
-        "float8": row.precision == "float8",
-        "float4": row.precision == "float4",
-        "block_scaled": row.block_scaled,
-        "peak_flop_per_s": peak[row.precision],
-        "peak16_flop_per_s": min(peak["float16"], peak[row.precision] if wide else np.inf),
-        "item_bytes": 4 if wide else 2,
-        "memory_bytes_per_s": platform.memory_bytes_per_s,
-        "multiprocessors": platform.multiprocessors,
-        "mean_time": platform.mean_time,
-    }
+    return min(peak["float16"], peak[row.precision] if wide else np.inf)
+
+
+_DERIVED: dict[str, Callable[[Row], float]] = {
+    "query": lambda row: row.shape.heads * row.shape.head_dim,
+    "keys": lambda row: row.shape.kv_heads * row.shape.head_dim,
+    "gates": lambda row: 1 + row.shape.gated,
+    "expert_width": lambda row: row.shape.expert_width or row.shape.hidden,
+    "flop_per_token": lambda row: row.shape.flop_per_token or np.nan,
+    "full": lambda row: row.recompute == "full",
+    "selective": lambda row: row.recompute == "selective",
+    "first": lambda row: row.stage_layers[0],
+    "middle": lambda row: row.stage_layers[1],
+    "last": lambda row: row.stage_layers[2],
+    "float8": lambda row: row.precision == "float8",
+    "float4": lambda row: row.precision == "float4",
+    "peak_flop_per_s": lambda row: row.platform.peak_flop_per_s[row.precision],
+    "peak16_flop_per_s": _peak16,
+    "item_bytes": lambda row: 4 if row.precision in WIDE else 2,
+}
+"""Columns that are not an attribute of the row, its shape or its platform."""
+
+
+def _reader(name: str) -> Callable[[Row], float]:
+    """What a column reads: its derivation, or the attribute of its name, the row's first."""
+    if name in _DERIVED:
+        return _DERIVED[name]
+    places: tuple[tuple[str, Any], ...] = (("", Row), ("shape.", Shape), ("platform.", Platform))
+    place = next(path for path, kind in places if name in {f.name for f in fields(kind)})
+    return attrgetter(place + name)
+
+
+_READERS = {field.name: _reader(field.name) for field in fields(Columns)}

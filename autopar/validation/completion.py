@@ -29,6 +29,7 @@ from autopar.validation.rows import Row, Unpriced
 from autopar.validation.shapes import Shape
 from autopar.validation.stated_recompute import recompute_of
 from autopar.validation.stated_shape import shape_of
+from autopar.validation.stated_tokens import head_share, trained_length
 from autopar.validation.table import Entry, UnpriceableError
 
 PRINTED = ("gpu", "precision", "recompute", "zero_or_fsdp", "notes")
@@ -66,7 +67,7 @@ def _row(entry: Entry) -> Row:
     shape = shape_of(entry, framework, notes)
     plan = printed_plan(entry, framework, notes)
     precision = _precision(entry, platform, notes)
-    seq = _trained_length(entry, framework, notes)
+    seq = trained_length(entry, framework, notes)
     zero, zero_ranks = zero_stage(entry, framework, plan, notes)
     row = Row(
         id=entry.id,
@@ -88,16 +89,20 @@ def _row(entry: Entry) -> Row:
         recompute="none",
         precision=precision,
         block_scaled="MX" in entry.text("precision").upper(),
+        row_scaled="rowwise" in entry.text("precision").lower(),
+        autocast=_autocasts(entry, framework, precision),
         fused_attention=framework.fused_attention,
         older_attention=_older_attention(framework, platform),
         sequence_parallel=splits_sequence(entry, framework, plan),
-        gradient_bytes=_gradient_bytes(entry, framework, precision),
+        gradient_bytes=framework.exchanged_bytes(
+            entry.text("framework"), float32=precision in WIDE
+        ),
         fused_softmax=framework.fused_softmax,
         overlaps_sync=framework.overlaps_sync,
         overlaps_tensor=framework.overlaps_tensor,
         gathers_once=framework.gathers_once and zero == 3 and plan.pp > 1,
         lora="lora" in (entry.text("model") + entry.text("notes")).lower(),
-        head_share=_head_share(entry, seq),
+        head_share=head_share(entry, seq),
         stage_layers=stage_layers(shape.layers, plan.pp, entry.text("notes")),
         weight=_weight(entry, shape),
         measured_s=entry.positive("step_time_s"),
@@ -175,34 +180,10 @@ def _older_attention(framework: Framework, platform: Platform) -> bool:
     return newer and not framework.hopper_attention
 
 
-def _trained_length(entry: Entry, framework: Framework, notes: list[str]) -> int:
-    """Tokens of a sequence that are computed: less than stated where a loader bins BERT's corpus.
-
-    Of 512 tokens half are padding in BERT's Wikipedia (Krell et al. 2021, arXiv 2107.02027);
-    NVIDIA's loader (LDDL) pads to the longest of a bin 64 wide, which leaves half a bin more.
-    """
-    seq = entry.whole("seq")
-    pretrained = "bert" in entry.text("model").lower() and "SQuAD" not in entry.text("notes")
-    if not (framework.bins_sequences and pretrained and seq >= 512):
-        return seq
-    notes.append(f"half of {seq} tokens are padding, binned by the loader")
-    return seq // 2 + 32
-
-
-def _gradient_bytes(entry: Entry, framework: Framework, precision: str) -> float:
-    """Bytes of an exchanged gradient element; Composer's DEFAULT mixed precision reduces float32.
-
-    Float32 runs exchange what they compute in.
-    """
-    wide = precision in WIDE or "DEFAULT" in entry.text("framework")
-    return 4.0 if wide else float(framework.gradient_bytes)
-
-
-def _head_share(entry: Entry, seq: int) -> float:
-    """Masked language models project the masked tokens only; fine-tuning for answers none."""
-    if "bert" not in entry.text("model").lower():
-        return 1.0
-    return 0.0 if "SQuAD" in entry.text("notes") else 0.16 if seq <= 512 else 1.0
+def _autocasts(entry: Entry, framework: Framework, precision: str) -> bool:
+    """Runs below float32 where ``torch.autocast`` chooses the width of every op."""
+    stated = "amp" in entry.text("precision").lower()
+    return (stated or framework.autocasts) and precision not in WIDE
 
 
 def _weight(entry: Entry, shape: Shape) -> float:

@@ -25,12 +25,15 @@ class Framework:
         offloads: Its recipes move activations to the host's memory on superchips instead of
             computing them again.
         gradient_bytes: Bytes of an exchanged gradient element in 16-bit and narrower runs.
+        float32_modes: Pattern over the framework column, lower case: modes that exchange gradients
+            in float32 all the same; empty for none.
         fused_softmax: Attention that is not fused has one kernel for scale, mask and softmax.
         overlaps_sync: Gradients are exchanged beside the last backward pass.
         gathers_once: With pipeline stages, ZeRO-3 parameters are gathered once a step, not for
             each microbatch (torchtitan: ``fsdp_reshard_after_forward``).
         bins_sequences: Batches hold sequences of like length, padded to the longest among them.
         overlaps_tensor: Tensor parallel collectives run beside the products they belong to.
+        autocasts: Runs of 16 bit or less are run under ``torch.autocast``.
     """
 
     name: str
@@ -44,17 +47,29 @@ class Framework:
     splits_microbatch: bool = False
     offloads: bool = False
     gradient_bytes: int = 2
+    float32_modes: str = ""
     fused_softmax: bool = True
     overlaps_sync: bool = False
     overlaps_tensor: bool = False
     gathers_once: bool = False
     bins_sequences: bool = False
+    autocasts: bool = False
 
     def heads(self, hidden: int) -> int:
         """Heads when the row does not say: 64 in the BLOOM runs, else 64 wide up to 2048, 128."""
         if self.name == "bigscience":
             return 64
         return max(1, hidden // (64 if hidden <= 2048 else 128))
+
+    def exchanged_bytes(self, text: str, *, float32: bool) -> float:
+        """Bytes of an exchanged gradient element.
+
+        Args:
+            text: The framework column.
+            float32: The run computes in float32, which it exchanges too.
+        """
+        mode = self.float32_modes and re.search(self.float32_modes, text.lower())
+        return 4.0 if float32 or mode else float(self.gradient_bytes)
 
     def micro_batch(self, params_b: float | None) -> float:
         """Microbatch when the row does not say: that of the SC21 runs of the size, else 1."""
@@ -99,8 +114,9 @@ GENERATIONS: tuple[Framework, ...] = (
     Framework(name="deepspeed", pattern=r"deepspeed zero-3", zero=3, recompute="full"),
     Framework(name="megatron", pattern=r"megatron-lm", recompute="full"),
     Framework(
+        # Composer's mixed precision DEFAULT reduces float32, PURE does not.
         name="fsdp1", pattern=r"llm-foundry|fms-fsdp", fused_attention=True, zero=3,
-        overlaps_sync=True,
+        float32_modes=r"default", overlaps_sync=True,
     ),
     Framework(name="internevo", pattern=r"internevo", fused_attention=True, recompute="none"),
     Framework(
@@ -111,7 +127,7 @@ GENERATIONS: tuple[Framework, ...] = (
     Framework(name="nanotron", pattern=r"nanotron", fused_attention=True, recompute="none"),
     Framework(
         name="ddp", pattern=r"dle pytorch ddp|hf trainer|hf \+ deepspeed", recompute="none",
-        fused_softmax=False, overlaps_sync=True, bins_sequences=True,
+        fused_softmax=False, overlaps_sync=True, bins_sequences=True, autocasts=True,
     ),
 )  # fmt: skip
 """In order of precedence; a new source is one entry."""

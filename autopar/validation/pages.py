@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autopar.validation.causes import CAUSES
 from autopar.validation.predictor import Predictor
 from autopar.validation.rows import Row
 from autopar.validation.score import ChoiceScore, FamilyScore, family_scores
@@ -28,42 +29,13 @@ OTHERS = {
     "sailor": "Sailor 8.9 mean (homogeneous rows)",
 }
 """Errors of known models on the same rows, percent, as published or rerun by others."""
-CAUSES = {
-    "vts": "looks like replayed kernel profiles: linear in the microbatches to 3e-6, a frozen "
-    "error of about 10 % per shape; a shape seen at another depth or count is predicted to 1-2 %. "
-    "Never seen, its small steps rest on the default of the fixed time per step, and on that of "
-    "the launch time, whose prior is narrow: left wide, other frameworks' slow hosts doubled its "
-    "price",
-    "vtm": "two models only, one must predict the other; 11 of 73 rows are 19 to 52 % slow for no "
-    "modelled reason (the same plan family twice as slow at one microbatch, everything with tp 2 "
-    "of the 39 B model) and alone put 4.6 points on the mean",
-    "ddl": "neither device nor sequence length is stated; the 100 GbE parameter-server rows of "
-    "BERT-Large equal those on 10 GbE",
-    "mbr": "recompute and CUDA graphs are not in the table; one group per model and device; a "
-    "container release alone moves a plan by a quarter (Qwen3 30B on B300: 8.9 to 6.4 s; Qwen3 "
-    "235B on B300 takes per layer at microbatch 1 what it takes at 2 in the next release, as if "
-    "its host were the limit); the Nemotron hybrids are stand-ins",
-    "amp": "two groups, T4 and mixed, one must predict the other's network (50 and 10 Gb/s); "
-    "which device a stage of the mixed cluster runs on is not in the table, and with tp it halves "
-    "its time between 8 and 4 microbatches, which no rate explains",
-    "bert": "sequences of 512 are binned by length: half of them is taken as padding from the "
-    "corpus, not from the run; pretraining on A100 is predicted from V100, 8 to 23 % too slow",
-    "tt": "float8 scaled by rows is predicted 37 to 40 % too fast, no term knows it; microbatch "
-    "and chunks of the 405B runs are not stated",
-    "bs21": "the page itself says results differ by 40 % between allocations; its network counts "
-    "with the middle of the 23 to 57 Gb/s measured there",
-    "sailor": "mixed consumer cards: rates from memory; precision is not stated, and zero-shot on "
-    "GH200 large microbatches take twice the time of 16-bit kernels",
-    "sc21t2": "two ZeRO-3 runs of 640 and 2,240 devices, software of 2021, nothing else like them",
-    "mtnlg": "one run, nothing else calibrates its framework",
-}
-
 
 LOOKED_UP = (
     "What a framework does unless told (gradients exchanged as float32, softmax that is not "
-    "fused, batches binned by length, one gather a step, exchange beside the backward pass) was "
-    "read in its code or documentation, or is known of it, and was entered after its rows missed. "
-    "A framework nobody looked up has none of these: AMP's mean was 36 before."
+    "fused, batches binned by length, one gather a step, exchange beside the backward pass, "
+    "autocast) was read in its code or documentation, or is known of it, and was entered after "
+    "its rows missed; so was what networks without RDMA carry. A framework nobody looked up has "
+    "none of these: AMP's mean was 36 before."
 )
 
 

@@ -174,9 +174,20 @@ def measured_bytes_per_s(notes: str) -> float | None:
 
 
 def named_bytes_per_s(notes: str) -> float | None:
-    """Network rate of the slowest machine type that a text names, per node and direction."""
-    found = [rate for name, rate in NAMED_GBPS.items() if name in notes.lower()]
+    """Network rate of the slowest machine type that a text names, per node and direction.
+
+    Types without RDMA reach :data:`TCP_GBPS` at most.
+    """
+    text = notes.lower()
+    found = [rate for name, rate in NAMED_GBPS.items() if name in text]
+    found += [min(rate, TCP_GBPS) for name, rate in NAMED_TCP_GBPS.items() if name in text]
     return min(found) * 1e9 / 8 if found else None
+
+
+TCP_GBPS = 32
+"""Most that training over TCP takes from any network: between p3dn nodes of 100 Gbit/s steps gain
+nothing beyond 25, and no more than this is used (Zhang et al. 2020, arXiv 2006.10103; the second
+figure from memory)."""
 
 
 NAMED_GBPS = {
@@ -184,19 +195,21 @@ NAMED_GBPS = {
     "dgx a100": 1600,
     "dgx-h100": 3200,
     "dgx h100": 3200,
-    "p3.2xlarge": 10,
-    "p3.8xlarge": 10,
-    "p3.16xlarge": 25,
     "p3dn.24xlarge": 100,
     "p4d.24xlarge": 400,
     "p4de.24xlarge": 400,
     "p5.48xlarge": 3200,
+}
+NAMED_TCP_GBPS = {
+    "p3.2xlarge": 10,
+    "p3.8xlarge": 10,
+    "p3.16xlarge": 25,
     "g4dn.12xlarge": 50,
     "g5.12xlarge": 40,
     "g5.48xlarge": 100,
 }
 """Gbit/s of DGX systems (their data sheets: 8 ports of 200 and 400) and of cloud instances (AWS
-instance type pages), from memory."""
+instance type pages), from memory; the second table's types have no RDMA."""
 
 
 def _of_machine(name: str, power_watt: float | None) -> Platform:
@@ -218,6 +231,8 @@ def _of_machine(name: str, power_watt: float | None) -> Platform:
     }
     per_node = machine.devices_per_node
     inter = machine.inter.bytes_per_s
+    if machine.inter.name.startswith("ethernet"):
+        inter = min(inter, TCP_GBPS * 1e9 / 8)
     if per_node > _RACK_DEVICES:
         inter, per_node = inter * _RACK_DEVICES / per_node, _RACK_DEVICES
     return Platform(

@@ -42,6 +42,8 @@ class Row:
         recompute: ``none``, ``selective`` or ``full``.
         precision: One of :data:`~autopar.validation.platform.PRECISIONS`.
         block_scaled: MXFP8.
+        row_scaled: Float8 with a scale per row of an operand, not per tensor.
+        autocast: ``torch.autocast`` keeps activations between products in float32.
         fused_attention: Flash or cuDNN fused attention.
         older_attention: FlashAttention-2 on a device whose instructions it does not use.
         sequence_parallel: Norms and residuals are split by tp too.
@@ -91,6 +93,8 @@ class Row:
     recompute: str
     precision: str
     block_scaled: bool
+    row_scaled: bool
+    autocast: bool
     fused_attention: bool
     older_attention: bool
     sequence_parallel: bool

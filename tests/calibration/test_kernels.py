@@ -6,6 +6,10 @@ import pytest
 from autopar.calibration import Constants
 from autopar.calibration.constants import SPECS
 from autopar.calibration.kernels import (
+    HOP_S,
+    NODE_HOP_S,
+    ROW_CAST_BYTES,
+    cast_seconds,
     exposed_sync_seconds,
     flash_seconds,
     gather_ring_seconds,
@@ -105,7 +109,26 @@ def test_a_ring_moves_twice_its_share_and_one_rank_moves_nothing():
         2e-3 + 2 * 3 / 4 * 8
     )
     assert float(layer_collective_seconds(c, size, np.array(1.0), rate)) == 0
-    assert float(gather_ring_seconds(c, size, np.array(4.0), rate)) == pytest.approx(2e-3 + 6)
+
+
+def test_a_gather_passes_every_rank_and_every_node_once():
+    c = constants(collective_latency_s=1e-3)
+
+    def seconds(size: float, ranks: float, nodes: float) -> float:
+        found = gather_ring_seconds(
+            c, np.array(size), np.array(ranks), np.array(1e9), nodes=np.array(nodes)
+        )
+        return float(found)
+
+    assert seconds(8e9, 4, 1) == pytest.approx(1e-3 + 6 + 3 * HOP_S)
+    assert seconds(0, 64, 8) == pytest.approx(1e-3 + 56 * HOP_S + 7 * NODE_HOP_S)
+
+
+def test_scaling_an_operand_moves_its_bytes_and_more_by_rows():
+    c = constants(cast_bytes=5.0)
+    assert float(cast_seconds(c, np.array(1e9), 1e12)) == pytest.approx(5e-3)
+    by_rows = float(cast_seconds(c, np.array(1e9), 1e12, row_scaled=1.0))
+    assert by_rows == pytest.approx(5e-3 + ROW_CAST_BYTES * 1e-3)
 
 
 @pytest.mark.parametrize(

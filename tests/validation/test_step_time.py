@@ -168,6 +168,36 @@ def test_the_head_stays_in_sixteen_bit(rows):
     assert eighth.block_s[0] < half.block_s[0]
 
 
+def test_eight_bits_gain_less_where_operands_are_large_beside_their_products(rows):
+    row = of(rows, family="nemo", precision="float8")
+    narrow = replace(row.shape, hidden=1024, ffn=4096, heads=8, kv_heads=8, head_dim=128)
+
+    def gain(shape):
+        some = [replace(row, shape=shape, precision=p) for p in ("float16", "float8")]
+        half, eighth = step_seconds(Constants.defaults(), columns(some)).block_s
+        return half / eighth
+
+    wide = replace(narrow, hidden=8192, ffn=32768, heads=64, kv_heads=64)
+    assert gain(narrow) < 0.9 * gain(wide)
+
+
+def test_scales_by_row_and_autocast_take_time(rows):
+    row = of(rows, family="nemo", precision="float8")
+    assert seconds(replace(row, row_scaled=True)) > 1.05 * seconds(row)
+    half = replace(row, precision="float16")
+    assert seconds(replace(half, autocast=True)) > 1.01 * seconds(half)
+
+
+def test_a_column_is_the_attribute_of_its_name(rows):
+    row = of(rows, family="nemo", precision="float8")
+    x = columns([row, replace(row, precision="float16", recompute="full")])
+    assert x.layers.tolist() == [row.shape.layers] * 2
+    assert x.devices_per_node.tolist() == [row.devices_per_node] * 2
+    assert x.multiprocessors.tolist() == [row.platform.multiprocessors] * 2
+    assert (x.float8.tolist(), x.full.tolist()) == ([1, 0], [0, 1])
+    assert x.take(np.array([1])).full.tolist() == [1]
+
+
 def test_tensor_collectives_beside_their_products_cost_less(rows):
     row = next(r for r in rows if r.tp > 1)
     assert seconds(replace(row, overlaps_tensor=True)) < seconds(

@@ -155,6 +155,37 @@ def test_cloud_instances_named_in_the_notes_set_the_network(tmp_path):
     assert stated.inter_bytes_per_s == 12.5e9
 
 
+def test_networks_without_rdma_carry_what_tcp_does(tmp_path):
+    assert one(tmp_path, notes="4 x G4dn.12xlarge").inter_bytes_per_s == 4e9
+    assert one(tmp_path, gpu="T4", tp="2", dp="4").inter_bytes_per_s == 4e9
+    assert one(tmp_path, notes="P4d.24xlarge").inter_bytes_per_s == 5e10
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, False),
+        ({"precision": "amp_bf16"}, True),
+        ({"framework": "NVIDIA DLE PyTorch DDP", "precision": "fp16"}, True),
+        ({"framework": "NVIDIA DLE PyTorch DDP", "precision": "tf32"}, False),
+    ],
+)
+def test_autocast_is_stated_or_the_frameworks_way_below_float32(tmp_path, change, expected):
+    assert one(tmp_path, **change).autocast is expected
+
+
+def test_scales_by_row_are_told_by_the_precision(tmp_path):
+    assert one(tmp_path, gpu="H100", precision="compile float8 rowwise").row_scaled
+    assert not one(tmp_path, gpu="H100", precision="compile float8 tensorwise").row_scaled
+
+
+def test_bert_projects_the_tokens_it_predicts(tmp_path):
+    bert = {"model": "BERT-Large", "seq": "128"}
+    assert one(tmp_path, **bert).head_share == 0.16
+    assert one(tmp_path, **bert, notes="[A] SQuAD fine-tuning").head_share == 0
+    assert one(tmp_path).head_share == 1
+
+
 def test_a_named_system_sets_the_network(tmp_path):
     assert one(tmp_path, notes="[A] DGX-A100 of 2020").inter_bytes_per_s == 2e11
 
