@@ -28,7 +28,7 @@ def with_overhead(cluster: Cluster) -> Cluster:
     crowded = lookahead(torch.device("cpu"), probes[0].plan.world_size) == 0
     found = pipeline_overhead(profile, bare, probes, at_need=crowded)
     records = [probe.record for probe in probes]
-    resident_bytes = max(max(record.peak_memory_bytes) for record in records)
+    resident_bytes = max(records[0].peak_memory_bytes)
     return replace(
         cluster,
         overhead=replace(
