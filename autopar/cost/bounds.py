@@ -23,22 +23,29 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """Runs of 1 to ``width`` blocks: entry ``[i, w - 1]`` stands for blocks ``[i, i + w)``.
+    """Runs of some lengths: entry ``[i, w - shortest]`` stands for blocks ``[i, i + w)``.
 
     Attributes:
         blocks: Number of blocks.
         width: Longest run.
+        shortest: Shortest run; all blocks where they have no boundaries.
     """
 
     blocks: int
     width: int
+    shortest: int = 1
 
     @cached_property
     def _index(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         rows = np.arange(self.blocks + 1)[:, None]
-        return np.broadcast_to(rows, (self.blocks + 1, self.width)), rows + 1 + np.arange(
-            self.width
-        )
+        stops = rows + np.arange(self.shortest, self.width + 1)
+        return np.broadcast_to(rows, stops.shape), stops
+
+    @cached_property
+    def runs(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """First block of each run and the block after its last, cut off at the last block."""
+        rows, stops = self._index
+        return rows, np.minimum(stops, self.blocks)
 
     @cached_property
     def inside(self) -> npt.NDArray[np.bool_]:
@@ -47,12 +54,11 @@ class Band:
 
     def take(self, table: Table) -> Table:
         """The band of a full table."""
-        rows, columns = self._index
-        return np.asarray(table[rows, np.minimum(columns, self.blocks)])
+        return np.asarray(table[self.runs])
 
     def by_end(self, values: Vector) -> Table:
         """The band of a value that depends on the end of the run only."""
-        return np.asarray(values[np.minimum(self._index[1], self.blocks)])
+        return np.asarray(values[self.runs[1]])
 
 
 @dataclass(frozen=True, kw_only=True)

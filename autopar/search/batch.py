@@ -45,7 +45,8 @@ class Batch:
         self.pp = groups[0].pp
         self.columns = Columns.of(groups)
         self.m = self.columns.microbatches.astype(float)
-        firsts, self.row_of = alike(self.columns.world, self.columns.split, self.columns.size)
+        places = quick.rows.places(self.columns)
+        firsts, self.row_of = alike(places, self.columns.split, self.columns.size)
         self._different = [groups[i] for i in firsts]
         self.rows = [quick.rows.row(group) for group in self._different]
         """The different rows; ``row_of`` is the place of each group's among them."""
@@ -368,12 +369,11 @@ class Batch:
 
     def _mixed_again(self, room: Array, columns: Indices) -> Array:
         """Least recompute seconds per microbatch ``[group, column]`` that memory forces."""
-        mixed = self.table.recompute[columns] == MIXED
+        mixed = np.flatnonzero(self.table.recompute[columns] == MIXED)
+        excess = np.maximum(0.0, self._kept[:, :1] - room[:, mixed])
+        for number in np.unique(self.row_of[excess.any(axis=1)]).tolist():
+            mine = np.flatnonzero(self.row_of == number)
+            excess[mine] = np.interp(excess[mine], *self.rows[number].again)
         result = np.zeros_like(room)
-        excess = np.maximum(0.0, self._kept[:, :1] - room)
-        for number, row in enumerate(self.rows):
-            mine = np.flatnonzero((self.row_of == number) & excess[:, mixed].any(axis=1))
-            if len(mine):
-                saved, seconds = row.again
-                result[mine] = np.where(mixed, np.interp(excess[mine], saved, seconds), 0.0)
+        result[:, mixed] = excess
         return result

@@ -58,7 +58,18 @@ def branch_cuts(profile: GraphProfile, stages: int) -> Cuts | None:
 
 
 def chunked_cuts(profile: GraphProfile, stages: int) -> tuple[Cuts, ...]:
-    """The partitions of the space for several stages per rank."""
+    """The partitions of the space for several stages per rank, found once for a profile."""
+    known = profile.derived(_by_stages)
+    if stages not in known:
+        known[stages] = _chunked_cuts(profile, stages)
+    return known[stages]
+
+
+def _by_stages(profile: GraphProfile) -> dict[int, tuple[Cuts, ...]]:
+    return {}
+
+
+def _chunked_cuts(profile: GraphProfile, stages: int) -> tuple[Cuts, ...]:
     batch = profile.batch
     flops = np.array(
         [b.forward_flop.at(batch) + b.backward_flop.at(batch) for b in profile.blocks]

@@ -160,11 +160,16 @@ def price_all(
     history: list[tuple[int, float, float, str]] = []
     best = math.inf
     while (item := walk.next()) is not None:
-        log = log or StudyLog(study_name(walk), walk.space, walk.options)
+        log = log or StudyLog(title(walk), walk.space, walk.options)
         best = min(best, item.value)
         name = build_plan(item.point, item.cuts, walk.model, walk.options, item.levels).name
         history.append((log.record(item, name), item.value, best, name))
     return (log.study if log is not None and history else None), history
+
+
+def title(walk: Walk) -> str:
+    """What is searched, in words; name enough for a study that is not stored."""
+    return f"{walk.model.profile.task} on {walk.model.cluster.name}"
 
 
 def study_name(walk: Walk) -> str:
@@ -181,7 +186,7 @@ def study_name(walk: Walk) -> str:
         "batch": walk.space.global_batch,
         "options": {k: str(v) for k, v in asdict(options).items() if k != "storage"},
     }
-    return f"{model.profile.task} on {model.cluster.name} {content_hash(question)}"
+    return f"{title(walk)} {content_hash(question)}"
 
 
 def summary_of_profile(profile: GraphProfile) -> dict[str, object]:

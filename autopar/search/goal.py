@@ -55,9 +55,14 @@ class Goal:
 
     @cached_property
     def band(self) -> Band:
-        """Stage lengths that leave a block to every other stage and may fit in memory."""
+        """Stage lengths that leave a block to every other stage and may fit in memory.
+
+        A single stage holds all blocks, whether or not they fit.
+        """
         layout = self.layout
         n = layout.tables.count
+        if layout.stages == 1:
+            return Band(blocks=n, width=n, shortest=n)
         longest = n - layout.stages + 1
         easiest = memory.SpanMemory(layout=layout, take=lambda table: table).least()
         limit = max(self.limit(rank) for rank in self._kinds_of_ranks)

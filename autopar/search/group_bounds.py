@@ -138,9 +138,8 @@ class GroupBounds:
         c = self.columns
         if not len(some):
             return BlockSums.empty(0)
-        # What matters of the world is how many devices of a node are busy.
-        busy = self.rows.of_worlds(c, lambda world: world.kinds[0][1])
-        place, split, size, pp = (field[some] for field in (busy, c.split, c.size, c.pp))
+        place = self.rows.places(c)[some]
+        split, size, pp = (field[some] for field in (c.split, c.size, c.pp))
         firsts, row = alike(place, split, size)
         places, number = alike(place[firsts], split[firsts])
         sums = BlockSums.empty(len(firsts))

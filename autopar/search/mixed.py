@@ -216,9 +216,7 @@ class MixedBounds(Bounds):
         """Least recompute seconds of one microbatch by run of the band; inf where none fits."""
         key = (self.layout.group_kind(rank), self.mixer.copies(rank))
         if key not in self._least_again:
-            starts = np.arange(self.band.blocks + 1)[:, None]
-            stops = np.minimum(starts + 1 + np.arange(self.band.width), self.band.blocks)
-            self._least_again[key] = self.mixer.least_seconds(rank, starts, stops)
+            self._least_again[key] = self.mixer.least_seconds(rank, *self.band.runs)
         return self._least_again[key]
 
     def stage_table(self, stage: int, extra: Table | None = None) -> Table:
@@ -266,9 +264,14 @@ class MixedGoal(Goal):
 
     @cached_property
     def band(self) -> Band:
-        """Stage lengths that leave a block to every other stage and may fit in memory."""
+        """Stage lengths that leave a block to every other stage and may fit in memory.
+
+        A single stage holds all blocks, whether or not they fit.
+        """
         layout, mixer = self.layout, self.mixer
         n = layout.tables.count
+        if layout.stages == 1:
+            return Band(blocks=n, width=n, shortest=n)
         easiest: dict[object, int] = {}
         for rank in range(layout.mesh.pp):
             kind = layout.group_kind(rank)
@@ -310,11 +313,19 @@ class MixedGoal(Goal):
         if cuts not in self._found:
             best: tuple[Levels | None, float] = (None, float("inf"))
             for levels in self._candidates(cuts):
-                value = self._at(levels).value(cuts)
+                goal = self._at(levels)
+                value = goal.value(cuts) if self._computing(goal) < best[1] else best[1]
                 if value < best[1]:
                     best = (levels, value)
             self._found[cuts] = best
         return self._found[cuts]
+
+    def _computing(self, goal: Goal) -> float:
+        """Objective at least of some levels, as no step is shorter than its computing alone."""
+        if self.layout.stages > 1:
+            return 0.0
+        span, m = goal.layout.spans[0], self.layout.microbatches
+        return goal.from_time(m * span.total * (1 - _EQUAL))
 
     def _candidates(self, cuts: Cuts) -> list[Levels]:
         """The solved levels, and uniform ones where those could be better."""

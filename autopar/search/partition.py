@@ -147,7 +147,8 @@ class _Descent:
         """Try every end of the next stage."""
         stage, start = len(cuts) - 1, cuts[-1]
         row = self.search.tables[stage][start]
-        after = self.search.suffix[stage + 1][start + 1 : start + 1 + len(row)]
+        first = start + self.search.goal.band.shortest
+        after = self.search.suffix[stage + 1][first : first + len(row)]
         row = row[: len(after)]
         bounds = np.maximum(np.maximum(row, after), bound)
         for width in np.argsort(bounds, kind="stable"):
@@ -158,7 +159,7 @@ class _Descent:
                 self.open_bound = min(self.open_bound, value)
                 return
             self.nodes += 1
-            extended = (*cuts, start + 1 + int(width))
+            extended = (*cuts, first + int(width))
             if stage + 1 == self.stages:
                 self.leaf(extended)
                 continue

@@ -38,14 +38,11 @@ class QuickBounds:
         self.chained = all(a.at(1) > 0 and b.at(1) > 0 for a, b in chain)
         self.first_peaks: dict[tuple[str, int, int, int], Array] = {}
         """Microbatches in flight per stage of the first rank, at its peaks."""
-        self._cuts: dict[int, tuple[Cuts, ...]] = {}
 
     def cuts(self, stages: int) -> tuple[Cuts, ...]:
         """Boundaries of several stages per rank; none where blocks are too few."""
-        if stages not in self._cuts:
-            enough = stages <= len(self.model.profile.blocks)
-            self._cuts[stages] = chunked_cuts(self.model.profile, stages) if enough else ()
-        return self._cuts[stages]
+        enough = stages <= len(self.model.profile.blocks)
+        return chunked_cuts(self.model.profile, stages) if enough else ()
 
     def groups(self, columns: Columns) -> tuple[Array, list[str | None]]:
         """Least objective of any variant of each group, and why none can work if so."""

@@ -174,6 +174,15 @@ class Rows:
         sizes, number = columns.worlds
         return np.array([fact(self.world(size)) for size in sizes])[number]
 
+    def places(self, columns: Columns) -> Indices:
+        """Number that is equal where the devices of groups make no difference to their blocks.
+
+        On equal nodes what matters is how many devices of a node are busy.
+        """
+        return self.of_worlds(
+            columns, lambda world: world.kinds[0][1] if world.regular else -len(world.placement)
+        ).astype(np.intp)
+
     def regular(self, columns: Columns) -> npt.NDArray[np.bool_]:
         """True for groups on equal, equally busy nodes."""
         return self.of_worlds(columns, lambda world: world.regular).astype(bool)
