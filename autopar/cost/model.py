@@ -272,8 +272,8 @@ class CostModel:
         device: Device,
         busy: int,
         around: Surroundings,
-    ) -> BlockSeconds | None:
-        """:meth:`block_seconds` of several microbatch sizes at once ``[size, block]``.
+    ) -> Computing | None:
+        """Several microbatch sizes at once ``[size, block]``, where ranks share out nothing.
 
         ``None`` where the device was measured: its curves are read one size at a time.
         """
@@ -285,7 +285,7 @@ class CostModel:
             column = np.array(sizes, dtype=float)[:, None]
             many = self._compute(split, column, device, busy, alike)
             self._many[key] = ({size: index for index, size in enumerate(sizes)}, many)
-        return self._shared_out(self._many[key][1], split, device, busy, around)
+        return self._many[key][1]
 
     def _compute(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -77,41 +77,62 @@ class Batch:
             [around_s(g, s) for g, s in zip(self.groups, self.message_bytes.tolist(), strict=True)]
         )
 
-    def bounds(self) -> tuple[Array, Mask]:
-        """``[group, variant]``: least objective, and memory that cannot suffice."""
-        shape = (len(self.groups), len(self.table.variants))
-        seconds, misfits, again = np.zeros(shape), np.zeros(shape, dtype=bool), np.zeros(shape)
-        possible = np.logical_or.reduce([group.variants.valid for group in self.groups])
+    @cached_property
+    def valid(self) -> Mask:
+        """Variants that exist ``[group, variant]``."""
+        return np.array([group.variants.valid for group in self.groups])
+
+    @cached_property
+    def misfits(self) -> Mask:
+        """Variants that exist in some group and whose memory cannot suffice."""
+        misfits = np.zeros(self.valid.shape, dtype=bool)
+        for schedule, chunks, columns in self._by_schedules(self.valid.any(axis=0)):
+            if chunks > 1:
+                misfits[:, columns] = self.chunked.misfit(schedule, chunks, columns)
+            else:
+                room = self._room_for_kept(schedule, columns)
+                misfits[:, columns] = self._kept[:, self.kept_level[columns]] > room
+        return misfits
+
+    def _by_schedules(self, wanted: Mask) -> Iterator[tuple[str, int, Indices]]:
+        """Schedule, chunks and their variants among some."""
         for (schedule, chunks), every in self.table.schedules:
-            columns = every[possible[every]]
-            if not len(columns):
-                continue
+            columns = every[wanted[every]]
+            if len(columns):
+                yield schedule, chunks, columns
+
+    def bounds(self, wanted: Mask) -> Array:
+        """Least objective ``[group, variant]`` of some variants, infinite for the others."""
+        seconds, again = np.zeros(self.valid.shape), np.zeros(self.valid.shape)
+        for schedule, chunks, columns in self._by_schedules(wanted):
             if chunks > 1:
                 seconds[:, columns] = self.chunked.seconds(schedule, chunks, columns)
-                misfits[:, columns] = self.chunked.misfit(schedule, chunks, columns)
                 continue
-            room = self._room_for_kept(schedule, columns)
-            seconds[:, columns] = self._single(schedule, columns)
-            misfits[:, columns] = self._kept[:, self.kept_level[columns]] > room
-            again[:, columns] = self._mixed_again(room, columns)
-        m = self.m[:, None]
-        work = self._columns(self._work) + again
+            if self.pp > 1:
+                seconds[:, columns] = self._single(schedule, columns)
+            again[:, columns] = self._mixed_again(schedule, columns)
+        some = np.flatnonzero(wanted)
+        seconds[:, some] = self._with_tails(seconds[:, some], again[:, some], some)
+        return np.where(wanted, self.objectives(seconds), np.inf)
+
+    def _with_tails(self, seconds: Array, again: Array, columns: Indices) -> Array:
+        """Steps that do all work, recompute that memory forces and an average tail as well."""
+        m, both = self.m[:, None], self.tails.both[:, columns]
         if self.pp == 1:
             # Buckets may hide, but do not start before the last backward.
-            forward = self.totals.forward.sum(axis=3)[:, self.sharing, 0]
-            hidden = (m - 1) * work + forward + self.tails.both
-            seconds = np.maximum(m * work + self.tails.optimizer, hidden)
-        else:
-            mean, weight = map(self._columns, self.ranks.balanced)
-            single = np.array([v.chunks == 1 for v in self.table.variants])
-            both = 2 * np.where(single, self.tie((0, self.pp - 1))[:, None], 0.0)
-            rest = m * again + self.tails.both * self.pp + both
-            seconds = np.maximum(seconds, m * mean + weight * rest)
-        return self.objectives(seconds), misfits
+            work = self._columns(self._work, columns) + again
+            forward = self.totals.forward.sum(axis=3)[:, self.sharing[columns], 0]
+            hidden = (m - 1) * work + forward + both
+            return np.maximum(m * work + self.tails.optimizer[:, columns], hidden)
+        mean, weight = (self._columns(table, columns) for table in self.ranks.balanced)
+        single = np.array([self.table.variants[i].chunks == 1 for i in columns.tolist()])
+        tied = 2 * np.where(single, self.tie((0, self.pp - 1))[:, None], 0.0)
+        rest = m * again + both * self.pp + tied
+        return np.asarray(np.maximum(seconds, m * mean + weight * rest))
 
-    def _columns(self, table: Array) -> Array:
-        """``[group, sharing, level]`` -> ``[group, variant]``."""
-        return np.asarray(table[:, self.sharing, self.time_level])
+    def _columns(self, table: Array, columns: Indices) -> Array:
+        """``[group, sharing, level]`` -> ``[group, column]``."""
+        return np.asarray(table[:, self.sharing[columns], self.time_level[columns]])
 
     @cached_property
     def ranks(self) -> RankTotals:
@@ -169,16 +190,15 @@ class Batch:
             return seconds
         if name == "time-to-target":
             return np.asarray(seconds * self.table.least_multiplier[None, :])
-        computing, held = self._columns(self._work), quick.all_held(self.columns)
+        computing = self._columns(self._work, np.arange(len(self.table.variants)))
+        held = quick.all_held(self.columns)
         return quick.objectives(self.columns, seconds, computing, held)
 
     def _single(self, schedule: str, columns: Indices) -> Array:
-        """Least step seconds ``[group, column]`` of one stage per rank."""
+        """Least step seconds ``[group, column]`` of pipelines with one stage per rank."""
         m = self.m[:, None, None]
         even = m * np.maximum(self._fullest, self.message_s[:, None, None])
-        if self.pp == 1:
-            table = m * self._work
-        elif not self.quick.chained:
+        if not self.quick.chained:
             table = even
         elif schedule == "gpipe":
             table = self._work + (m - 1) * self._fullest
@@ -186,9 +206,9 @@ class Batch:
             table = np.maximum(even, self._by_schedule(schedule))
             if schedule == "1f1b":
                 table = np.maximum(table, self._one_f_one_b)
-        picked = table[:, self.sharing[columns], self.time_level[columns]]
-        if self.pp == 1 or not self.quick.chained:
-            return np.asarray(picked)
+        picked = self._columns(table, columns)
+        if not self.quick.chained:
+            return picked
         tie = self.tie((0, self.pp - 1))[:, None]
         if schedule in TO_FIRST:
             picked = picked + tie
@@ -198,7 +218,7 @@ class Batch:
             paths.append(self._round_trip(schedule, columns))
         if schedule == "zero_bubble":
             # Its paths end with the last action of each rank, whose own tail follows.
-            mean = self._columns(self._filled)[:, columns]
+            mean = self._columns(self._filled, columns)
             paths.append(mean + self.tails.both[:, columns] + 2 * tie / self.pp)
         return np.asarray(np.maximum.reduce(paths))
 
@@ -367,13 +387,14 @@ class Batch:
         peaks = [live(schedule, self.pp, self.pp, microbatches, rank) for rank in range(self.pp)]
         return np.array([max(counts)[0] for counts in peaks], dtype=float)
 
-    def _mixed_again(self, room: Array, columns: Indices) -> Array:
+    def _mixed_again(self, schedule: str, columns: Indices) -> Array:
         """Least recompute seconds per microbatch ``[group, column]`` that memory forces."""
         mixed = np.flatnonzero(self.table.recompute[columns] == MIXED)
-        excess = np.maximum(0.0, self._kept[:, :1] - room[:, mixed])
+        room = self._room_for_kept(schedule, columns[mixed])
+        excess = np.maximum(0.0, self._kept[:, :1] - room)
         for number in np.unique(self.row_of[excess.any(axis=1)]).tolist():
             mine = np.flatnonzero(self.row_of == number)
             excess[mine] = np.interp(excess[mine], *self.rows[number].again)
-        result = np.zeros_like(room)
+        result = np.zeros((len(excess), len(columns)))
         result[:, mixed] = excess
         return result

@@ -37,12 +37,12 @@ class Entry:
     Attributes:
         group: The group.
         index: Variant in the group's table.
-        behind: ``(bound, variant)`` that cannot be better unless this one does not fit.
+        behind: Variants that cannot be better unless this one does not fit.
     """
 
     group: PointGroup
     index: int
-    behind: tuple[tuple[float, int], ...]
+    behind: tuple[int, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Queue:
     Attributes:
         group: The group.
         order: Variants in the group's table, best bound first.
-        bounds: By variant.
+        bounds: By variant; infinite where they wait or do not fit.
         waits: Variants that wait behind another one.
         taken: How many of ``order`` are gone.
         sharp_to: Bounds below this are as high as they become without a layout.

@@ -126,21 +126,19 @@ class QuickBounds:
     def variants(self, groups: Sequence[PointGroup]) -> list[tuple[Array, Mask]]:
         """Per group: least objective of every variant of its table, and which cannot fit."""
         found: dict[int, tuple[Array, Mask]] = {}
-        for members, bounds, misfits in self.by_depth(groups):
+        for members, batch in self.by_depth(groups):
+            bounds, misfits = batch.bounds(batch.valid.any(axis=0)), batch.misfits
             for position, index in enumerate(members):
                 found[index] = (bounds[position], misfits[position])
         return [found[i] for i in range(len(groups))]
 
-    def by_depth(self, groups: Sequence[PointGroup]) -> Iterator[tuple[list[int], Array, Mask]]:
-        """:meth:`variants` of the groups of each pipeline depth ``[group, variant]``.
-
-        Groups are told by their position.
-        """
+    def by_depth(self, groups: Sequence[PointGroup]) -> Iterator[tuple[list[int], Batch]]:
+        """The groups of each pipeline depth, and their positions."""
         members: dict[int, list[int]] = {}
         for index, group in enumerate(groups):
             members.setdefault(group.pp, []).append(index)
         for some in members.values():
-            yield some, *Batch(self, [groups[i] for i in some]).bounds()
+            yield some, Batch(self, [groups[i] for i in some])
 
 
 def _need(rate: float | None, name: str) -> float:

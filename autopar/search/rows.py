@@ -147,15 +147,15 @@ class Rows:
         model, split = self.model, group.split
         (device, busy), *_ = self.world(group.world).kinds
         around = self._around(group)
-        blocks = model.many_seconds(split, sizes, device, busy, around)
-        if blocks is None:
+        many = model.many_seconds(split, sizes, device, busy, around)
+        if many is None:
             each = [model.block_seconds(split, s, device, busy, around) for s in sizes]
             forward, backward, weight = (
                 np.array([getattr(blocks, name) for blocks in each])
                 for name in ("forward", "backward", "weight")
             )
         else:
-            forward, backward, weight = blocks.forward, blocks.backward, blocks.weight
+            forward, backward, weight = many.forward, many.backward, many.weight
         column = np.array(sizes, dtype=float)[:, None]
         kept = model.work(split).at_levels(column) * model.kept_scale
         work, scale = forward + backward, model.tables(split).edge_scale

@@ -112,17 +112,18 @@ class Walk:
     def _push(self, groups: list[PointGroup], least: npt.NDArray[np.float64]) -> None:
         """Put the variants of groups on the heap; those that another includes wait behind it."""
         queues: dict[int, Queue] = {}
-        for members, bounds, misfits in self.quick.by_depth(groups):
-            wider = groups[members[0]].variants.table.wider
-            valid = np.array([groups[i].variants.valid for i in members])
-            self.rejected["memory"] += int((misfits & valid).sum())
-            open_ = valid & ~misfits
+        for members, batch in self.quick.by_depth(groups):
+            wider = batch.table.wider
+            self.rejected["memory"] += int((batch.misfits & batch.valid).sum())
+            open_ = batch.valid & ~batch.misfits
             waits = open_ & (wider >= 0) & open_[:, wider]
             if self.options.objective == "memory":
                 waits = np.zeros_like(waits)  # the wider choice is faster, not smaller
             self._waiting += int(waits.sum())
             at_hand = open_ & ~waits
-            least_of = np.maximum(bounds, least[members][:, None])
+            # What waits is bounded when it need not wait any more: hardly ever.
+            bounds = batch.bounds(at_hand.any(axis=0))
+            least_of = np.where(at_hand, np.maximum(bounds, least[members][:, None]), np.inf)
             # What is not at hand comes last.
             order = np.argsort(np.where(at_hand, least_of, np.nan), axis=1, kind="stable")
             for row, (index, count) in enumerate(zip(members, at_hand.sum(axis=1), strict=True)):
@@ -148,7 +149,7 @@ class Walk:
         return Entry(
             group=queue.group,
             index=index,
-            behind=tuple((float(queue.bounds[i]), int(i)) for i in behind),
+            behind=tuple(behind.tolist()),
         )
 
     def _sharpen(self, first: Queue, bound: float) -> None:
@@ -181,11 +182,14 @@ class Walk:
 
     def _release(self, entry: Entry | None) -> None:
         """A point does not fit: the ones it would have included may."""
-        if entry is None:
+        if entry is None or not entry.behind:
             return
-        for bound, index in entry.behind:
+        ((bounds, _),) = self.quick.variants([entry.group])
+        if math.isfinite(self.best):
+            (bounds,) = sharpen(self.quick, [entry.group], [bounds], self.best)
+        for index in entry.behind:
             self._waiting -= 1
-            self._offer(bound, Entry(group=entry.group, index=index, behind=()))
+            self._offer(float(bounds[index]), Entry(group=entry.group, index=index, behind=()))
 
     def goal(self, point: Point) -> Goal:
         """Objective and limits on a point."""
