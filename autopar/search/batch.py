@@ -16,7 +16,7 @@ from autopar.search.groups import PointGroup
 from autopar.search.row import Row, fullest_rank
 from autopar.search.tails import Tails
 from autopar.search.totals import SHARING, Collectives, RankTotals, Totals, totals_of
-from autopar.search.variants import RECOMPUTE, VariantTable
+from autopar.search.variants import RECOMPUTE
 
 if TYPE_CHECKING:
     from autopar.search.quick import QuickBounds
@@ -41,7 +41,7 @@ class Batch:
     def __init__(self, quick: QuickBounds, groups: Sequence[PointGroup]) -> None:
         self.quick = quick
         self.groups = groups
-        self.table: VariantTable = groups[0].variants.table
+        self.table = table = groups[0].variants.table
         self.pp = groups[0].pp
         self.columns = Columns.of(groups)
         self.m = self.columns.microbatches.astype(float)
@@ -55,7 +55,6 @@ class Batch:
         )
         """Messages from the first pipeline rank down to each ``[group, rank]``, the slowest."""
         self._ties: dict[tuple[int, int], Array] = {}
-        table = self.table
         self.sharing = np.searchsorted(SHARING, np.where(table.zero == 1, 0, table.zero))
         self.time_level = np.where(table.recompute == MIXED, 0, table.recompute)
         self.kept_level = np.minimum(table.recompute, FULL)
@@ -82,11 +81,16 @@ class Batch:
         """Variants that exist ``[group, variant]``."""
         return np.array([group.variants.valid for group in self.groups])
 
+    @property
+    def possible(self) -> Mask:
+        """Variants that exist in some group."""
+        return np.asarray(np.logical_or.reduce(self.valid))
+
     @cached_property
     def misfits(self) -> Mask:
         """Variants that exist in some group and whose memory cannot suffice."""
         misfits = np.zeros(self.valid.shape, dtype=bool)
-        for schedule, chunks, columns in self._by_schedules(self.valid.any(axis=0)):
+        for schedule, chunks, columns in self._by_schedules(self.possible):
             if chunks > 1:
                 misfits[:, columns] = self.chunked.misfit(schedule, chunks, columns)
             else:
@@ -123,7 +127,7 @@ class Batch:
             work = self._columns(self._work, columns) + again
             forward = self.totals.forward.sum(axis=3)[:, self.sharing[columns], 0]
             hidden = (m - 1) * work + forward + both
-            return np.maximum(m * work + self.tails.optimizer[:, columns], hidden)
+            return np.asarray(np.maximum(m * work + self.tails.optimizer[:, columns], hidden))
         mean, weight = (self._columns(table, columns) for table in self.ranks.balanced)
         single = np.array([self.table.variants[i].chunks == 1 for i in columns.tolist()])
         tied = 2 * np.where(single, self.tie((0, self.pp - 1))[:, None], 0.0)
@@ -345,10 +349,6 @@ class Batch:
     def chunked(self) -> ChunkedBounds:
         """Bounds of several stages per rank."""
         return ChunkedBounds(self)
-
-    def cuts(self, stages: int) -> tuple[tuple[int, ...], ...]:
-        """Stage boundaries of several stages per rank; none where blocks are too few."""
-        return self.quick.cuts(stages)
 
     @cached_property
     def room(self) -> Array:

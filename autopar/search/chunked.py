@@ -98,7 +98,7 @@ class ChunkedBounds:
         """By partition; schedules that place stages alike share them."""
         key = (tuple(rank_of.tolist()), schedule.splits_backward)
         if key not in self._known:
-            every = self.batch.cuts(len(rank_of))
+            every = self.batch.quick.cuts(len(rank_of))
             self._known[key] = [self._part(c, rank_of, schedule.splits_backward) for c in every]
         return self._known[key]
 
@@ -123,7 +123,7 @@ class ChunkedBounds:
         mine = list(found.stages_of(0, batch.pp, stages))
         level = batch.kept_level[columns]
         misfit = np.ones((len(batch.groups), len(columns)), dtype=bool)
-        for cuts in batch.cuts(stages):
+        for cuts in batch.quick.cuts(stages):
             stage_bytes, elements = self._bytes(cuts, mine)
             parameters = elements[:, None] * batch.bytes_per_element[:, columns]
             # Peaks need not be known where all microbatches at once would fit.

@@ -127,7 +127,7 @@ class QuickBounds:
         """Per group: least objective of every variant of its table, and which cannot fit."""
         found: dict[int, tuple[Array, Mask]] = {}
         for members, batch in self.by_depth(groups):
-            bounds, misfits = batch.bounds(batch.valid.any(axis=0)), batch.misfits
+            bounds, misfits = batch.bounds(batch.possible), batch.misfits
             for position, index in enumerate(members):
                 found[index] = (bounds[position], misfits[position])
         return [found[i] for i in range(len(groups))]

@@ -93,7 +93,7 @@ class _Cases:
 
     def least_seconds(self) -> Array:
         """Least step seconds over the stage boundaries of the space ``[case]``."""
-        every = self.batch.cuts(self.program.stages)
+        every = self.batch.quick.cuts(self.program.stages)
         durations = np.concatenate([self._durations(cuts) for cuts in every], axis=1)
         hops = np.tile(self._hops(), len(every))
         ends = np.split(ends_of_many(self.program, durations, hops), len(every), axis=1)

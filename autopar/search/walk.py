@@ -122,7 +122,7 @@ class Walk:
             self._waiting += int(waits.sum())
             at_hand = open_ & ~waits
             # What waits is bounded when it need not wait any more: hardly ever.
-            bounds = batch.bounds(at_hand.any(axis=0))
+            bounds = batch.bounds(np.logical_or.reduce(at_hand))
             least_of = np.where(at_hand, np.maximum(bounds, least[members][:, None]), np.inf)
             # What is not at hand comes last.
             order = np.argsort(np.where(at_hand, least_of, np.nan), axis=1, kind="stable")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +12,11 @@ import pytest
 from autopar.calibration.peak import communicator_count
 from autopar.cost import CostModel
 from autopar.cost.bounds import Bounds
-from autopar.search import SearchOptions
+from autopar.search import SearchOptions, search
 from autopar.search.columns import Columns, alike
 from autopar.search.goals import goal_for
 from autopar.search.mixed import Known
+from autopar.search.partition import PartitionSearch
 from autopar.search.quick import QuickBounds
 from autopar.search.row import fullest_rank
 from autopar.search.space import PointGroup, build_space
@@ -136,3 +139,32 @@ def test_points_with_equal_blocks_share_their_runs():
             for stage in range(point.stages):
                 assert (shared.stage_table(stage) == alone.stage_table(stage)).all()
     assert 0 < len(known.bytes) <= len(known.runs) < tried
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("objective", ["time", "memory"])
+def test_bounds_of_some_variants_are_those_of_all(name: str, objective: str):
+    groups, quick = groups_of(name, objective=objective)
+    for _, batch in quick.by_depth(groups):
+        every = batch.bounds(batch.possible)
+        some = batch.possible & (np.arange(len(batch.possible)) % 3 == 0)
+        assert some.any()
+        found = batch.bounds(some)
+        assert np.array_equal(found[:, some], every[:, some])
+        assert np.isinf(found[:, ~some]).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_waits_is_tried_where_what_includes_it_does_not_fit(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    profile, cluster, options = case(name)
+    bound = PartitionSearch.lower_bound
+    monkeypatch.setattr(
+        PartitionSearch,
+        "lower_bound",
+        lambda self: math.inf if self.goal.open_levels else bound(self),
+    )
+    found = search(profile, cluster, options).best
+    wanted = search(profile, cluster, replace(options, forbid=("recompute=mixed",))).best
+    assert found.price.step_time_s.value == pytest.approx(wanted.price.step_time_s.value)
