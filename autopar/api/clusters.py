@@ -68,7 +68,7 @@ def measure_cluster(
     if nnodes == 1 and cluster.backend == "gloo":
         from autopar.api.overhead import with_overhead
 
-        cluster = with_overhead(cluster)
+        cluster = with_overhead(cluster, quick=quick)
     cluster.provenance["measurement"]["others_share"] = watch.others()
     cluster.provenance["host_key"] = _host_key()
     name = f"local-{count}" if nnodes == 1 else f"hosts-{nnodes}x{count}"

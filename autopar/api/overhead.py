@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autopar.api.pipeline_overhead import TARGET, pipeline_overhead, run_probes
+from autopar.api.pipeline_overhead import QUICK_STEPS, STEPS, TARGET, pipeline_overhead, run_probes
 from autopar.api.shard_overhead import measure_shard_overhead
 from autopar.cluster import Cluster
 from autopar.cluster.overhead import NO_OVERHEAD
@@ -12,8 +12,13 @@ from autopar.core.stats import median
 from autopar.cost.constants import MEASURED_WEIGHT_SHARE
 
 
-def with_overhead(cluster: Cluster) -> Cluster:
-    """The cluster with the executor's fixed costs per action, message and step."""
+def with_overhead(cluster: Cluster, *, quick: bool = False) -> Cluster:
+    """The cluster with the executor's fixed costs per action, message and step.
+
+    Args:
+        cluster: As measured so far.
+        quick: Fewer steps.
+    """
     if cluster.device_count < 2:
         return cluster
     import torch
@@ -24,7 +29,7 @@ def with_overhead(cluster: Cluster) -> Cluster:
 
     split = measure_split_overhead(MEASURED_WEIGHT_SHARE.value)
     bare = replace(cluster, overhead=replace(NO_OVERHEAD, split=split))
-    profile, probes = run_probes(bare)
+    profile, probes = run_probes(bare, steps=QUICK_STEPS if quick else STEPS)
     crowded = lookahead(torch.device("cpu"), probes[0].plan.world_size) == 0
     found = pipeline_overhead(profile, bare, probes, at_need=crowded)
     records = [probe.record for probe in probes]

@@ -40,7 +40,7 @@ PROBES = (
     ("schedule=zero_bubble", 16),
 )
 """Schedule and microbatches of each run."""
-STEPS = 60
+STEPS, QUICK_STEPS = 60, 15
 PRIOR = 0.3
 """Weight of a departure from the starting values beside that of a prediction from its measurement,
 both as logarithms: four steps do not tell four costs apart on a noisy host by themselves."""
@@ -63,7 +63,7 @@ class Probe:
     span_s: float
 
 
-def run_probes(cluster: Cluster) -> tuple[GraphProfile, list[Probe]]:
+def run_probes(cluster: Cluster, *, steps: int = STEPS) -> tuple[GraphProfile, list[Probe]]:
     """Run the schedules on two ranks per replica, with as many replicas as ranks allow.
 
     The first is run in fresh processes: their memory is that of a user's ranks.
@@ -80,7 +80,7 @@ def run_probes(cluster: Cluster) -> tuple[GraphProfile, list[Probe]]:
         spec = f"world={2 * replicas},dp_replicate={replicas},pp=2,{schedule},m={microbatches}"
         options = SearchOptions(global_batch=replicas * microbatches)
         plan = replace(plan_for(profile, cluster, spec, options).plan, threads=1)
-        record = _run(plan, task, fresh=not probes)
+        record = _run(plan, task, steps, fresh=not probes)
         b = record.breakdown
         step_s = quantile(record.step_times_s, COUNTED_QUANTILE)
         tail_s = b.optimizer_s + b.gradient_sync_s + b.other_s
@@ -196,7 +196,7 @@ def _global(record: RunRecord, pipeline_rank: int) -> int:
     return record.plan.mesh.rank(pp=pipeline_rank)
 
 
-def _run(plan: Plan, task: Task, *, fresh: bool) -> RunRecord:
+def _run(plan: Plan, task: Task, steps: int, *, fresh: bool) -> RunRecord:
     """Run it by torchrun, as users do, or in forks, which start in a quarter of the time."""
     from autopar.executor import RunOptions, run_plan
 
@@ -210,6 +210,6 @@ def _run(plan: Plan, task: Task, *, fresh: bool) -> RunRecord:
         launcher = "fork"
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
         options = RunOptions(
-            out=Path(folder), steps=STEPS, warmup=5, device="cpu", quiet=True, launcher=launcher
+            out=Path(folder), steps=steps, warmup=5, device="cpu", quiet=True, launcher=launcher
         )
         return run_plan(plan, task, options)

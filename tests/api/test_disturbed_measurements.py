@@ -13,6 +13,7 @@ from autopar.cluster.parse import parse_cluster
 from autopar.core.host_watch import HostWatch
 from autopar.graph import GraphProfile
 from autopar.profiler import profile_task
+from autopar.profiler.policy import MeasurePolicy
 from autopar.tasks.resolve import resolve
 
 TARGET = "zoo:mlp?inputs=8&width=8&depth=2&classes=2"
@@ -49,7 +50,7 @@ def test_cluster_is_measured_again_when_the_host_is_quiet(
 
 
 def test_plan_says_that_its_figures_were_disturbed(tmp_path: Path) -> None:
-    profile = _profile(tmp_path)
+    profile = _profile(tmp_path, measure=False)
     best = autopar.plan(profile, _cluster(0.4), global_batch=8).best
     assert any("cluster local:2" in a and "40%" in a for a in best.price.assumptions)
     calm = autopar.plan(profile, _cluster(0.01), global_batch=8).best
@@ -69,5 +70,11 @@ def test_profile_is_measured_again_when_the_host_is_quiet(
     assert second.others_share == 0.0 and not second.provenance["warnings"]
 
 
-def _profile(folder: Path) -> GraphProfile:
-    return profile_task(resolve(TARGET), batch=4, busy_ranks=1, cache_dir=folder / "cache").profile
+QUICK = MeasurePolicy(warmup=1, fewest_repeats=3, most_repeats=4, point_s=0.01, noisy_spread=1e9)
+
+
+def _profile(folder: Path, *, measure: bool = True) -> GraphProfile:
+    cache, task = folder / "cache", resolve(TARGET)
+    return profile_task(
+        task, batch=4, busy_ranks=1, cache_dir=cache, measure=measure, policy=QUICK
+    ).profile

@@ -110,6 +110,10 @@ def test_python_road_with_a_task_that_has_no_target(place: Path) -> None:
     exec(TASK, scope)
     task = scope["task"](width=16)
     cluster = autopar.measure_cluster(2, quick=True)
+    overhead = cluster.overhead
+    assert all(1e-6 < s < 0.1 for s in (overhead.forward_action_s, overhead.backward_action_s))
+    assert overhead.receive_s is None or overhead.receive_s >= 0
+    assert overhead.split.second.weight_s > 0
     profile = autopar.profile(task, batch=4, measure=False)
     result = autopar.plan(profile, cluster, global_batch=8, fix=("dp_replicate=2",))
     assert result.best.plan.mesh.dp_replicate == 2
