@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autopar.api.pipeline_overhead import QUICK_STEPS, STEPS, TARGET, pipeline_overhead, run_probes
+from autopar.api.pipeline_overhead import (
+    PROBE_THREADS,
+    QUICK_STEPS,
+    STEPS,
+    TARGET,
+    pipeline_overhead,
+    run_probes,
+)
 from autopar.api.shard_overhead import measure_shard_overhead
 from autopar.cluster import Cluster
 from autopar.cluster.overhead import NO_OVERHEAD
@@ -30,8 +37,14 @@ def with_overhead(cluster: Cluster, *, quick: bool = False) -> Cluster:
     split = measure_split_overhead(MEASURED_WEIGHT_SHARE.value)
     bare = replace(cluster, overhead=replace(NO_OVERHEAD, split=split))
     profile, probes = run_probes(bare, steps=QUICK_STEPS if quick else STEPS)
-    crowded = lookahead(torch.device("cpu"), probes[0].plan.world_size) == 0
-    found = pipeline_overhead(profile, bare, probes, at_need=crowded)
+
+    def at_need(ranks: int, threads: int) -> bool:
+        return lookahead(torch.device("cpu"), ranks, threads) == 0
+
+    probed = at_need(probes[0].plan.world_size, PROBE_THREADS)
+    found = pipeline_overhead(profile, bare, probes, at_need=probed)
+    if not probed and at_need(cluster.device_count, cluster.threads_per_rank or 1):
+        found = replace(found, receive_s=0.0)  # a user's ranks fill the cores, the probes did not
     records = [probe.record for probe in probes]
     resident_bytes = max(records[0].peak_memory_bytes)
     return replace(

@@ -41,9 +41,12 @@ PROBES = (
 )
 """Schedule and microbatches of each run."""
 STEPS, QUICK_STEPS = 60, 15
+"""Timed steps of each run; the second when the host is measured quickly."""
+PROBE_THREADS = 1
+"""Of a rank that computes: forked ranks have no more."""
 PRIOR = 0.3
 """Weight of a departure from the starting values beside that of a prediction from its measurement,
-both as logarithms: four steps do not tell four costs apart on a noisy host by themselves."""
+both as logarithms: four steps do not tell three costs apart on a noisy host by themselves."""
 LEAST_S = 1e-6
 """Start of a cost that was too small to be seen."""
 
@@ -79,7 +82,7 @@ def run_probes(cluster: Cluster, *, steps: int = STEPS) -> tuple[GraphProfile, l
     for schedule, microbatches in PROBES:
         spec = f"world={2 * replicas},dp_replicate={replicas},pp=2,{schedule},m={microbatches}"
         options = SearchOptions(global_batch=replicas * microbatches)
-        plan = replace(plan_for(profile, cluster, spec, options).plan, threads=1)
+        plan = replace(plan_for(profile, cluster, spec, options).plan, threads=PROBE_THREADS)
         record = _run(plan, task, steps, fresh=not probes)
         b = record.breakdown
         step_s = quantile(record.step_times_s, COUNTED_QUANTILE)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from autopar.cluster.overhead import ShardCost, SplitOverhead
-from autopar.core.stats import COUNTED_QUANTILE, quantile
+from autopar.core.stats import COUNTED_QUANTILE, quantile, rising_line
 from autopar.executor.split_backward import backward_input
 
 LAYERS = (2, 12)
@@ -56,14 +56,9 @@ def split_overhead(found: Sequence[Halves], weight_share: float) -> SplitOverhea
     counts = [row.weights for row in found]
     first = [row.input_s - (1 - weight_share) * row.whole_s for row in found]
     second = [row.weight_s - weight_share * row.whole_s for row in found]
-    return SplitOverhead(first=_line(counts, first), second=_line(counts, second))
-
-
-def _line(weights: Sequence[int], seconds: Sequence[float]) -> ShardCost:
-    """``seconds = unit_s + weights x weight_s``, neither below 0."""
-    (few, many), (short_s, long_s) = weights, seconds
-    weight_s = max((long_s - short_s) / (many - few), 0.0)
-    return ShardCost(unit_s=max(short_s - few * weight_s, 0.0), weight_s=weight_s)
+    lines = [rising_line(counts, seconds) for seconds in (first, second)]
+    halves = [ShardCost(unit_s=fixed, weight_s=each) for fixed, each in lines]
+    return SplitOverhead(first=halves[0], second=halves[1])
 
 
 def _time(layers: int) -> Halves:

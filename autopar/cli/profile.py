@@ -184,7 +184,7 @@ def _profile_cluster(
     }
     said = disturbed(f"cluster {cluster.name}", cluster.others_share)
     if said:
-        talk.warn(f"{said}: measure again when it is idle")
+        talk.warn(said)
     talk.finish(data, lambda console: _show_cluster(console, cluster, path))
 
 

@@ -58,6 +58,10 @@ class SplitOverhead:
     first: ShardCost = ShardCost()
     second: ShardCost = ShardCost()
 
+    def seconds(self, weights: int) -> tuple[float, float]:
+        """Of both halves, for a stage with so many weights."""
+        return self.first.seconds(1, weights), self.second.seconds(1, weights)
+
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> SplitOverhead:
         """Inverse of ``asdict``."""

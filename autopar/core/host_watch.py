@@ -58,7 +58,10 @@ def disturbed(what: str, others: float | None) -> str | None:
     """
     if others is None or others < NOTEWORTHY:
         return None
-    return f"{what} was measured while other programs took {others:.0%} of this host's processors"
+    return (
+        f"{what} was measured while other programs took {others:.0%} of this host's processors: "
+        "measure again when it is idle"
+    )
 
 
 def _processors() -> set[int]:

@@ -39,6 +39,21 @@ def trimmed_mean(values: Sequence[float], share: float = 0.1) -> float:
     return mean([value for value in values if low <= value <= high])
 
 
+def rising_line(counts: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
+    """``value = fixed + each x count`` through a small and a large count, neither below 0.
+
+    Args:
+        counts: The two counts, the smaller first.
+        values: Their values.
+
+    Returns:
+        ``fixed`` and ``each``.
+    """
+    (few, many), (low, high) = counts, values
+    each = max((high - low) / (many - few), 0.0)
+    return max(low - few * each, 0.0), each
+
+
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
     """Kendall's tau-b of two equally long sequences; ``None`` when either is constant.
 

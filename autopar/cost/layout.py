@@ -298,10 +298,9 @@ class Layout:
         """Seconds that the halves of a stage's backward take more than one in one go."""
         if not self._splits:
             return 0.0, 0.0
-        split = self.model.cluster.overhead.split
         blocks = self.model.profile.blocks[cuts[stage] : cuts[stage + 1]]
         weights = sum(len(block.parameters) for block in blocks)
-        return split.first.seconds(1, weights), split.second.seconds(1, weights)
+        return self.model.cluster.overhead.split.seconds(weights)
 
     def _received(self, cuts: Cuts) -> list[tuple[float, float]]:
         """By stage, seconds of taking in at need what its forward and its backward read."""

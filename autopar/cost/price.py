@@ -235,7 +235,7 @@ def disturbances(layout: Layout) -> list[str]:
         disturbed("the profile", profile.others_share if profile.measurement else None),
         disturbed(f"cluster {cluster.name}", cluster.others_share),
     ]
-    return [f"{text}: measure again when it is idle" for text in found if text]
+    return [text for text in found if text]
 
 
 def model_flop_utilisation(layout: Layout, step_s: float) -> float | None:

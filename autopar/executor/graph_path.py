@@ -90,7 +90,7 @@ class GraphLowering(Lowering):
                 ranks=context.groups.pipeline.ranks,
                 me=context.groups.pp,
                 microbatches=plan.microbatches,
-                ahead=lookahead(device, context.node_size),
+                ahead=lookahead(device, context.node_size, torch.get_num_threads()),
             ),
             channels=_channels(plan, routes),
             device=device,

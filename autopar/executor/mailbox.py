@@ -16,7 +16,7 @@ LOOKAHEAD = 2
 """Actions of a sending rank whose messages have buffers posted before they are needed."""
 
 
-def lookahead(device: torch.device, local_ranks: int) -> int:
+def lookahead(device: torch.device, local_ranks: int, threads: int) -> int:
     """:data:`LOOKAHEAD`, or 0 where ranks leave no core to receive on.
 
     There a message that arrives while a rank computes is taken in by a thread that interrupts it,
@@ -25,8 +25,9 @@ def lookahead(device: torch.device, local_ranks: int) -> int:
     Args:
         device: What the rank computes on.
         local_ranks: Ranks on this host.
+        threads: Threads of each that compute.
     """
-    crowded = usable_cores() <= local_ranks * torch.get_num_threads()
+    crowded = usable_cores() <= local_ranks * threads
     return 0 if device.type == "cpu" and crowded else LOOKAHEAD
 
 

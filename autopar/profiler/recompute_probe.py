@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from autopar.core.stats import rising_line
 from autopar.profiler.selective import contexts
 from autopar.profiler.timing import time_call
 
@@ -60,10 +61,9 @@ def selective_cost(device: str, *, repeats: int) -> RecomputeCost:
 
 
 def _cost(extra_s: Callable[[torch.nn.Sequential], float]) -> RecomputeCost:
-    short_s, long_s = (extra_s(_chain(layers)) for layers in _LAYERS)
-    few, many = (_OPS * layers for layers in _LAYERS)
-    op_s = max((long_s - short_s) / (many - few), 0.0)
-    return RecomputeCost(unit_s=max(short_s - few * op_s, 0.0), op_s=op_s)
+    seconds = [extra_s(_chain(layers)) for layers in _LAYERS]
+    unit_s, op_s = rising_line([_OPS * layers for layers in _LAYERS], seconds)
+    return RecomputeCost(unit_s=unit_s, op_s=op_s)
 
 
 def _chain(layers: int) -> torch.nn.Sequential:

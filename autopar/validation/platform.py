@@ -9,9 +9,9 @@ from autopar.calibration.table import clock_share, device_class
 from autopar.cluster.catalog import load_machine
 
 PRECISIONS = ("float16", "float8", "float4", "tf32", "float32")
+"""What the dense products of a run compute in; bfloat16 counts as float16, of the same rate."""
 WIDE = ("tf32", "float32")
 """Precisions whose tensors and gradients are float32 in memory."""
-"""What the dense products of a run compute in; bfloat16 counts as float16, of the same rate."""
 
 _NAMES: tuple[tuple[str, str], ...] = (
     (r"gb300", "gb300"),

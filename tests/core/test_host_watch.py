@@ -65,7 +65,8 @@ def test_own_work_shows_in_the_counters() -> None:
 
 def test_disturbed_names_the_share() -> None:
     assert disturbed("the profile", 0.37) == (
-        "the profile was measured while other programs took 37% of this host's processors"
+        "the profile was measured while other programs took 37% of this host's processors: "
+        "measure again when it is idle"
     )
     assert disturbed("the profile", 0.02) is None and disturbed("the profile", None) is None
 

@@ -13,14 +13,15 @@ from autopar.executor import mailbox
 from autopar.executor.mailbox import LOOKAHEAD, lookahead
 
 
-@pytest.mark.parametrize(("cores", "expected"), [(1, 0), (2, 0), (3, LOOKAHEAD)])
+@pytest.mark.parametrize(
+    ("cores", "threads", "expected"), [(1, 1, 0), (2, 1, 0), (3, 1, LOOKAHEAD), (3, 2, 0)]
+)
 def test_receives_are_posted_ahead_where_a_core_is_free(
-    cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    cores: int, threads: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mailbox, "usable_cores", lambda: cores)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert lookahead(torch.device("cpu"), 2) == expected
-    assert lookahead(torch.device("cuda", 0), 2) == LOOKAHEAD
+    assert lookahead(torch.device("cpu"), 2, threads) == expected
+    assert lookahead(torch.device("cuda", 0), 2, threads) == LOOKAHEAD
 
 
 @pytest.mark.parametrize("cores", [1, 64])
