@@ -9,6 +9,7 @@ import numpy as np
 
 from autopar.cluster import Device
 from autopar.cluster.overhead import ShardOverhead
+from autopar.core.arrays import distinct_places
 from autopar.cost.collectives import CommunicationModel
 from autopar.cost.compute import ComputeModel
 from autopar.cost.groups import Group
@@ -275,7 +276,7 @@ def _over_shapes(
     """
     if not shapes:
         return np.zeros_like(sizes)
-    values, inverse = np.unique(sizes, return_inverse=True)
+    values, inverse = distinct_places(sizes)
     least = np.ones(1)
     seconds = np.max([around.many(communication, kind, values, g) for g in shapes], axis=0)
     if around.shards is not None:

@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from autopar.core.arrays import distinct_places
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.prefix_bounds import prefix_seconds
 from autopar.cost.sync import StageSync
@@ -119,7 +120,7 @@ class Bounds:
         tables = []
         for direction, amounts in enumerate(zip(*layout.tables.chain, strict=True)):
             sizes = np.array([layout.amount_bytes(amount) for amount in amounts])
-            values, inverse = np.unique(sizes, return_inverse=True)
+            values, inverse = distinct_places(sizes)
             table = np.zeros((layout.stages, len(sizes)))
             for stage in range(1, layout.stages):
                 ends = (layout.rank_of(stage - 1), layout.rank_of(stage))
@@ -346,5 +347,5 @@ class Bounds:
 
 def _by_value(sizes: Table, seconds: Callable[[Vector], Vector]) -> Table:
     """A function of each entry, called with the different values."""
-    values, inverse = np.unique(sizes, return_inverse=True)
-    return np.asarray(seconds(np.maximum(0.0, values))[inverse.reshape(sizes.shape)])
+    values, inverse = distinct_places(sizes)
+    return np.asarray(seconds(np.maximum(0.0, values))[inverse])

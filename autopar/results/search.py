@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +106,7 @@ class SearchResult:
         provenance: Versions, host, command.
         pareto: Plans that no other beats in every objective, when several were asked for;
             ``best`` is then the best in the first of them.
-        study: The Optuna study itself; not stored in the file.
+        open_study: Makes or opens :attr:`study`; not stored in the file.
         reasons: Says more than ``explanation`` when called, at the price of more pricing; not
             stored in the file.
     """
@@ -124,8 +125,13 @@ class SearchResult:
     study_name: str = ""
     provenance: dict[str, Any] = field(default_factory=dict, compare=False)
     pareto: ParetoSet | None = None
-    study: optuna.Study | None = field(default=None, compare=False, repr=False)
+    open_study: Callable[[], optuna.Study] | None = field(default=None, compare=False, repr=False)
     reasons: Callable[[], tuple[str, ...]] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def study(self) -> optuna.Study | None:
+        """The Optuna study, one trial per priced point; ``None`` for a result from a file."""
+        return self.open_study() if self.open_study is not None else None
 
     def explain(self) -> str:
         """Why this plan, as text: in full where profile and cluster are at hand."""

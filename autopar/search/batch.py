@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from autopar.core.arrays import distinct
 from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
 from autopar.search.chunked import ChunkedBounds, prefix_sums
 from autopar.search.columns import Columns, alike
@@ -392,7 +393,7 @@ class Batch:
         mixed = np.flatnonzero(self.table.recompute[columns] == MIXED)
         room = self._room_for_kept(schedule, columns[mixed])
         excess = np.maximum(0.0, self._kept[:, :1] - room)
-        for number in np.unique(self.row_of[excess.any(axis=1)]).tolist():
+        for number in distinct(self.row_of[excess.any(axis=1)]).tolist():
             mine = np.flatnonzero(self.row_of == number)
             excess[mine] = np.interp(excess[mine], *self.rows[number].again)
         result = np.zeros((len(excess), len(columns)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from autopar.core.arrays import distinct
 from autopar.schedules import AbstractSchedule
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ChunkedBounds:
         self._held: dict[object, tuple[Array, Array]] = {}
         self._seconds: dict[object, Array] = {}
         counts = batch.m.astype(np.intp)
-        self._by_count = [(m, np.flatnonzero(counts == m)) for m in np.unique(counts).tolist()]
+        self._by_count = [(m, np.flatnonzero(counts == m)) for m in distinct(counts).tolist()]
 
     def seconds(self, schedule: str, chunks: int, columns: Indices) -> Array:
         """Least step seconds ``[group, column]``.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 import numpy.typing as npt
 
+from autopar.core.arrays import distinct_places
 from autopar.search.variants import VariantSet
 from autopar.strategies import Split
 
@@ -167,7 +168,7 @@ class Columns:
     @cached_property
     def worlds(self) -> tuple[list[int], Indices]:
         """Numbers of devices that groups use, and the place of every group's among them."""
-        sizes, number = np.unique(self.world, return_inverse=True)
+        sizes, number = distinct_places(self.world)
         return sizes.tolist(), number
 
 

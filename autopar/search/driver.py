@@ -1,13 +1,14 @@
-"""search(): an Optuna study that walks the space best bound first and proves its answer."""
+"""search(): walks the space best bound first, one Optuna trial a point, and proves its answer."""
 
 from __future__ import annotations
 
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING
 
 from autopar.cluster import Cluster
@@ -18,18 +19,21 @@ from autopar.core.version import __version__
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
+from autopar.schedules import SCHEDULES
 from autopar.search.baselines import price_baselines
 from autopar.search.explain import explain
 from autopar.search.infeasible import diagnose
-from autopar.search.options import SearchOptions
+from autopar.search.options import EXACT_MODES, SearchOptions
 from autopar.search.plans import build_plan, rank_plan
 from autopar.search.space import build_space
 from autopar.search.sync_words import changing_modes, steps_paragraph, sync_warnings
-from autopar.search.walk import Walk
+from autopar.search.walk import Priced, Walk
 from autopar.sync import parse_sync
 
 if TYPE_CHECKING:
     import optuna
+
+    from autopar.search.study import StoredStudy
 
 
 def search(
@@ -105,6 +109,7 @@ def find_in_order(
     profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
 ) -> SearchResult:
     """:func:`find` with ranks on devices 0, 1, 2 ... of the cluster."""
+    _load()
     began = time.perf_counter()
     options = options.resolved(cluster)
     model = CostModel(profile, cluster, options.precision)
@@ -114,7 +119,7 @@ def find_in_order(
         space=build_space(profile, cluster, options),
     )
     walk.start()
-    study, history = run_study(walk, relaxations)
+    trials = run_study(walk, relaxations)
     best = sorted(walk.priced, key=lambda item: item.value)[: options.top]
     top = tuple(rank_plan(item.point, item.cuts, model, options, item.levels) for item in best)
     baselines = price_baselines(model, options, walk.space.global_batch)
@@ -127,44 +132,85 @@ def find_in_order(
         search_time_s=time.perf_counter() - began,
         objective=options.objective,
         explanation=explain(top, baselines, certificate, options),
-        history=tuple(history),
+        history=tuple(trials.history),
         warnings=top[0].price.assumptions,
         profile=summary_of_profile(profile),
         cluster={"name": cluster.name, "devices": cluster.device_count, "hash": cluster.hash},
-        study_name=study.study_name,
+        study_name=trials.study_name,
         provenance=provenance(),
-        study=study,
+        open_study=trials.open_study,
     )
 
 
-def run_study(
-    walk: Walk, relaxations: bool
-) -> tuple[optuna.Study, list[tuple[int, float, float, str]]]:
-    """Feed the walk to an Optuna study, one trial per priced point."""
-    study, history = price_all(walk)
-    if study is None:
+@cache
+def _load() -> None:
+    """Import what searches look up by name; that takes time once in a process."""
+    for name in SCHEDULES:
+        SCHEDULES.load(name)
+    parse_sync(EXACT_MODES[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trials:
+    """What a walk priced.
+
+    Attributes:
+        history: As in results; empty when nothing fits.
+        study_name: Name of the Optuna study.
+        open_study: The study, made when it is asked for unless it is stored: loading Optuna takes
+            longer than many a search.
+    """
+
+    history: Sequence[tuple[int, float, float, str]]
+    study_name: str
+    open_study: Callable[[], optuna.Study]
+
+
+def run_study(walk: Walk, relaxations: bool) -> Trials:
+    """Price what the walk finds worth it.
+
+    Raises:
+        InfeasibleError: Nothing was priced.
+    """
+    trials = price_all(walk)
+    if not trials.history:
         raise diagnose(walk.model, walk.options, walk.space, relaxations=relaxations)
-    return study, history
+    return trials
 
 
-def price_all(
-    walk: Walk,
-) -> tuple[optuna.Study | None, list[tuple[int, float, float, str]]]:
-    """The study and history of a walk, no study when it priced nothing."""
-    from autopar.search.study import StudyLog
-
-    log: StudyLog | None = None
-    if walk.options.storage is not None:
-        log = StudyLog(study_name(walk), walk.space, walk.options)
-        walk.shared = log.shared
+def price_all(walk: Walk) -> Trials:
+    """One trial of an Optuna study per priced point; in a storage they are written at once."""
     history: list[tuple[int, float, float, str]] = []
+    priced: list[tuple[Priced, str]] = []
+    stored = _stored(walk)
     best = math.inf
     while (item := walk.next()) is not None:
-        log = log or StudyLog(title(walk), walk.space, walk.options)
         best = min(best, item.value)
         name = build_plan(item.point, item.cuts, walk.model, walk.options, item.levels).name
-        history.append((log.record(item, name), item.value, best, name))
-    return (log.study if log is not None and history else None), history
+        number = len(history) if stored is None else stored.record(item, name)
+        history.append((number, item.value, best, name))
+        priced.append((item, name))
+
+    def study() -> optuna.Study:
+        from autopar.search.study import study_of
+
+        return study_of(title(walk), walk.space, priced)
+
+    if stored is None:
+        return Trials(history=history, study_name=title(walk), open_study=study)
+    opened = stored.study
+    return Trials(history=history, study_name=opened.study_name, open_study=lambda: opened)
+
+
+def _stored(walk: Walk) -> StoredStudy | None:
+    """The study that the options name a storage for; the walk shares it with other workers."""
+    if walk.options.storage is None:
+        return None
+    from autopar.search.study import StoredStudy
+
+    found = StoredStudy(study_name(walk), walk.space, walk.options.storage)
+    walk.shared = found.shared
+    return found
 
 
 def title(walk: Walk) -> str:

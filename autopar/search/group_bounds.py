@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from autopar.core.arrays import distinct
 from autopar.search.columns import Columns, alike
 from autopar.search.row import Row, fullest_of, fullest_rank
 from autopar.search.rows import BlockSums
@@ -145,8 +146,8 @@ class GroupBounds:
         sums = BlockSums.empty(len(firsts))
         work = np.zeros((len(firsts), len(self.quick.model.profile.blocks)))
         device, _ = self.rows.world(c.groups[some[0]].world).kinds[0]
-        splits = [c.splits[i] for i in np.unique(split).tolist()]
-        self.quick.model.prepare(splits, np.unique(size).tolist(), device)
+        splits = [c.splits[i] for i in distinct(split).tolist()]
+        self.quick.model.prepare(splits, distinct(size).tolist(), device)
         for place_number, first in enumerate(places):
             mine = np.flatnonzero(number == place_number)
             sizes = tuple(size[firsts][mine].tolist())
@@ -154,7 +155,7 @@ class GroupBounds:
             sums.put(mine, found)
         result = sums.take(row)
         falling = -np.sort(-work, axis=1)
-        for ranks in np.unique(pp).tolist():
+        for ranks in distinct(pp).tolist():
             mine = np.flatnonzero(pp == ranks)
             result.fullest[mine] = fullest_of(falling, sums.total, ranks)[row[mine]]
         return result
@@ -171,7 +172,7 @@ class GroupBounds:
         single = np.maximum(m * sums.total + optimizer, hidden)
         piped = m * sums.total / pp + both
         if self.quick.chained:
-            for ranks in np.unique(pp[pp > 1]).tolist():
+            for ranks in distinct(pp[pp > 1]).tolist():
                 mine = np.flatnonzero(pp == ranks)
                 way = self._ways(columns.take(mine), sums.take(mine))
                 piped[mine] = np.maximum(piped[mine], way)
@@ -186,7 +187,7 @@ class GroupBounds:
     def _least_tails(self, columns: Columns) -> tuple[Array, Array]:
         """Optimizer, and optimizer with synchronisation, of the variant with the least."""
         there = np.zeros((len(columns.sets), TAIL_CODES), dtype=bool)
-        for number in np.unique(columns.set).tolist():
+        for number in distinct(columns.set).tolist():
             some = columns.sets[number]
             there[number, some.table.tail_codes[some.valid]] = True
         codes = np.flatnonzero(there.any(axis=0))

@@ -25,7 +25,7 @@ from autopar.search.uneven import best_uneven_split
 from autopar.search.walk import Walk
 
 if TYPE_CHECKING:
-    import optuna
+    from autopar.search.driver import Trials
 
 PLACEMENT = "Placement."
 """Opens the paragraph about the order of machines."""
@@ -38,14 +38,12 @@ class _Searched:
     Attributes:
         order: The order.
         walk: Over its space, started.
-        study: Trials of what was priced, ``None`` when the bound made pricing unnecessary.
-        history: As in results.
+        trials: What was priced, ``None`` when the bound made pricing unnecessary.
     """
 
     order: DeviceOrder
     walk: Walk
-    study: optuna.Study | None = None
-    history: Sequence[tuple[int, float, float, str]] = ()
+    trials: Trials | None = None
 
     @property
     def value(self) -> float:
@@ -96,7 +94,7 @@ def find_placed(
     for item in sorted(searched, key=lambda each: each.walk.least):
         if item.walk.least < min(known, default=math.inf):
             item.walk.known = tuple(known)
-            item.study, item.history = price_all(item.walk)
+            item.trials = price_all(item.walk)
             known += [priced.value for priced in item.walk.priced]
     if not known:
         return find_in_order(profile, cluster, fixed, relaxations=relaxations)
@@ -118,8 +116,8 @@ def _joined(
     placement = placement_words(_steps(searched), len(searched))
     if options.objective == "time" and (uneven := best_uneven_split(model, options)) is not None:
         placement += " " + uneven.words(model, top[0].price.step_time_s.value)
-    study = searched[0].study
-    assert study is not None  # its best plan was priced
+    trials = searched[0].trials
+    assert trials is not None  # its best plan was priced
     return SearchResult(
         best=top[0],
         top=top,
@@ -132,9 +130,9 @@ def _joined(
         warnings=top[0].price.assumptions,
         profile=summary_of_profile(profile),
         cluster={"name": cluster.name, "devices": cluster.device_count, "hash": cluster.hash},
-        study_name=study.study_name,
+        study_name=trials.study_name,
         provenance=provenance(),
-        study=study,
+        open_study=trials.open_study,
     )
 
 
@@ -180,7 +178,7 @@ def _history(searched: Iterable[_Searched]) -> Iterable[tuple[int, float, float,
     """The priced points of all orders as one history."""
     best, number = math.inf, 0
     for item in searched:
-        for _, value, _, name in item.history:
+        for _, value, _, name in item.trials.history if item.trials is not None else ():
             best = min(best, value)
             yield number, value, best, name
             number += 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autopar.core.arrays import distinct
 from autopar.cost.many import ends_of_many
 from autopar.cost.simulate import Program
 from autopar.search.batch import Array, Batch, Indices, Mask
@@ -47,7 +48,7 @@ def sharpen(
     found = _to_simulate(quick, groups, valid & (before < limit))
     if not found:
         return list(before)
-    some = np.unique(np.concatenate([rows for _, rows, _ in found]))
+    some = distinct(np.concatenate([rows for _, rows, _ in found]))
     batch = Batch(quick, [groups[i] for i in some.tolist()])
     seconds = np.zeros((len(some), before.shape[1]))
     for program, rows, columns in found:
@@ -67,7 +68,7 @@ def _to_simulate(
         stages = pp * chunks
         if chunks == 1 or not quick.cuts(stages):
             continue
-        for m in np.unique(counts).tolist():
+        for m in distinct(counts).tolist():
             rows, picked = np.nonzero(wanted[:, columns] & (counts == m)[:, None])
             if len(rows) and 3 * stages * m <= MOST_ACTIONS * len(rows):
                 program = quick.model.program(schedule, pp, stages, m)

@@ -1,21 +1,19 @@
-"""The Optuna side: a sampler that replays the walk's choice, and one trial per priced point."""
+"""The Optuna side: studies with one trial per point that the walk priced."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import create_trial
 
 from autopar.core.errors import InputError
-from autopar.search.options import SearchOptions
-from autopar.search.point import PARAMETERS, Point
+from autopar.search.point import PARAMETERS
 from autopar.search.shared import SharedPoints
 from autopar.search.space import Space
 
@@ -27,107 +25,74 @@ JOURNAL = "journal:"
 """Start of the URL of a journal file."""
 
 
-class BestBoundSampler(BaseSampler):  # type: ignore[misc]  # optuna is not followed
-    """Gives each trial the point with the smallest bound that is still open.
+def study_of(name: str, space: Space, priced: Sequence[tuple[Priced, str]]) -> optuna.Study:
+    """A study in memory.
 
-    The walk decides the order; :meth:`offer` hands the sampler its choice.
+    Args:
+        name: Of the study.
+        space: Gives the values of each axis.
+        priced: Points and the names of their plans, in the order of trials.
     """
-
-    def __init__(self, space: dict[str, BaseDistribution]) -> None:
-        self._space = space
-        self._offered: Point | None = None
-
-    def offer(self, point: Point) -> None:
-        """The point of the next trial."""
-        self._offered = point
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """All axes at once."""
-        return self._space
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """The offered point."""
-        if self._offered is None:
-            raise RuntimeError("no point was offered")
-        params = dict(self._offered.params())
-        self._offered = None
-        return params
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Never needed: every axis is in the relative space."""
-        raise RuntimeError(f"'{param_name}' is not an axis of the search space")
+    values = distributions(space)
+    with quiet():
+        study = optuna.create_study(study_name=name, direction="minimize")
+        study.add_trials(
+            create_trial(
+                value=item.value,
+                params=item.point.params(),
+                distributions=values,
+                user_attrs=_facts(item, plan),
+            )
+            for item, plan in priced
+        )
+    return study
 
 
-class StudyLog:
-    """An Optuna study that records what the walk prices.
+def _facts(item: Priced, plan: str) -> dict[str, Any]:
+    return {"plan": plan, "cuts": list(item.cuts)}
+
+
+class StoredStudy:
+    """A study in a storage that records what the walk prices, beside other workers.
 
     Args:
         name: Study name; a stored study of this name is continued.
         space: Gives the values of each axis.
-        options: Seed, storage and objective.
+        storage: URL.
 
     Raises:
         InputError: The storage cannot be opened.
     """
 
-    def __init__(self, name: str, space: Space, options: SearchOptions) -> None:
-        self._distributions = distributions(space)
-        self._sampler = BestBoundSampler(self._distributions)
+    def __init__(self, name: str, space: Space, storage: str) -> None:
         try:
             with quiet():
                 self.study = optuna.create_study(
                     study_name=name,
-                    storage=open_storage(options.storage),
-                    sampler=self._sampler,
+                    storage=open_storage(storage),
                     direction="minimize",
                     load_if_exists=True,
                 )
         except Exception as error:  # storage back ends raise their own kinds
-            if options.storage is None:
-                raise
             raise InputError(
-                f"cannot open study storage '{options.storage}': {type(error).__name__}",
+                f"cannot open study storage '{storage}': {type(error).__name__}",
                 hint="use sqlite:///study.db, journal:study.log or postgresql://...; "
                 "the driver of a database is a package of its own",
             ) from error
-        self.shared: SharedPoints | None = None
-        if options.storage is not None:
-            self.shared = SharedPoints(study=self.study, distributions=self._distributions)
+        self.shared = SharedPoints(study=self.study, distributions=distributions(space))
 
-    def record(self, item: Priced, name: str) -> int:
-        """Add a finished trial, unless a stored study has it; returns its number."""
-        if self.shared is not None:
-            return self._share(self.shared, item, name)
-        self._sampler.offer(item.point)
-        with quiet():
-            trial = self.study.ask(self._distributions)
-            trial.set_user_attr("plan", name)
-            trial.set_user_attr("cuts", list(item.cuts))
-            self.study.tell(trial, item.value)
-        return int(trial.number)
-
-    def _share(self, shared: SharedPoints, item: Priced, name: str) -> int:
-        """:meth:`record` in a storage, where ``ask`` would write once per axis, each a wait."""
-        known = shared.numbers.get(item.point)
+    def record(self, item: Priced, plan: str) -> int:
+        """Add a finished trial, unless the study has it; returns its number."""
+        known = self.shared.numbers.get(item.point)
         if known is not None:
             return known
         with quiet():
-            return shared.add(item.point, item.value, plan=name, cuts=list(item.cuts))
+            return self.shared.add(item.point, item.value, **_facts(item, plan))
 
 
-def open_storage(url: str | None) -> str | BaseStorage | None:
+def open_storage(url: str) -> str | BaseStorage:
     """Optuna storage of a URL; ``journal:FILE`` is a file that several processes append to."""
-    if url is None or not url.startswith(JOURNAL):
+    if not url.startswith(JOURNAL):
         return url
     from autopar.search.journal import open_journal  # file locks of its own, not on every system
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cluster import Device
+from autopar.core.arrays import distinct
 from autopar.cost import CostModel, memory
 from autopar.search.options import SearchOptions
 
@@ -71,7 +72,7 @@ class World:
         """Different kinds among the ranks ``[start, stop)``."""
         if len(self.kinds) == 1:
             return self.kinds
-        return tuple(self.kinds[i] for i in np.unique(self._kind_of[start:stop]))
+        return tuple(self.kinds[i] for i in distinct(self._kind_of[start:stop]))
 
     def limits(self, pp: int) -> Array:
         """Bytes of the smallest device of every pipeline rank, or what the user allows."""

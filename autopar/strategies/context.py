@@ -150,10 +150,11 @@ class ContextSplit:
         """Products of a stack of weights: their rows are divided, whatever they are."""
         found = set()
         for op in self._profile.ops:
-            shape = self._products.shapes.get(op.index, ())
-            matmul = self._products.matmul(op)
-            stack = short(op.target) in PRODUCTS and op.parameters and len(shape) == _SEQUENCE_RANK
-            if stack and matmul is not None and matmul.batch != Amount(1.0, 0.0):
+            if short(op.target) not in PRODUCTS or not op.parameters:
+                continue
+            shape, matmul = self._products.shapes.get(op.index, ()), self._products.matmul(op)
+            several = matmul is not None and matmul.batch != Amount(1.0, 0.0)
+            if len(shape) == _SEQUENCE_RANK and several:
                 found.add(op.index)
         return frozenset(found)
 

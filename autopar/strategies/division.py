@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from autopar.graph import Amount, Block, Op
 from autopar.strategies.matmul import Attention, Matmul
-from autopar.strategies.parts import scaled, smaller, weighed
+from autopar.strategies.parts import Place, PlaceSums, scaled, smaller, weighed
 from autopar.strategies.split import Split
 from autopar.strategies.tensor import Collective
 from autopar.strategies.work import BlockWork
 
 if TYPE_CHECKING:
     from autopar.strategies.strategies import Strategies
+
+Shares = dict[Place, float]
+"""Part of an op's output that a rank holds, by the place of the op."""
 
 
 class Division:
@@ -37,30 +41,26 @@ class Division:
         """The block on one rank."""
         if self.split == Split():
             return self._whole()
-        matmuls, attention = self._products()
-        shares = {place: self._share_at(*place) for place in set(self.seen.places)}
-        parts = [shares[place] for place in self.seen.places]
-        streams = [(self.ops[i], parts[i]) for i in self.seen.streams]
+        shares = {place: self._share_at(place) for place in self.seen.sums}
+        matmuls, attention = self._products(shares)
         dense, experts = self._parameters()
-        whole = self._whole_share()
-        work = self._whole()
+        whole = self._whole()
         collectives = tuple(self._collectives())
-        streamed = weighed((op.forward_bytes, share) for op, share in streams)
-        saved = self._saved(parts)
-        return replace(
-            work,
+        saved = self._saved(shares)
+        return BlockWork(
             matmuls=matmuls,
             attention=attention,
-            forward_bytes=streamed,
-            backward_bytes=weighed((op.backward_bytes, share) for op, share in streams),
-            forward_flop_share=self._flop_share(parts),
+            forward_bytes=self._sum(shares, lambda sums: sums.forward_bytes),
+            backward_bytes=self._sum(shares, lambda sums: sums.backward_bytes),
+            forward_flop_share=self._flop_share(shares),
+            kernels=whole.kernels,
             parameter_bytes=dense,
             expert_parameter_bytes=experts,
             saved_bytes=saved,
-            selective_saved_bytes=self._selective(parts, saved),
-            boundary_bytes=scaled(self.block.boundary_bytes, whole),
-            peak_transient_bytes=self._largest(parts, collectives),
-            logit_bytes=self._logits(parts),
+            selective_saved_bytes=self._selective(shares, saved),
+            boundary_bytes=scaled(self.block.boundary_bytes, self._whole_share()),
+            peak_transient_bytes=self._largest(shares, collectives),
+            logit_bytes=self._sum(shares, lambda sums: sums.loss_bytes),
             collectives=collectives,
         )
 
@@ -73,9 +73,7 @@ class Division:
 
     def _undivided(self) -> BlockWork:
         block = self.block
-        ones = [1.0] * len(self.ops)
-        streams = [self.ops[i] for i in self.seen.streams]
-        streamed = Amount.total([op.forward_bytes for op in streams])
+        ones = dict.fromkeys(self.seen.sums, 1.0)
         experts = sum(
             self.s.profile.parameters[name][1]
             for name in block.parameters
@@ -84,8 +82,8 @@ class Division:
         return BlockWork(
             matmuls=tuple(matmul for _, matmul in self.seen.matmuls),
             attention=tuple(call for _, call in self.seen.attention),
-            forward_bytes=streamed,
-            backward_bytes=Amount.total([op.backward_bytes for op in streams]),
+            forward_bytes=self._sum(ones, lambda sums: sums.forward_bytes),
+            backward_bytes=self._sum(ones, lambda sums: sums.backward_bytes),
             forward_flop_share=1.0,
             kernels=block.kernels,
             parameter_bytes=block.parameter_bytes - experts,
@@ -94,7 +92,7 @@ class Division:
             selective_saved_bytes=self._selective(ones, self._saved(ones)),
             boundary_bytes=block.boundary_bytes,
             peak_transient_bytes=block.peak_transient_bytes,
-            logit_bytes=self._logits(ones),
+            logit_bytes=self._sum(ones, lambda sums: sums.loss_bytes),
             collectives=(),
         )
 
@@ -103,49 +101,51 @@ class Division:
         sequence = self.split.tp if self.split.sequence_parallel else 1
         return 1.0 / (self.split.cp * sequence)
 
-    def _cp(self, op: Op) -> int:
-        """Context parallel ranks that share the positions of an op."""
-        if self.split.cp == 1 or op.index in self.s.context.whole:
-            return 1
-        return self.split.cp
+    def _sum(self, shares: Shares, fact: Callable[[PlaceSums], Amount]) -> Amount:
+        """Sum over the ops, of which a rank has a part each."""
+        return weighed((fact(self.seen.sums[place]), share) for place, share in shares.items())
 
-    def _share_at(self, divided: bool, whole: bool) -> float:
+    def _cp(self, place: Place) -> int:
+        """Context parallel ranks that share the positions of an op."""
+        return 1 if place.whole else self.split.cp
+
+    def _share_at(self, place: Place) -> float:
         """Part of an op's output that a rank holds."""
-        cp = 1 if whole else self.split.cp
-        if self.split.tp > 1 and divided:
+        cp = self._cp(place)
+        if self.split.tp > 1 and place.divided:
             return 1.0 / (self.split.tp * cp)
         sequence = self.split.tp if self.split.sequence_parallel else 1
         return 1.0 / (cp * sequence)
 
-    def _flop_share(self, parts: list[float]) -> float:
+    def _flop_share(self, shares: Shares) -> float:
         total = self.block.forward_flop.at(self.s.profile.batch)
         if total <= 0:
             return self._whole_share()
         mine = 0.0
-        for op, flop, part in zip(self.ops, self.seen.flops, parts, strict=True):
-            share = part
-            if self.split.tp > 1 and op.index in self.s.tensor.rows:
-                share = 1.0 / (self.split.tp * self._cp(op))
-            mine += flop * share
+        for place, share in shares.items():
+            divided = self.split.tp > 1 and place.row
+            part = 1.0 / (self.split.tp * self._cp(place)) if divided else share
+            mine += self.seen.sums[place].flop * part
         return mine / total
 
-    def _products(self) -> tuple[tuple[Matmul, ...], tuple[Attention, ...]]:
-        matmuls = tuple(self._matmul(self.ops[i], matmul) for i, matmul in self.seen.matmuls)
+    def _products(self, shares: Shares) -> tuple[tuple[Matmul, ...], tuple[Attention, ...]]:
+        places = self.seen.places
+        matmuls = tuple(
+            self._matmul(self.ops[i], matmul, places[i]) for i, matmul in self.seen.matmuls
+        )
         calls = []
         for i, call in self.seen.attention:
-            divided = self.seen.places[i][0]
-            share = self._share_at(*self.seen.places[i])
-            heads = max(1, call.heads // (self.split.tp if divided else 1))
-            calls.append(replace(call, flop=scaled(call.flop, share), heads=heads))
+            heads = max(1, call.heads // (self.split.tp if places[i].divided else 1))
+            calls.append(replace(call, flop=scaled(call.flop, shares[places[i]]), heads=heads))
         return matmuls, tuple(calls)
 
-    def _matmul(self, op: Op, matmul: Matmul) -> Matmul:
-        split, tensor = self.split, self.s.tensor
+    def _matmul(self, op: Op, matmul: Matmul, place: Place) -> Matmul:
+        split = self.split
         m, n, k, batch = matmul.m, matmul.n, matmul.k, matmul.batch
-        rows = 1.0 / self._cp(op)
-        if split.tp > 1 and op.index in tensor.rows:
+        rows = 1.0 / self._cp(place)
+        if split.tp > 1 and place.row:
             k /= split.tp
-        elif split.tp > 1 and op.index in tensor.divided:
+        elif split.tp > 1 and place.divided:
             if matmul.weight:
                 n /= split.tp
             else:
@@ -157,7 +157,7 @@ class Division:
             batch = Amount(batch.fixed / split.ep, batch.per_sample / split.ep)
         per_sample = m.per_sample if m.per_sample else m.fixed
         m = Amount(0.0, per_sample * rows) if m.per_sample else Amount(m.fixed * rows, 0.0)
-        return replace(matmul, m=m, n=n, k=k, batch=batch)
+        return Matmul(m=m, n=n, k=k, batch=batch, weight=matmul.weight, grouped=matmul.grouped)
 
     def _parameters(self) -> tuple[float, float]:
         dense = experts = 0.0
@@ -170,16 +170,15 @@ class Division:
                 dense += mine
         return dense, experts
 
-    def _selective(self, parts: list[float], saved: Amount) -> Amount:
+    def _selective(self, shares: Shares, saved: Amount) -> Amount:
         """Outputs of products and attention, and what enters the block."""
-        kept = [(size, parts[i]) for i, size in self.seen.products]
-        outputs = weighed(kept) + scaled(self.block.boundary_bytes, self._whole_share())
+        products = self._sum(shares, lambda sums: sums.product_bytes)
+        outputs = products + scaled(self.block.boundary_bytes, self._whole_share())
         return smaller(outputs + self._gathered, saved)
 
-    def _saved(self, parts: list[float]) -> Amount:
+    def _saved(self, shares: Shares) -> Amount:
         """Parts of what ops keep for backward, and what attention has gathered for it."""
-        own = weighed((op.saved_bytes, share) for op, share in zip(self.ops, parts, strict=True))
-        return own + self._gathered
+        return self._sum(shares, lambda sums: sums.saved_bytes) + self._gathered
 
     @cached_property
     def _gathered(self) -> Amount:
@@ -199,19 +198,15 @@ class Division:
         divided = self.split.tp > 1 and op.index in self.s.tensor.divided
         return 1.0 / self.split.tp if divided else 1.0
 
-    def _largest(self, parts: list[float], collectives: tuple[Collective, ...]) -> Amount:
+    def _largest(self, shares: Shares, collectives: tuple[Collective, ...]) -> Amount:
         """Largest op output, or tensor that tensor parallel ranks gather or sum."""
-        batch = self.s.profile.batch
-        sizes = [(op.output_bytes, share) for op, share in zip(self.ops, parts, strict=True)]
-        sizes += [(item.size_bytes, 1.0) for item in collectives if item.axis == "tp"]
-        if not sizes:
+        batch, places = self.s.profile.batch, self.seen.places
+        parts = [(op.output_bytes, shares[p]) for op, p in zip(self.ops, places, strict=True)]
+        parts += [(item.size_bytes, 1.0) for item in collectives if item.axis == "tp"]
+        if not parts:
             return Amount()
-        whole = [size.fixed + size.per_sample * share * batch for size, share in sizes]
-        return scaled(*sizes[whole.index(max(whole))])
-
-    def _logits(self, parts: list[float]) -> Amount:
-        """What losses keep is as large as the scores they read."""
-        return weighed((size, parts[i]) for i, size in self.seen.losses)
+        sizes = [size.fixed + size.per_sample * share * batch for size, share in parts]
+        return scaled(*parts[sizes.index(max(sizes))])
 
     def _collectives(self) -> list[Collective]:
         split, found = self.split, []
@@ -224,7 +219,7 @@ class Division:
                 continue
             for op, item in self.seen.collectives[axis, sequence]:
                 share = self._collective_share(op, axis)
-                found.append(replace(item, size_bytes=scaled(item.size_bytes, share)))
+                found.append(item.of(scaled(item.size_bytes, share)))
         return found
 
     def _collective_share(self, op: Op, axis: str) -> float:

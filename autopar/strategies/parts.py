@@ -4,10 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from autopar.graph import Amount, Op
 from autopar.strategies.matmul import Attention, Matmul
 from autopar.strategies.tensor import Collective
+
+
+class Place(NamedTuple):
+    """How an op stands in a split; what a rank has of it follows from this alone.
+
+    Attributes:
+        divided: Works on a part of the columns.
+        row: Is a product whose partial results are summed.
+        whole: Is computed whole by context ranks.
+    """
+
+    divided: bool
+    row: bool
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceSums:
+    """Sums over the ops of a block at one place.
+
+    Attributes:
+        forward_bytes: Read and written by ops without FLOPs.
+        backward_bytes: By their gradients.
+        saved_bytes: Kept for backward.
+        product_bytes: What selective recompute keeps: results of ops with FLOPs.
+        loss_bytes: Kept by losses over classes.
+        flop: Forward, at the profiled batch.
+    """
+
+    forward_bytes: Amount
+    backward_bytes: Amount
+    saved_bytes: Amount
+    product_bytes: Amount
+    loss_bytes: Amount
+    flop: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,25 +52,19 @@ class BlockOps:
 
     Attributes:
         ops: In order.
-        places: Of each op: works on a part of the columns, is computed whole by context ranks.
-        flops: Forward FLOPs of each op at the profiled batch.
+        places: Of each op.
+        sums: By place.
         collectives: ``(axis, sequence parallel)`` -> ops and what they send.
-        streams: Position of each op without FLOPs.
-        products: Position of each op with FLOPs, and what selective recompute keeps of it.
         matmuls: Position and product.
         attention: Position and call.
-        losses: Position of each loss over classes, and what it keeps.
     """
 
     ops: tuple[Op, ...]
-    places: tuple[tuple[bool, bool], ...]
-    flops: tuple[float, ...]
+    places: tuple[Place, ...]
+    sums: dict[Place, PlaceSums]
     collectives: dict[tuple[str, bool], tuple[tuple[Op, Collective], ...]]
-    streams: tuple[int, ...]
-    products: tuple[tuple[int, Amount], ...]
     matmuls: tuple[tuple[int, Matmul], ...]
     attention: tuple[tuple[int, Attention], ...]
-    losses: tuple[tuple[int, Amount], ...]
 
 
 def scaled(amount: Amount, share: float) -> Amount:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import cached_property
 
-from autopar.graph import Amount, Block, GraphProfile
+from autopar.graph import Amount, Block, GraphProfile, Op
 from autopar.strategies.context import ContextSplit
 from autopar.strategies.division import Division
 from autopar.strategies.expert import ExpertSplit
 from autopar.strategies.matmul import Products
-from autopar.strategies.parts import BlockOps, larger
+from autopar.strategies.parts import BlockOps, Place, PlaceSums, larger
 from autopar.strategies.split import Split
 from autopar.strategies.tensor import Collective, TensorSplit
 from autopar.strategies.work import BlockWork
@@ -23,6 +23,7 @@ CLASS_LOSSES = frozenset(
     }
 )
 """Ops of losses over classes; they make float32 copies of what they read."""
+_NOTHING = Amount()
 _Kind = tuple[str, Amount, tuple[tuple[bool, bool, bool, int], ...]]
 """Signature, backward bytes, and per op: works on a part, ends parts, is computed whole by context
 ranks, collectives."""
@@ -111,24 +112,41 @@ class Strategies:
 
     def _look_at(self, block: Block) -> BlockOps:
         ops = tuple(self.profile.ops[block.first_op : block.stop_op])
-        divided, whole = self.tensor.divided, self.context.whole
+        tensor, whole = self.tensor, self.context.whole
+        places = tuple(
+            Place(op.index in tensor.divided, op.index in tensor.rows, op.index in whole)
+            for op in ops
+        )
+        at: dict[Place, list[Op]] = defaultdict(list)
+        for op, place in zip(ops, places, strict=True):
+            at[place].append(op)
         matmuls = [(i, self.products.matmul(op)) for i, op in enumerate(ops)]
         attention = [(i, self.products.attention(op)) for i, op in enumerate(ops)]
-        kept = [larger(op.saved_bytes, op.output_bytes) for op in ops]
-        streams = [op.forward_flop == Amount() for op in ops]
         return BlockOps(
             ops=ops,
-            places=tuple((op.index in divided, op.index in whole) for op in ops),
-            flops=tuple(op.forward_flop.at(self.profile.batch) for op in ops),
+            places=places,
+            sums={place: self._sums(some) for place, some in at.items()},
             collectives={
                 key: tuple((op, item) for op in ops for item in by_op.get(op.index, ()))
                 for key, by_op in self.collectives.items()
             },
-            streams=tuple(i for i, stream in enumerate(streams) if stream),
-            products=tuple((i, kept[i]) for i, stream in enumerate(streams) if not stream),
             matmuls=tuple((i, matmul) for i, matmul in matmuls if matmul is not None),
             attention=tuple((i, call) for i, call in attention if call is not None),
-            losses=tuple((i, kept[i]) for i, op in enumerate(ops) if op.target in CLASS_LOSSES),
+        )
+
+    def _sums(self, ops: list[Op]) -> PlaceSums:
+        streams = [op for op in ops if op.forward_flop == _NOTHING]
+        products = [op for op in ops if op.forward_flop != _NOTHING]
+        losses = [op for op in ops if op.target in CLASS_LOSSES]
+        return PlaceSums(
+            forward_bytes=Amount.total([op.forward_bytes for op in streams]),
+            backward_bytes=Amount.total([op.backward_bytes for op in streams]),
+            saved_bytes=Amount.total([op.saved_bytes for op in ops]),
+            product_bytes=Amount.total(
+                [larger(op.saved_bytes, op.output_bytes) for op in products]
+            ),
+            loss_bytes=Amount.total([larger(op.saved_bytes, op.output_bytes) for op in losses]),
+            flop=sum(op.forward_flop.at(self.profile.batch) for op in products),
         )
 
     @cached_property

@@ -59,6 +59,12 @@ class Collective:
     size_bytes: Amount
     op: int
 
+    def of(self, size_bytes: Amount) -> Collective:
+        """The same with another size."""
+        return Collective(
+            axis=self.axis, kind=self.kind, phase=self.phase, size_bytes=size_bytes, op=self.op
+        )
+
 
 @lru_cache(maxsize=1024)
 def short(target: str) -> str:
@@ -77,8 +83,7 @@ class TensorSplit:
     def __init__(self, products: Products) -> None:
         self.products = products
         self.profile: GraphProfile = products.profile
-        self.columns = self._divisible_columns()
-        flow = self._follow(self.columns)
+        self.columns, flow = self._divisible_columns()
         self.divided, self.rows = frozenset(flow.divided), frozenset(flow.rows)
         self.vocabularies = flow.in_loss - flow.in_row
 
@@ -253,7 +258,7 @@ class TensorSplit:
             return "pass" if rank >= OVER_HEADS[name] and not one_head else "stop"
         return "pass" if name in PASSING or name in NORMALISERS else "stop"
 
-    def _whole(self, op: Op, sources: tuple[int, ...]) -> tuple[int, ...]:
+    def _whole(self, op: Op, sources: tuple[int, ...]) -> frozenset[int]:
         """Operands that must be parts if another is: not those broadcast over the divided axis."""
         ops, shapes = self.profile.ops, self.products.shapes
         own, joins = shapes.get(op.index), short(op.target) in JOINS
@@ -263,23 +268,24 @@ class TensorSplit:
             matters = joins or (shape[-1:] != (1,) and own in (None, shape))
             if matters and len(shape) > 1 and not ops[source].replicated:
                 found.append(source)
-        return tuple(found)
+        return frozenset(found)
 
-    def _divisible_columns(self) -> frozenset[int]:
+    def _divisible_columns(self) -> tuple[frozenset[int], _Flow]:
         """The largest set of columns whose parts never reach an op that needs the whole.
 
         Starting from all products with a weight, those that lead to a conflict, and those whose
-        parts end in no second product and no loss, are taken out until none is left.
+        parts end in no second product and no loss, are taken out until none is left. Where the
+        parts of the rest go comes second.
         """
         columns = {i for i, fact in enumerate(self._facts) if fact.role == "product"}
         while True:
             flow = self._follow(columns)
             wanted = (columns & flow.started & (flow.in_row | flow.in_loss)) - flow.conflicting
             if wanted == columns:
-                return frozenset(columns)
+                return frozenset(columns), flow
             columns = wanted
 
-    def _follow(self, columns: set[int] | frozenset[int]) -> _Flow:
+    def _follow(self, columns: set[int]) -> _Flow:
         """Follow the parts of some columns through the graph."""
         flow = _Flow()
         origins: dict[int, frozenset[int]] = {}
@@ -300,9 +306,7 @@ class TensorSplit:
             elif fact.role == "loss":
                 flow.divided.add(index)
                 flow.in_loss |= mine
-            elif fact.role == "channels" or (
-                fact.role == "pass" and all(s in origins for s in fact.whole)
-            ):
+            elif fact.role == "channels" or (fact.role == "pass" and fact.whole <= origins.keys()):
                 flow.divided.add(index)
                 origins[index] = mine
             else:
@@ -323,7 +327,7 @@ class _Fact:
 
     role: Role
     sources: tuple[int, ...]
-    whole: tuple[int, ...]
+    whole: frozenset[int]
     single_heads: tuple[int, ...]
 
 

@@ -21,7 +21,7 @@ from autopar.search.driver import study_name
 from autopar.search.partition import PartitionSearch, Solution
 from autopar.search.shared import GRACE_S, SharedPoints
 from autopar.search.space import build_space
-from autopar.search.study import StudyLog, open_storage
+from autopar.search.study import StoredStudy, open_storage
 from autopar.search.walk import Walk
 
 from .builders import chain_profile, cluster_of, gpu
@@ -77,8 +77,7 @@ def walk_of(storage: str | None) -> Walk:
 
 def shared_of(url: str) -> tuple[Walk, SharedPoints]:
     walk = walk_of(url)
-    walk.shared = StudyLog(study_name(walk), walk.space, walk.options).shared
-    assert walk.shared is not None
+    walk.shared = StoredStudy(study_name(walk), walk.space, url).shared
     return walk, walk.shared
 
 
