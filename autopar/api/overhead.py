@@ -9,13 +9,13 @@ from autopar.api.pipeline_overhead import (
     QUICK_STEPS,
     STEPS,
     TARGET,
+    measure_bookkeeping,
     pipeline_overhead,
     run_probes,
 )
 from autopar.api.shard_overhead import measure_shard_overhead
 from autopar.cluster import Cluster
 from autopar.cluster.overhead import NO_OVERHEAD
-from autopar.core.stats import median
 from autopar.cost.constants import MEASURED_WEIGHT_SHARE
 
 
@@ -36,7 +36,9 @@ def with_overhead(cluster: Cluster, *, quick: bool = False) -> Cluster:
 
     split = measure_split_overhead(MEASURED_WEIGHT_SHARE.value)
     bare = replace(cluster, overhead=replace(NO_OVERHEAD, split=split))
-    profile, probes = run_probes(bare, steps=QUICK_STEPS if quick else STEPS)
+    steps = QUICK_STEPS if quick else STEPS
+    step_s, microbatch_s = measure_bookkeeping(bare, steps=steps)
+    profile, probes = run_probes(bare, bookkeeping_s=step_s, steps=steps)
 
     def at_need(ranks: int, threads: int) -> bool:
         return lookahead(torch.device("cpu"), ranks, threads) == 0
@@ -45,13 +47,13 @@ def with_overhead(cluster: Cluster, *, quick: bool = False) -> Cluster:
     found = pipeline_overhead(profile, bare, probes, at_need=probed)
     if not probed and at_need(cluster.device_count, cluster.threads_per_rank or 1):
         found = replace(found, receive_s=0.0)  # a user's ranks fill the cores, the probes did not
-    records = [probe.record for probe in probes]
-    resident_bytes = max(records[0].peak_memory_bytes)
+    resident_bytes = max(probes[0].record.peak_memory_bytes)
     return replace(
         cluster,
         overhead=replace(
             found,
-            step_s=median([record.breakdown.other_s for record in records]),
+            step_s=step_s,
+            microbatch_s=microbatch_s,
             rank_bytes=max(resident_bytes - measure_resident(TARGET), 0.0),
             shards=measure_shard_overhead(cluster.device_count, cluster.device(0).launch_s),
         ),

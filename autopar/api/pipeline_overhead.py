@@ -21,7 +21,7 @@ import numpy as np
 
 from autopar.cluster import Cluster
 from autopar.cluster.overhead import HostOverhead
-from autopar.core.stats import COUNTED_QUANTILE, median, quantile
+from autopar.core.stats import COUNTED_QUANTILE, median, quantile, rising_line
 from autopar.cost import price
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
@@ -40,6 +40,8 @@ PROBES = (
     ("schedule=zero_bubble", 16),
 )
 """Schedule and microbatches of each run."""
+REPLICA_MICROBATCHES = (1, 16)
+"""Microbatches of the runs without a pipeline."""
 STEPS, QUICK_STEPS = 60, 15
 """Timed steps of each run; the second when the host is measured quickly."""
 PROBE_THREADS = 1
@@ -58,7 +60,7 @@ class Probe:
     Attributes:
         plan: What was run.
         record: What came of it.
-        span_s: Seconds of a step without its optimizer, synchronisation and bookkeeping.
+        span_s: Seconds of a step without its optimizer, synchronisation and fixed bookkeeping.
     """
 
     plan: Plan
@@ -66,17 +68,44 @@ class Probe:
     span_s: float
 
 
-def run_probes(cluster: Cluster, *, steps: int = STEPS) -> tuple[GraphProfile, list[Probe]]:
-    """Run the schedules on two ranks per replica, with as many replicas as ranks allow.
-
-    The first is run in fresh processes: their memory is that of a user's ranks.
-    """
+def probe_profile() -> tuple[Task, GraphProfile]:
+    """The model of the probes, not timed."""
     from autopar.profiler import profile_task
     from autopar.tasks.resolve import resolve
 
     task = resolve(TARGET)
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
-        profile = profile_task(task, batch=1, measure=False, cache_dir=Path(folder)).profile
+        return task, profile_task(task, batch=1, measure=False, cache_dir=Path(folder)).profile
+
+
+def measure_bookkeeping(cluster: Cluster, *, steps: int = STEPS) -> tuple[float, float]:
+    """Seconds of a step beside its passes, messages and optimizer: fixed, and per microbatch.
+
+    From replicas that run a few and many microbatches.
+    """
+    task, profile = probe_profile()
+    found = []
+    for microbatches in REPLICA_MICROBATCHES:
+        spec = f"dp_replicate={cluster.device_count},m={microbatches}"
+        options = SearchOptions(global_batch=cluster.device_count * microbatches)
+        plan = replace(plan_for(profile, cluster, spec, options).plan, threads=PROBE_THREADS)
+        found.append(_run(plan, task, steps, fresh=False).breakdown.other_s)
+    return rising_line(REPLICA_MICROBATCHES, found)
+
+
+def run_probes(
+    cluster: Cluster, *, bookkeeping_s: float, steps: int = STEPS
+) -> tuple[GraphProfile, list[Probe]]:
+    """Run the schedules on two ranks per replica, with as many replicas as ranks allow.
+
+    The first is run in fresh processes: their memory is that of a user's ranks.
+
+    Args:
+        cluster: Where.
+        bookkeeping_s: What a step takes beside passes, messages and optimizer.
+        steps: Timed steps of each run.
+    """
+    task, profile = probe_profile()
     replicas = max(cluster.device_count // 2, 1)
     probes: list[Probe] = []
     for schedule, microbatches in PROBES:
@@ -86,7 +115,7 @@ def run_probes(cluster: Cluster, *, steps: int = STEPS) -> tuple[GraphProfile, l
         record = _run(plan, task, steps, fresh=not probes)
         b = record.breakdown
         step_s = quantile(record.step_times_s, COUNTED_QUANTILE)
-        tail_s = b.optimizer_s + b.gradient_sync_s + b.other_s
+        tail_s = b.optimizer_s + b.gradient_sync_s + bookkeeping_s
         probes.append(Probe(plan=plan, record=record, span_s=max(step_s - tail_s, LEAST_S)))
     return profile, probes
 

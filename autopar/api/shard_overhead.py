@@ -11,11 +11,12 @@ from __future__ import annotations
 import sys
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from autopar.cluster.overhead import ShardCost, ShardOverhead
-from autopar.core.stats import median, trimmed_mean
+from autopar.core.stats import median, rising_line, trimmed_mean
 from autopar.plans import Mesh, Plan, Stage
 from autopar.results import RunRecord
 from autopar.tasks import Task
@@ -60,21 +61,22 @@ def measure_shard_overhead(ranks: int, launch_s: float) -> ShardOverhead | None:
     """
     if ranks % SHARDS or sys.platform != "linux":
         return None
-    import torch
-    import torch._dynamo
+    import torch._dynamo  # noqa: F401  # once here, not in every forked rank
+    from torch.optim import SGD, AdamW
 
-    import autopar.executor.graph_path  # once here, not in every forked rank
+    import autopar.executor.graph_path
     import autopar.executor.verify  # noqa: F401
     from autopar.tasks.resolve import resolve
     from autopar.trace import trace
 
-    # an optimizer with two states per weight, as most are trained with
-    task = replace(resolve(TARGET), optimizer=torch.optim.AdamW, target=None)
+    task = resolve(TARGET)
     traced = trace(task, 1)
     weights = len(traced.parameter_names)
-    found = {
-        zero: [_passes(task, traced, ranks, zero, units) for units in UNITS] for zero in (2, 3)
-    }
+    found = {}
+    # One optimizer with one state per weight, one with two: what is left is without state.
+    for zero, optimizer in ((2, partial(SGD, lr=0.01, momentum=0.9)), (3, AdamW)):
+        own = replace(task, optimizer=optimizer, target=None)
+        found[zero] = [_passes(own, traced, ranks, zero, units) for units in UNITS]
     return overhead_of(found[2], found[3], weights, len(traced.nodes) * launch_s)
 
 
@@ -84,8 +86,8 @@ def overhead_of(
     """Costs per unit and per weight from two numbers of units.
 
     Args:
-        kept: With weights that stay gathered between microbatches.
-        again: With weights gathered in every pass; in the same order.
+        kept: With weights that stay gathered between microbatches, one state per weight.
+        again: With weights gathered in every pass, two states; in the same order.
         weights: Weights of the model.
         plain_s: Forward of the model's own ops; backward takes twice that.
     """
@@ -95,11 +97,14 @@ def overhead_of(
         return _cost(counts, seconds, weights)
 
     visits = [p.forward_s - plain_s for p in kept]
+    steps = [median([p.step_s for p in some]) for some in (kept, again)]
+    step_s, state_s = rising_line((1, 2), steps)
     return ShardOverhead(
         visit=cost(visits),
         gather=cost([b.forward_s - a.forward_s for a, b in zip(kept, again, strict=True)]),
         scatter=cost([p.backward_s - 2 * plain_s - v for p, v in zip(kept, visits, strict=True)]),
-        step_s_per_weight=median([p.step_s for p in (*kept, *again)]),
+        step_s_per_weight=step_s,
+        step_s_per_state=state_s,
     )
 
 

@@ -31,19 +31,26 @@ class ShardOverhead:
         visit: Forward or backward of a unit whose weights are there.
         gather: Gathering its weights.
         scatter: Sharing out its gradients.
-        step_s_per_weight: Optimizer step on a weight's shard.
+        step_s_per_weight: Optimizer step on a weight's shard, without state.
+        step_s_per_state: More of it for every state tensor of the weight: SGD with momentum has
+            one, Adam has two.
     """
 
     visit: ShardCost = ShardCost()
     gather: ShardCost = ShardCost()
     scatter: ShardCost = ShardCost()
     step_s_per_weight: float = 0.0
+    step_s_per_state: float = 0.0
+
+    def step_s(self, weights: float, states: float) -> float:
+        """Optimizer step on the shards of so many weights with so many states each."""
+        return weights * (self.step_s_per_weight + states * self.step_s_per_state)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShardOverhead:
         """Inverse of ``asdict``."""
         costs = {name: ShardCost(**data[name]) for name in ("visit", "gather", "scatter")}
-        return cls(**costs, step_s_per_weight=data["step_s_per_weight"])
+        return cls(**{**data, **costs})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +86,9 @@ class HostOverhead:
         receive_s: What taking in a message takes longer than the cluster's curve says, where ranks
             leave no core free and receive when they need it; ``None`` where messages come in while
             they compute.
-        step_s: A step outside its actions and its optimizer: bookkeeping.
+        step_s: A step outside its passes and its optimizer: bookkeeping.
+        microbatch_s: The same for every microbatch of a rank without a pipeline; with one, it is
+            in the actions.
         shards: What sharded weights cost; ``None`` when not measured.
         rank_bytes: Resident memory of a training rank beside that of a process that has only
             traced the model: executor, process groups, allocator.
@@ -92,6 +101,7 @@ class HostOverhead:
     rank_bytes: float = 0.0
     split: SplitOverhead = SplitOverhead()
     receive_s: float | None = None
+    microbatch_s: float = 0.0
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> HostOverhead:

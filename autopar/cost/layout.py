@@ -15,6 +15,7 @@ from autopar.cost.receiving import received
 from autopar.cost.routes import Routes
 from autopar.cost.simulate import Program, finish, node_seconds, run, wire
 from autopar.cost.spans import SpanSeconds
+from autopar.cost.step_overhead import bookkeeping_seconds, sharding_seconds
 from autopar.cost.sync import PLAIN, StageSync
 from autopar.cost.tables import Tables
 from autopar.cost.work import Levels
@@ -357,29 +358,10 @@ class Layout:
     @cached_property
     def overhead_s(self) -> float:
         """Per step outside stages: the executor's own cost, the all-reduce of clipping."""
-        own_s = self.model.cluster.overhead.step_s + self._shards_s
+        own_s = bookkeeping_seconds(self) + sharding_seconds(self)
         if not self.clip or self.mesh.world_size == 1:
             return own_s
         return own_s + self.communication.group_seconds("all_reduce", 4.0, self.placement)
-
-    @property
-    def _shards_s(self) -> float:
-        """Per step, what sharded weights cost on a rank outside its microbatches.
-
-        ZeRO-1 and 2 gather once, ZeRO-1 shares out gradients once; the optimizer visits every
-        weight's shard. Ranks of a pipeline hold equal parts, near enough.
-        """
-        shards = self.model.cluster.overhead.shards
-        if not self.zero or shards is None:
-            return 0.0
-        counts = [len(b.parameters) for b in self.model.profile.blocks]
-        weights, units = sum(counts) / self.mesh.pp, sum(map(bool, counts)) / self.mesh.pp
-        seconds = shards.step_s_per_weight * weights
-        if self.zero <= 2:
-            seconds += shards.gather.seconds(units, weights)
-        if self.zero == 1:
-            seconds += shards.scatter.seconds(units, weights)
-        return seconds
 
     def step_seconds(self, cuts: Cuts) -> float:
         """Simulated time of one optimizer step."""

@@ -14,6 +14,7 @@ from autopar.cost.layout import Cuts, Layout
 from autopar.cost.model import CostModel
 from autopar.cost.power import cost_usd, energy_joule
 from autopar.cost.replay import step_and_breakdown
+from autopar.cost.step_overhead import bookkeeping_seconds
 from autopar.cost.work import FULL, NONE, SELECTIVE, Levels
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
@@ -151,6 +152,7 @@ def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
         stage_costs=tuple(costs),
         transfers=tuple(transfers),
         step_overhead_s=layout.overhead_s,
+        bookkeeping_s=bookkeeping_seconds(layout),
         tied_syncs=tuple(layout.tied_syncs(cuts)),
         steps_multiplier=layout.steps_multiplier,
         assumptions=assumptions(layout),

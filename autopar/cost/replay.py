@@ -67,7 +67,7 @@ def simulate_plan(plan: Plan, price: PlanPrice) -> Timeline:
         leader = plan.mesh.rank(pp=rank)
         tail = (
             ("sync", replay.free[rank], replay.synced[rank]),
-            ("optimizer", replay.synced[rank], replay.ends[rank]),
+            ("optimizer", replay.synced[rank], replay.ends[rank] - price.bookkeeping_s),
         )
         events += [_event(leader, kind, a, b, -1, -1) for kind, a, b in tail if b > a]
     events.sort(key=lambda event: (event.start_s, event.rank))
@@ -135,7 +135,8 @@ def step_and_breakdown(
         ),
         "pipeline_communication_s": communication,
         "gradient_sync_s": replay.synced[critical] - replay.free[critical],
-        "optimizer_s": replay.ends[critical] - replay.synced[critical],
+        "optimizer_s": replay.ends[critical] - replay.synced[critical] - price.bookkeeping_s,
+        "other_s": price.bookkeeping_s,
     }
     bubble = replay.ends[critical] - sum(parts.values())
     return max(replay.ends), CostBreakdown(**parts, bubble_s=max(0.0, bubble))

@@ -63,6 +63,20 @@ def test_every_action_of_a_pipeline_pays_the_runner():
     assert singles[0] == singles[1]
 
 
+def test_bookkeeping_is_paid_per_step_and_without_a_pipeline_per_microbatch():
+    profile, cluster = measured(chain_profile([1e9] * 3)), local(2)
+    overhead = HostOverhead(
+        forward_action_s=0.0, backward_action_s=0.0, step_s=2.0, microbatch_s=0.5
+    )
+    slow, options = replace(cluster, overhead=overhead), SearchOptions(global_batch=8)
+    for mesh, extra_s in (("dp_replicate=2", 2.0 + 4 * 0.5), ("pp=2,schedule=1f1b", 2.0)):
+        spec = f"{mesh},microbatches=4"
+        plain, found = (plan_for(profile, c, spec, options).price for c in (cluster, slow))
+        assert found.step_time_s.value - plain.step_time_s.value == pytest.approx(extra_s)
+        assert found.breakdown.other_s == pytest.approx(extra_s)
+        assert found.breakdown.optimizer_s == pytest.approx(plain.breakdown.optimizer_s)
+
+
 def test_a_block_without_a_curve_is_priced_by_the_peaks_or_refused():
     profile = measured(chain_profile([1e9, 2e9]), curves={})
     without = ComputeModel(profile, local(2), "float32")
