@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from autopar.cluster.overhead import ShardCost, ShardOverhead
-from autopar.core.stats import median, rising_line, trimmed_mean
+from autopar.core.stats import median, trimmed_mean
 from autopar.plans import Mesh, Plan, Stage
 from autopar.results import RunRecord
 from autopar.tasks import Task
@@ -73,7 +73,7 @@ def measure_shard_overhead(ranks: int, launch_s: float) -> ShardOverhead | None:
     traced = trace(task, 1)
     weights = len(traced.parameter_names)
     found = {}
-    # One optimizer with one state per weight, one with two: what is left is without state.
+    # One optimizer with one state per weight, one with two.
     for zero, optimizer in ((2, partial(SGD, lr=0.01, momentum=0.9)), (3, AdamW)):
         own = replace(task, optimizer=optimizer, target=None)
         found[zero] = [_passes(own, traced, ranks, zero, units) for units in UNITS]
@@ -98,13 +98,13 @@ def overhead_of(
 
     visits = [p.forward_s - plain_s for p in kept]
     steps = [median([p.step_s for p in some]) for some in (kept, again)]
-    step_s, state_s = rising_line((1, 2), steps)
     return ShardOverhead(
         visit=cost(visits),
         gather=cost([b.forward_s - a.forward_s for a, b in zip(kept, again, strict=True)]),
         scatter=cost([p.backward_s - 2 * plain_s - v for p, v in zip(kept, visits, strict=True)]),
-        step_s_per_weight=step_s,
-        step_s_per_state=state_s,
+        regather=cost([b.backward_s - a.backward_s for a, b in zip(kept, again, strict=True)]),
+        step_s_per_weight=steps[0],
+        step_s_per_state=max(steps[1] - steps[0], 0.0),
     )
 
 

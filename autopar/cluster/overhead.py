@@ -29,27 +29,32 @@ class ShardOverhead:
 
     Attributes:
         visit: Forward or backward of a unit whose weights are there.
-        gather: Gathering its weights.
+        gather: Gathering its weights before a forward.
+        regather: The same before a backward, which fetches ahead; ``None`` in older files: as
+            ``gather``.
         scatter: Sharing out its gradients.
-        step_s_per_weight: Optimizer step on a weight's shard, without state.
-        step_s_per_state: More of it for every state tensor of the weight: SGD with momentum has
-            one, Adam has two.
+        step_s_per_weight: Optimizer step on a weight's shard with at most one state, as SGD with
+            momentum has.
+        step_s_per_state: More of it for every further state; Adam has two in all.
     """
 
     visit: ShardCost = ShardCost()
     gather: ShardCost = ShardCost()
     scatter: ShardCost = ShardCost()
+    regather: ShardCost | None = None
     step_s_per_weight: float = 0.0
     step_s_per_state: float = 0.0
 
     def step_s(self, weights: float, states: float) -> float:
         """Optimizer step on the shards of so many weights with so many states each."""
-        return weights * (self.step_s_per_weight + states * self.step_s_per_state)
+        further = max(states - 1.0, 0.0)
+        return weights * (self.step_s_per_weight + further * self.step_s_per_state)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ShardOverhead:
         """Inverse of ``asdict``."""
-        costs = {name: ShardCost(**data[name]) for name in ("visit", "gather", "scatter")}
+        names = ("visit", "gather", "scatter", "regather")
+        costs = {name: ShardCost(**data[name]) for name in names if data.get(name)}
         return cls(**{**data, **costs})
 
 

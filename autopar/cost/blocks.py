@@ -227,13 +227,16 @@ def _with_units(
     assert shards is not None  # the caller looked
     weights = np.array([float(len(b.parameters)) for b in work.profile.blocks])
     units = (weights > 0).astype(float)
-    visit, fetch, share = (
+    visit, fetch, refetch, share = (
         cost.unit_s * units + cost.weight_s * weights
-        for cost in (shards.visit, shards.gather, shards.scatter)
+        for cost in (shards.visit, shards.gather, shards.regather or shards.gather, shards.scatter)
     )
-    again = (fetch + gather) if around.zero == 3 else np.zeros_like(forward)
-    last = (share + scatter) if around.zero >= 2 else np.zeros_like(forward)
-    return forward + visit + again, backward + visit + again + last
+    forward, backward = forward + visit, backward + visit
+    if around.zero == 3:
+        forward, backward = forward + fetch + gather, backward + refetch + gather
+    if around.zero >= 2:
+        backward = backward + share + scatter
+    return forward, backward
 
 
 def _beside(compute: Vector, collective: Vector, share: float) -> Vector:

@@ -77,6 +77,8 @@ def test_costs_per_unit_and_weight_are_read_off_two_numbers_of_units():
     assert found.gather.unit_s == pytest.approx(0.3)
     assert found.gather.weight_s == pytest.approx(0.05)
     assert found.scatter.unit_s == pytest.approx(0.7)
+    assert found.regather is not None
+    assert found.regather.unit_s == pytest.approx(0.3)
     assert found.scatter.weight_s == pytest.approx(0.0, abs=1e-9)
     assert (found.step_s_per_weight, found.step_s_per_state) == (0.5, 0.0)
 
@@ -86,9 +88,10 @@ def test_optimizer_steps_on_shards_cost_by_states():
         return [Passes(units=n, forward_s=1.0, backward_s=2.0, step_s=step_s) for n in (3, 12)]
 
     found = overhead_of(passes(0.3), passes(0.5), 10, 1.0)
-    assert found.step_s_per_weight == pytest.approx(0.1)
+    assert found.step_s_per_weight == pytest.approx(0.3)
     assert found.step_s_per_state == pytest.approx(0.2)
     assert found.step_s(4, states=2) == pytest.approx(4 * 0.5)
+    assert found.step_s(4, states=1) == found.step_s(4, states=0) == pytest.approx(4 * 0.3)
 
 
 def test_noise_never_makes_a_negative_cost():
@@ -96,7 +99,8 @@ def test_noise_never_makes_a_negative_cost():
         Passes(units=n, forward_s=s, backward_s=s, step_s=0.1) for n, s in ((3, 2.0), (12, 1.0))
     ]
     found = overhead_of(kept, kept, 10, 0.0)
-    for cost in (found.visit, found.gather, found.scatter):
+    for cost in (found.visit, found.gather, found.scatter, found.regather):
+        assert cost is not None
         assert cost.unit_s >= 0 and cost.weight_s >= 0
 
 
