@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -24,6 +25,19 @@ Mode = Literal["none", "selective", "full"]
 
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """What running a graph again has to know of it.
+
+    Attributes:
+        random: It draws random numbers.
+        written: Buffers it writes.
+    """
+
+    random: bool
+    written: tuple[str, ...]
 
 
 class Recompute:
@@ -46,6 +60,16 @@ class Recompute:
         self._device = device
         self._recorder = recorder
         self._dropout = True
+        self._seen: dict[GraphModule, _Segment] = {}
+
+    def _look_at(self, module: GraphModule) -> _Segment:
+        """Facts of a segment, found once: walking its graph takes longer than running it."""
+        if module not in self._seen:
+            self._seen[module] = _Segment(
+                random=any(is_random(node) for node in module.graph.nodes),
+                written=tuple(sorted(mutated_attributes(module))),
+            )
+        return self._seen[module]
 
     @contextmanager
     def without_dropout(self) -> Iterator[None]:
@@ -71,7 +95,7 @@ class Recompute:
                 module,
                 *arguments,
                 use_reentrant=False,
-                preserve_rng_state=_is_random(module),
+                preserve_rng_state=self._look_at(module).random,
                 context_fn=lambda: self._contexts(module, mode, microbatch),
             )
 
@@ -82,7 +106,7 @@ class Recompute:
 
         Autograd is on the first time too, or composite ops would run other kernels.
         """
-        state = RandomState(self._device) if _is_random(module) else None
+        state = RandomState(self._device) if self._look_at(module).random else None
         first, second = self._contexts(module, mode, microbatch)
         cast = self._precision.autocast(self._device)
         with cast, first, torch.autograd.graph.saved_tensors_hooks(_drop, _missing):
@@ -110,7 +134,7 @@ class Recompute:
         self, module: GraphModule, mode: AbstractContextManager[Any], microbatch: int
     ) -> Iterator[None]:
         start = self._recorder.mark()
-        buffers = [module.get_buffer(name) for name in mutated_attributes(module)]
+        buffers = [module.get_buffer(name) for name in self._look_at(module).written]
         kept = [buffer.clone() for buffer in buffers]
         try:
             with contextlib.nullcontext() if self._dropout else DropoutOff(), mode:
@@ -127,10 +151,6 @@ def _drop(_: torch.Tensor) -> None:
 
 def _missing(_: None) -> torch.Tensor:
     raise AssertionError("backward through a segment whose values were dropped")
-
-
-def _is_random(module: GraphModule) -> bool:
-    return any(is_random(node) for node in module.graph.nodes)
 
 
 def segments(stage: Stage, first: int, stop: int) -> list[tuple[int, int, Mode]]:

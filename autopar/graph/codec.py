@@ -212,6 +212,7 @@ def _measurement_to_dict(measurement: Measurement | None) -> dict[str, Any] | No
         "optimizer_s_per_byte": measurement.optimizer_s_per_byte,
         "zero_grad_s": measurement.zero_grad_s,
         "accumulate_s_per_byte": measurement.accumulate_s_per_byte,
+        "again": {k: list(pair) for k, pair in measurement.again.items()},
         "checkpoint_s": measurement.checkpoint_s,
         "checkpoint_s_per_op": measurement.checkpoint_s_per_op,
         "selective_s": measurement.selective_s,
@@ -230,13 +231,13 @@ def _measurement_from_dict(row: dict[str, Any] | None) -> Measurement | None:
     }
     composition = tuple((p[0], p[1]) for p in row["composition"])
     eager = tuple((p[0], p[1], p[2]) for p in row.get("eager", ()))
+    again = {key: (pair[0], pair[1]) for key, pair in row.get("again", {}).items()}
     older = {  # profiles that know full recompute only
         "selective_s": row.get("checkpoint_s", 0.0),
         "selective_s_per_op": row.get("checkpoint_s_per_op", 0.0),
     }
-    return Measurement(
-        **{**older, **row, "curves": curves, "composition": composition, "eager": eager}
-    )
+    read = {"curves": curves, "composition": composition, "eager": eager, "again": again}
+    return Measurement(**{**older, **row, **read})
 
 
 def _noise_from_dict(row: dict[str, Any] | None) -> GradientNoise | None:

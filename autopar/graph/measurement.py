@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 Point = tuple[float, float, float]
 
@@ -53,7 +53,9 @@ class Measurement:
         accumulate_s_per_byte: Seconds per parameter byte to add the gradient of another
             microbatch to the one that is there; not part of the curves, whose passes start
             without gradients.
-        checkpoint_s: Seconds that recomputing one unit costs besides running it again.
+        again: Block signature -> seconds that recomputing the block costs besides running it
+            again: in full, and all but its products; of blocks that were timed so.
+        checkpoint_s: The same in full of a unit of a chain of tiny layers, for other blocks.
         checkpoint_s_per_op: More of them for every op in the unit.
         selective_s: The same of recomputing all but a unit's products.
         selective_s_per_op: More of them for every op in the unit.
@@ -76,6 +78,7 @@ class Measurement:
     resident_bytes: float
     spread: float
     accumulate_s_per_byte: float = 0.0
+    again: dict[str, tuple[float, float]] = field(default_factory=dict)
     checkpoint_s: float = 0.0
     checkpoint_s_per_op: float = 0.0
     selective_s: float = 0.0

@@ -32,6 +32,7 @@ def assemble(campaign: Campaign) -> Measurement | None:
         curves=curves,
         composition=_composition(campaign, curves),
         eager=_eager(campaign),
+        again=_again(campaign),
         **_optimizer(campaign),
         resident_bytes=campaign.store.results.get("resident", {}).get("resident_bytes", 0.0),
         spread=spread,
@@ -55,6 +56,19 @@ def _optimizer(campaign: Campaign) -> dict[str, float]:
         "zero_grad_s": clear_s,
         "accumulate_s_per_byte": step.get("accumulate_s", 0.0) / step["bytes"] if step else 0.0,
         **{name: step.get(name, 0.0) for name in calls},
+    }
+
+
+def _again(campaign: Campaign) -> dict[str, tuple[float, float]]:
+    """Per block, what computing it again costs in full and without products."""
+    rows = {
+        block.signature: campaign.store.value("block", block.signature, campaign.sizes[0]) or {}
+        for block in campaign.unique
+    }
+    return {
+        signature: (row["full_s"], row["selective_s"])
+        for signature, row in rows.items()
+        if "full_s" in row
     }
 
 

@@ -101,6 +101,7 @@ def _point(
         flop=flop,
         payload=None if kind == "eager" else make_payload(traced, graph, first, stop, leaves),
         optimizer=b"" if block else campaign.pickled or b"",
+        again=block is not None and samples == campaign.sizes[0],
         optional=samples not in (campaign.sizes[0], campaign.sizes[-1]),
     )
 

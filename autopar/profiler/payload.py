@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 
 from autopar.profiler.dataflow import CountedGraph, Value
 from autopar.profiler.opcost import TensorSpec
 from autopar.trace import TracedTask, extract
+from autopar.trace.cleanup import is_random
 from autopar.trace.export import make_batch
 
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 _NORMAL_RUN = 2**18
 
 
@@ -91,11 +97,28 @@ class Runner:
         self._leaves = [leaf.to(self._device) for leaf in payload.leaves]
         self._imports = [_activation(s, self._device, import_scale) for s in payload.imports]
         self._backs = payload.backs
+        self._random = any(is_random(node) for node in self._module.graph.nodes)
         self.parameters = list(self._module.parameters())
 
     def forward(self) -> list[torch.Tensor]:
         """Results that gradients come back to."""
         results = self._module(*self._leaves, *self._imports)
+        return [r for r, back in zip(results, self._backs, strict=True) if back]
+
+    def recomputed(self, around: Contexts) -> list[torch.Tensor]:
+        """:meth:`forward` with ops that backward computes again, as the executor does it.
+
+        Args:
+            around: What to run them in, the first time and again.
+        """
+        results = checkpoint(
+            self._module,
+            *self._leaves,
+            *self._imports,
+            use_reentrant=False,
+            preserve_rng_state=self._random,
+            context_fn=around,
+        )
         return [r for r, back in zip(results, self._backs, strict=True) if back]
 
     @staticmethod

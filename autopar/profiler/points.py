@@ -29,6 +29,7 @@ class Point:
         payload: The ops; ``None`` for the optimizer and the user's own module.
         optimizer: Pickled optimizer; empty where none steps.
         shapes: Shapes and types of the parameters the optimizer steps.
+        again: Computing the ops again is timed as well.
         optional: May be left out when time runs short.
     """
 
@@ -40,6 +41,7 @@ class Point:
     payload: Payload | None = None
     optimizer: bytes = b""
     shapes: tuple[tuple[tuple[int, ...], torch.dtype], ...] = ()
+    again: bool = False
     optional: bool = False
 
     @property

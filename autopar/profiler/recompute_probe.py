@@ -12,6 +12,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from autopar.core.stats import rising_line
+from autopar.profiler.payload import Contexts, Runner
 from autopar.profiler.selective import contexts
 from autopar.profiler.timing import time_call
 
@@ -19,7 +20,6 @@ _LAYERS = (1, 10)
 """Of the two chains that tell the cost of a unit from that of an op."""
 _OPS = 2
 """Of a layer."""
-Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,37 @@ class RecomputeCost:
 
     unit_s: float
     op_s: float
+
+
+def block_cost(runner: Runner, device: str, *, repeats: int) -> tuple[float, float]:
+    """Seconds that recomputing a block takes besides its forward: in full, all but its products.
+
+    The second counts the ops that run again: at the smallest microbatch, where blocks are timed
+    so, they take little beside the Python dispatch mode that every op passes.
+    """
+
+    def step(forward: Callable[[], list[torch.Tensor]]) -> Callable[[], None]:
+        def call() -> None:
+            results = forward()
+            if results:
+                torch.autograd.backward(results, runner.seeds(results))
+            runner.clear()
+
+        return call
+
+    def alone() -> None:
+        runner.forward()
+
+    calls = (
+        alone,
+        step(runner.forward),
+        step(lambda: runner.recomputed(_nothing)),
+        step(lambda: runner.recomputed(contexts)),
+    )
+    forward_s, plain_s, full_s, selective_s = (
+        time_call(call, device, repeats=repeats) for call in calls
+    )
+    return max(full_s - plain_s - forward_s, 0.0), max(selective_s - plain_s, 0.0)
 
 
 def full_cost(device: str, *, repeats: int) -> RecomputeCost:

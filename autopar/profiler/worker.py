@@ -25,7 +25,7 @@ from autopar.profiler.optimizer import adopt_optimizer
 from autopar.profiler.payload import Runner
 from autopar.profiler.points import Point
 from autopar.profiler.policy import MeasurePolicy
-from autopar.profiler.recompute_probe import full_cost, selective_cost
+from autopar.profiler.recompute_probe import block_cost, full_cost, selective_cost
 from autopar.profiler.resident import resident_after_tracing
 from autopar.profiler.step_timing import Eager, Steps, Trainable, time_steps
 from autopar.profiler.timing import Samples, time_call, time_runner
@@ -33,6 +33,8 @@ from autopar.tasks import resolve
 from autopar.trace.export import first_line
 
 _POLL_S = 0.02
+MOST_AGAIN = 30
+"""Most timed passes of a block that is computed again."""
 
 
 class Rank:
@@ -188,7 +190,21 @@ class Rank:
             "backward_s": backward_s,
             "spread": median([rank.spread for rank in everyone]),
             "repeats": len(mine.forward_s),
+            **(self._time_again(runner, len(mine.forward_s)) if point.again else {}),
         }
+
+    def _time_again(self, runner: Runner, repeats: int) -> dict[str, float]:
+        """What computing a block again costs; nothing where some rank cannot."""
+        self._align()
+        try:
+            own = block_cost(runner, self._device, repeats=min(repeats, MOST_AGAIN))
+        except (RuntimeError, TypeError, ValueError):
+            own = None
+        found = [pair for pair in self._gather(own) if pair is not None]
+        if len(found) < dist.get_world_size():
+            return {}
+        full_s, selective_s = (mean(column) for column in zip(*found, strict=True))
+        return {"full_s": full_s, "selective_s": selective_s}
 
     def _time_optimizer(self, point: Point) -> dict[str, Any]:
         parameters = [

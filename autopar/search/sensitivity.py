@@ -57,6 +57,7 @@ def _measured_compute(profile: GraphProfile, factor: float) -> GraphProfile:
         optimizer_s_per_byte=timed.optimizer_s_per_byte / factor,
         zero_grad_s=timed.zero_grad_s / factor,
         accumulate_s_per_byte=timed.accumulate_s_per_byte / factor,
+        again={name: (a / factor, b / factor) for name, (a, b) in timed.again.items()},
         checkpoint_s=timed.checkpoint_s / factor,
         checkpoint_s_per_op=timed.checkpoint_s_per_op / factor,
         selective_s=timed.selective_s / factor,

@@ -10,6 +10,7 @@ from search.builders import chain_profile
 from autopar.cluster import HostOverhead
 from autopar.core.errors import InputError
 from autopar.cost.compute import ComputeModel
+from autopar.graph import GraphProfile
 from autopar.search import SearchOptions, plan_for
 from cost.test_parts import local, measured
 
@@ -39,6 +40,22 @@ def test_selective_recompute_costs_its_own_work_per_op():
         for p in (profile, dear)
     )
     assert dear_s - cheap_s == pytest.approx((3 * 0.02 + ops * 0.005) / 1.2)
+
+
+def test_blocks_that_were_timed_again_cost_what_was_found():
+    chain = chain_profile([1e9] * 3)
+    signature = chain.blocks[0].signature
+    timed = measured(chain, checkpoint_s=9.0, selective_s=9.0, again={signature: (0.03, 0.06)})
+    assert GraphProfile.from_dict(timed.to_dict()).measurement == timed.measurement
+    alike = sum(block.signature == signature for block in chain.blocks)
+    plain = plan_for(
+        measured(chain), local(2), "recompute=full,microbatches=1", SearchOptions(global_batch=4)
+    ).price.stage_costs[0]
+    found = plan_for(
+        timed, local(2), "recompute=full,microbatches=1", SearchOptions(global_batch=4)
+    ).price.stage_costs[0]
+    extra_s = (alike * 0.03 + (len(chain.blocks) - alike) * 9.0) / 1.2
+    assert found.recompute_s - plain.recompute_s == pytest.approx(extra_s)
 
 
 def test_every_action_of_a_pipeline_pays_the_runner():

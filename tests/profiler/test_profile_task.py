@@ -64,6 +64,8 @@ def test_measured_profile_has_curves_for_every_block(mlp):
     for curve in found.curves.values():
         assert [p[0] for p in curve.points] == [1.0, 2.0]
         assert all(p[1] > 0 and p[2] > 0 for p in curve.points)
+    assert set(found.again) == set(found.curves)  # hooks around every saved tensor take time
+    assert max(full for full, _ in found.again.values()) > 1e-5
     assert [s for s, _ in found.composition] == [1.0, 2.0]
     assert all(0.05 < factor < 20 for _, factor in found.composition)
     assert found.optimizer_s > 0 and found.optimizer_s_per_byte > 0
