@@ -11,6 +11,7 @@ from autopar.api.pipeline_overhead import (
     TARGET,
     measure_bookkeeping,
     pipeline_overhead,
+    probe_model,
     run_probes,
 )
 from autopar.api.shard_overhead import measure_shard_overhead
@@ -37,14 +38,15 @@ def with_overhead(cluster: Cluster, *, quick: bool = False) -> Cluster:
     split = measure_split_overhead(MEASURED_WEIGHT_SHARE.value)
     bare = replace(cluster, overhead=replace(NO_OVERHEAD, split=split))
     steps = QUICK_STEPS if quick else STEPS
-    step_s, microbatch_s = measure_bookkeeping(bare, steps=steps)
-    profile, probes = run_probes(bare, bookkeeping_s=step_s, steps=steps)
+    task, model = probe_model()
+    step_s, microbatch_s = measure_bookkeeping(task, model, bare, steps=steps)
+    probes = run_probes(task, model, bare, bookkeeping_s=step_s, steps=steps)
 
     def at_need(ranks: int, threads: int) -> bool:
         return lookahead(torch.device("cpu"), ranks, threads) == 0
 
     probed = at_need(probes[0].plan.world_size, PROBE_THREADS)
-    found = pipeline_overhead(profile, bare, probes, at_need=probed)
+    found = pipeline_overhead(model, bare, probes, at_need=probed)
     if not probed and at_need(cluster.device_count, cluster.threads_per_rank or 1):
         found = replace(found, receive_s=0.0)  # a user's ranks fill the cores, the probes did not
     resident_bytes = max(probes[0].record.peak_memory_bytes)

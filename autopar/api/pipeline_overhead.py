@@ -68,8 +68,8 @@ class Probe:
     span_s: float
 
 
-def probe_profile() -> tuple[Task, GraphProfile]:
-    """The model of the probes, not timed."""
+def probe_model() -> tuple[Task, GraphProfile]:
+    """The model of the probes and its profile, not timed."""
     from autopar.profiler import profile_task
     from autopar.tasks.resolve import resolve
 
@@ -78,12 +78,19 @@ def probe_profile() -> tuple[Task, GraphProfile]:
         return task, profile_task(task, batch=1, measure=False, cache_dir=Path(folder)).profile
 
 
-def measure_bookkeeping(cluster: Cluster, *, steps: int = STEPS) -> tuple[float, float]:
+def measure_bookkeeping(
+    task: Task, profile: GraphProfile, cluster: Cluster, *, steps: int = STEPS
+) -> tuple[float, float]:
     """Seconds of a step beside its passes, messages and optimizer: fixed, and per microbatch.
 
     From replicas that run a few and many microbatches.
+
+    Args:
+        task: Of the probes.
+        profile: Of it.
+        cluster: Where.
+        steps: Timed steps of each run.
     """
-    task, profile = probe_profile()
     found = []
     for microbatches in REPLICA_MICROBATCHES:
         spec = f"dp_replicate={cluster.device_count},m={microbatches}"
@@ -94,18 +101,24 @@ def measure_bookkeeping(cluster: Cluster, *, steps: int = STEPS) -> tuple[float,
 
 
 def run_probes(
-    cluster: Cluster, *, bookkeeping_s: float, steps: int = STEPS
-) -> tuple[GraphProfile, list[Probe]]:
+    task: Task,
+    profile: GraphProfile,
+    cluster: Cluster,
+    *,
+    bookkeeping_s: float,
+    steps: int = STEPS,
+) -> list[Probe]:
     """Run the schedules on two ranks per replica, with as many replicas as ranks allow.
 
     The first is run in fresh processes: their memory is that of a user's ranks.
 
     Args:
+        task: Of the probes.
+        profile: Of it.
         cluster: Where.
         bookkeeping_s: What a step takes beside passes, messages and optimizer.
         steps: Timed steps of each run.
     """
-    task, profile = probe_profile()
     replicas = max(cluster.device_count // 2, 1)
     probes: list[Probe] = []
     for schedule, microbatches in PROBES:
@@ -117,7 +130,7 @@ def run_probes(
         step_s = quantile(record.step_times_s, COUNTED_QUANTILE)
         tail_s = b.optimizer_s + b.gradient_sync_s + bookkeeping_s
         probes.append(Probe(plan=plan, record=record, span_s=max(step_s - tail_s, LEAST_S)))
-    return profile, probes
+    return probes
 
 
 def pipeline_overhead(
