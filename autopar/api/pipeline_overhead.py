@@ -93,9 +93,9 @@ def measure_bookkeeping(
     """
     found = []
     for microbatches in REPLICA_MICROBATCHES:
-        spec = f"dp_replicate={cluster.device_count},m={microbatches}"
-        options = SearchOptions(global_batch=cluster.device_count * microbatches)
-        plan = replace(plan_for(profile, cluster, spec, options).plan, threads=PROBE_THREADS)
+        ranks = cluster.device_count
+        spec = f"dp_replicate={ranks},m={microbatches}"
+        plan = _plan(profile, cluster, spec, ranks * microbatches)
         found.append(_run(plan, task, steps, fresh=False).breakdown.other_s)
     return rising_line(REPLICA_MICROBATCHES, found)
 
@@ -123,14 +123,19 @@ def run_probes(
     probes: list[Probe] = []
     for schedule, microbatches in PROBES:
         spec = f"world={2 * replicas},dp_replicate={replicas},pp=2,{schedule},m={microbatches}"
-        options = SearchOptions(global_batch=replicas * microbatches)
-        plan = replace(plan_for(profile, cluster, spec, options).plan, threads=PROBE_THREADS)
+        plan = _plan(profile, cluster, spec, replicas * microbatches)
         record = _run(plan, task, steps, fresh=not probes)
         b = record.breakdown
         step_s = quantile(record.step_times_s, COUNTED_QUANTILE)
         tail_s = b.optimizer_s + b.gradient_sync_s + bookkeeping_s
         probes.append(Probe(plan=plan, record=record, span_s=max(step_s - tail_s, LEAST_S)))
     return probes
+
+
+def _plan(profile: GraphProfile, cluster: Cluster, spec: str, batch: int) -> Plan:
+    """What a probe runs."""
+    found = plan_for(profile, cluster, spec, SearchOptions(global_batch=batch))
+    return replace(found.plan, threads=PROBE_THREADS)
 
 
 def pipeline_overhead(

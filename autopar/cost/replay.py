@@ -67,7 +67,7 @@ def simulate_plan(plan: Plan, price: PlanPrice) -> Timeline:
         leader = plan.mesh.rank(pp=rank)
         tail = (
             ("sync", replay.free[rank], replay.synced[rank]),
-            ("optimizer", replay.synced[rank], replay.ends[rank] - price.bookkeeping_s),
+            ("optimizer", replay.synced[rank], replay.ends[rank] - price.breakdown.other_s),
         )
         events += [_event(leader, kind, a, b, -1, -1) for kind, a, b in tail if b > a]
     events.sort(key=lambda event: (event.start_s, event.rank))
@@ -112,7 +112,7 @@ def step_and_breakdown(
     """Step seconds, and where they go on the pipeline rank that ends last.
 
     Idle time before an action is communication from the moment the sender of the last message
-    had finished, and bubble before that.
+    had finished, and bubble before that. Of the price's own breakdown only ``other_s`` is read.
     """
     replay = _replay(plan, price, program)
     critical = max(range(replay.program.ranks), key=lambda rank: replay.ends[rank])
@@ -121,7 +121,7 @@ def step_and_breakdown(
         for cost, rank in zip(price.stage_costs, replay.program.rank_of, strict=True)
         if rank == critical
     ]
-    m = plan.microbatches
+    m, other_s = plan.microbatches, price.breakdown.other_s
     received_s = sum(c.receive_s + c.backward_receive_s for c in costs)
     communication = _communication(replay, critical) + m * received_s
     parts = {
@@ -135,8 +135,8 @@ def step_and_breakdown(
         ),
         "pipeline_communication_s": communication,
         "gradient_sync_s": replay.synced[critical] - replay.free[critical],
-        "optimizer_s": replay.ends[critical] - replay.synced[critical] - price.bookkeeping_s,
-        "other_s": price.bookkeeping_s,
+        "optimizer_s": replay.ends[critical] - replay.synced[critical] - other_s,
+        "other_s": other_s,
     }
     bubble = replay.ends[critical] - sum(parts.values())
     return max(replay.ends), CostBreakdown(**parts, bubble_s=max(0.0, bubble))

@@ -54,7 +54,8 @@ class Measurement:
             microbatch to the one that is there; not part of the curves, whose passes start
             without gradients.
         again: Block signature -> seconds that recomputing the block costs besides running it
-            again: in full, and all but its products; of blocks that were timed so.
+            again: in full, and all but its products (there the few ops that run again are
+            counted); of blocks that were timed so, with the smallest microbatch.
         checkpoint_s: The same in full of a unit of a chain of tiny layers, for other blocks.
         checkpoint_s_per_op: More of them for every op in the unit.
         selective_s: The same of recomputing all but a unit's products.

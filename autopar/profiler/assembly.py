@@ -61,15 +61,17 @@ def _optimizer(campaign: Campaign) -> dict[str, float]:
 
 def _again(campaign: Campaign) -> dict[str, tuple[float, float]]:
     """Per block, what computing it again costs in full and without products."""
-    rows = {
-        block.signature: campaign.store.value("block", block.signature, campaign.sizes[0]) or {}
-        for block in campaign.unique
-    }
-    return {
-        signature: (row["full_s"], row["selective_s"])
-        for signature, row in rows.items()
-        if "full_s" in row
-    }
+    found = {}
+    for block in campaign.unique:
+        row = campaign.store.value("block", block.signature, campaign.sizes[0]) or {}
+        if "full_s" in row:
+            found[block.signature] = (row["full_s"], row["selective_s"])
+        elif "again_failed" in row:
+            campaign.warnings.append(
+                f"block '{block.name}' could not be computed again ({row['again_failed']}): "
+                "its recompute is priced by a chain of tiny layers"
+            )
+    return found
 
 
 def _curve(campaign: Campaign, block: Block) -> BlockCurve | None:

@@ -193,16 +193,18 @@ class Rank:
             **(self._time_again(runner, len(mine.forward_s)) if point.again else {}),
         }
 
-    def _time_again(self, runner: Runner, repeats: int) -> dict[str, float]:
-        """What computing a block again costs; nothing where some rank cannot."""
+    def _time_again(self, runner: Runner, repeats: int) -> dict[str, Any]:
+        """What computing a block again costs, or why some rank cannot."""
         self._align()
+        own: tuple[float, float] | str
         try:
             own = block_cost(runner, self._device, repeats=min(repeats, MOST_AGAIN))
-        except (RuntimeError, TypeError, ValueError):
-            own = None
-        found = [pair for pair in self._gather(own) if pair is not None]
-        if len(found) < dist.get_world_size():
-            return {}
+        except (RuntimeError, TypeError, ValueError) as error:
+            own = f"{type(error).__name__}: {first_line(error)}"
+        found = self._gather(own)
+        for reason in found:
+            if isinstance(reason, str):
+                return {"again_failed": reason}
         full_s, selective_s = (mean(column) for column in zip(*found, strict=True))
         return {"full_s": full_s, "selective_s": selective_s}
 

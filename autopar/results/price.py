@@ -100,7 +100,6 @@ class PlanPrice:
         stage_costs: Per virtual stage.
         transfers: Between virtual stages.
         step_overhead_s: Seconds per step outside the schedule's actions.
-        bookkeeping_s: Those of them that are neither optimizer nor communication.
         tied_syncs: Gradient sums over copies of tied parameters, after each stage's own.
         steps_multiplier: Steps to the same loss over those of exact synchronisation.
         assumptions: Constants assumed rather than measured, for the report.
@@ -118,7 +117,6 @@ class PlanPrice:
     stage_costs: tuple[StageCost, ...]
     transfers: tuple[Transfer, ...]
     step_overhead_s: float = 0.0
-    bookkeeping_s: float = 0.0
     tied_syncs: tuple[TiedSync, ...] = ()
     steps_multiplier: Estimate = EXACT
     assumptions: tuple[str, ...] = field(default=())
@@ -144,7 +142,6 @@ class PlanPrice:
             "stage_costs": [field_values(cost) for cost in self.stage_costs],
             "transfers": [field_values(transfer) for transfer in self.transfers],
             "step_overhead_s": self.step_overhead_s,
-            "bookkeeping_s": self.bookkeeping_s,
             "steps_multiplier": self.steps_multiplier.to_dict(),
             "tied_syncs": [
                 {"ranks": list(t.ranks), "seconds": t.seconds} for t in self.tied_syncs
@@ -176,7 +173,6 @@ class PlanPrice:
             stage_costs=tuple(StageCost(**row) for row in data["stage_costs"]),
             transfers=tuple(Transfer(**row) for row in data["transfers"]),
             step_overhead_s=data["step_overhead_s"],
-            bookkeeping_s=data.get("bookkeeping_s", 0.0),
             tied_syncs=tuple(
                 TiedSync(ranks=tuple(row["ranks"]), seconds=row["seconds"])
                 for row in data.get("tied_syncs", ())

@@ -43,8 +43,7 @@ class Batch:
         self.quick = quick
         self.groups = groups
         self.table = table = groups[0].variants.table
-        self.pp = groups[0].pp
-        self.columns = Columns.of(groups)
+        self.pp, self.columns = groups[0].pp, Columns.of(groups)
         self.m = self.columns.microbatches.astype(float)
         places = quick.rows.places(self.columns)
         firsts, self.row_of = alike(places, self.columns.split, self.columns.size)

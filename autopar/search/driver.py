@@ -94,6 +94,7 @@ def uncollected() -> Iterator[None]:
 def _find(
     profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
 ) -> SearchResult:
+    _load()
     if not cluster.uniform:
         # Searches order by order with this module, which therefore cannot import it above.
         from autopar.search.placed import find_placed
@@ -109,7 +110,6 @@ def find_in_order(
     profile: GraphProfile, cluster: Cluster, options: SearchOptions, *, relaxations: bool
 ) -> SearchResult:
     """:func:`find` with ranks on devices 0, 1, 2 ... of the cluster."""
-    _load()
     began = time.perf_counter()
     options = options.resolved(cluster)
     model = CostModel(profile, cluster, options.precision)

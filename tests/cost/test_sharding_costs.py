@@ -50,6 +50,17 @@ def test_units_pay_for_visits_gathers_and_scatters(zero, gathers, scatters):
     assert extra == pytest.approx(fixed, rel=0.02)
 
 
+def test_weights_fetched_before_a_backward_cost_what_was_found_for_it():
+    profile, cluster = measured(chain_profile([1e9] * 3)), with_shards(local(2))
+    cheap = replace(SHARDS, regather=ShardCost(unit_s=0.25))
+    other = replace(cluster, overhead=replace(cluster.overhead, shards=cheap))
+    units = sum(bool(b.parameters) for b in profile.blocks)
+    for zero, fetched in ((2, 0), (3, 2)):  # once in each of two microbatches
+        spec = f"dp_shard=2,zero={zero},microbatches=2"
+        saved = step_s(profile, cluster, spec) - step_s(profile, other, spec)
+        assert saved == pytest.approx(units * fetched * 0.75, rel=1e-6)
+
+
 def test_plans_that_do_not_shard_pay_nothing_for_units():
     profile = measured(chain_profile([1e9] * 3))
     for spec in ("dp_replicate=2,microbatches=2", "pp=2,microbatches=2,schedule=1f1b"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -132,6 +134,23 @@ def test_the_study_holds_every_priced_point(tight: SearchResult):
     assert len(tight.study.trials) == tight.certificate.priced
     assert tight.study.best_value == pytest.approx(tight.best.price.step_time_s.value)
     assert tight.study.best_params["pp"] == tight.best.plan.mesh.pp
+
+
+def test_a_search_loads_optuna_only_for_a_study():
+    """In a process of its own: loading it takes longer than many a search."""
+    code = (
+        "import sys; from search.builders import a100_cluster, chain_profile\n"
+        "from autopar.search import SearchOptions, search\n"
+        "profile = chain_profile([1e12] * 4)\n"
+        "found = search(profile, a100_cluster(1), SearchOptions(global_batch=8))\n"
+        "before = 'optuna' in sys.modules\n"
+        "print(before, len(found.study.trials) == found.certificate.priced > 0)"
+    )
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "True"]
 
 
 def test_storage_keeps_the_study(tmp_path: Path):
