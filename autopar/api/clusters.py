@@ -56,8 +56,8 @@ def measure_cluster(
         InputError: ``ranks`` is not positive.
         EnvironmentUnableError: The processes cannot talk to each other.
     """
-    from autopar.profiler.interconnect import Place
-    from autopar.profiler.interconnect import measure_cluster as measure
+    from autopar.profiler.interconnect.cluster import Place
+    from autopar.profiler.interconnect.cluster import measure_cluster as measure
 
     count = default_ranks() if ranks is None else ranks
     if count < 1:

@@ -15,8 +15,8 @@ from autopar.graph import GraphProfile
 from autopar.tasks import Task
 
 if TYPE_CHECKING:
-    from autopar.search.machines import MachineChoice
-    from autopar.search.offers import Wishes
+    from autopar.search.machines.choose import MachineChoice
+    from autopar.search.machines.offers import Wishes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ def choose_machines(
         InputError: A name or number is wrong.
         InfeasibleError: No set meets deadline and budget; the hint says what would.
     """
-    from autopar.search.offers import Wishes
+    from autopar.search.machines.offers import Wishes
 
     wishes = Wishes(samples=samples, deadline_s=deadline_s, budget_usd=budget_usd)
     wanted = PlanOptions(**options)
@@ -78,8 +78,8 @@ def machine_search(
     progress: Progress | None = None,
 ) -> PlannedMachines:
     """:func:`choose_machines`, with the search on the chosen set."""
-    from autopar.search.machines import choose_machines as choose
-    from autopar.search.reasons import Explainer
+    from autopar.search.machines.choose import choose_machines as choose
+    from autopar.search.questions.reasons import Explainer
 
     asked = wanted.search()
     pairs, paths = [], {}

@@ -32,8 +32,8 @@ def with_overhead(cluster: Cluster, *, quick: bool = False) -> Cluster:
     import torch
 
     from autopar.api.split_overhead import measure_split_overhead
-    from autopar.executor.mailbox import lookahead
-    from autopar.profiler.resident import measure_resident
+    from autopar.executor.stages.mailbox import lookahead
+    from autopar.profiler.timing.resident import measure_resident
 
     split = measure_split_overhead(MEASURED_WEIGHT_SHARE.value)
     bare = replace(cluster, overhead=replace(NO_OVERHEAD, split=split))

@@ -15,8 +15,8 @@ from autopar.tasks import Task
 if TYPE_CHECKING:
     import torch
 
-    from autopar.executor.own_loop import Session
-    from autopar.executor.own_loop_options import SessionOptions
+    from autopar.executor.own_loop.options import SessionOptions
+    from autopar.executor.own_loop.session import Session
 
 
 def parallelize(
@@ -43,7 +43,7 @@ def parallelize(
         example: One batch ``(inputs, target)`` of any size, to trace the model with.
         optimizer: ``optimizer(params) -> torch.optim.Optimizer``.
         scheduler: ``scheduler(optimizer) -> LRScheduler``, stepped at every step.
-        options: Fields of :class:`autopar.executor.own_loop_options.SessionOptions`:
+        options: Fields of :class:`autopar.executor.own_loop.options.SessionOptions`:
             ``clip_norm``, ``steps``, ``node_size``, ``device``, ``timeout_s``, ``verify``,
             ``tolerance``.
 
@@ -54,7 +54,7 @@ def parallelize(
         InputError: Something is missing, or does not fit the plan or the processes.
         GateError: ``verify`` found a difference.
     """
-    from autopar.executor.own_loop import Session
+    from autopar.executor.own_loop.session import Session
 
     chosen, _ = as_plan(plan)
     how = _session_options(options)
@@ -64,7 +64,7 @@ def parallelize(
 
 
 def _session_options(options: dict[str, Any]) -> SessionOptions:
-    from autopar.executor.own_loop_options import SessionOptions
+    from autopar.executor.own_loop.options import SessionOptions
 
     try:
         return SessionOptions(**options)
@@ -86,7 +86,7 @@ def _task(
     Raises:
         InputError: A part is missing, or given twice.
     """
-    from autopar.executor.given import task_of
+    from autopar.executor.own_loop.given import task_of
 
     given = [key for key, value in {**parts, "example": example}.items() if value is not None]
     if isinstance(model, Task):

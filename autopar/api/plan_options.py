@@ -55,7 +55,7 @@ class PlanOptions:
         """
         if "," not in self.objective:
             return (self.objective,)
-        from autopar.search.pareto import parse_objectives
+        from autopar.search.pareto.search import parse_objectives
 
         return parse_objectives(self.objective)
 

@@ -79,8 +79,8 @@ def plan_search(
 ) -> Planned:
     """:func:`plan`, with what the result was searched on."""
     from autopar.search import search
-    from autopar.search.pareto import pareto_search
-    from autopar.search.reasons import Explainer
+    from autopar.search.pareto.search import pareto_search
+    from autopar.search.questions.reasons import Explainer
     from autopar.search.tune import tuned_result
 
     objectives = wanted.objectives()
@@ -117,8 +117,8 @@ def with_reasons(
         why: The full reasons.
         opening: Paragraphs to put first.
     """
-    from autopar.search.placed import PLACEMENT
-    from autopar.search.sync_words import STEPS
+    from autopar.search.explain.sync_words import STEPS
+    from autopar.search.mixed_clusters.placed import PLACEMENT
 
     kept = (PLACEMENT, STEPS)
     searched = tuple(text for text in result.explanation if text.startswith(kept))

@@ -65,7 +65,7 @@ def measure_shard_overhead(ranks: int, launch_s: float) -> ShardOverhead | None:
     from torch.optim import SGD, AdamW
 
     import autopar.executor.graph_path
-    import autopar.executor.verify  # noqa: F401
+    import autopar.executor.verifying.verify  # noqa: F401
     from autopar.tasks.resolve import resolve
     from autopar.trace import trace
 

@@ -10,7 +10,7 @@ import torch
 
 from autopar.cluster.overhead import ShardCost, SplitOverhead
 from autopar.core.stats import COUNTED_QUANTILE, quantile, rising_line
-from autopar.executor.split_backward import backward_input
+from autopar.executor.stages.split_backward import backward_input
 
 LAYERS = (2, 12)
 """Of the two chains that tell the cost of a half from that of a weight in it."""

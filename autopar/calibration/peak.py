@@ -3,9 +3,9 @@
     peak = margin * (states + kept + working + loss + update beyond what is freed + buffers)
            + context and communicators
 
-Planner (:mod:`autopar.cost.memory`) and validation (:mod:`autopar.validation.memory`) count the
-parts from different descriptions of a run and put them together here, so that what is validated
-is what plans. All functions take numbers or arrays.
+Planner (:mod:`autopar.cost.memory`) and validation (:mod:`autopar.validation.memory.peak`) count
+the parts from different descriptions of a run and put them together here, so that what is
+validated is what plans. All functions take numbers or arrays.
 """
 
 from __future__ import annotations

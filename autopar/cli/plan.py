@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from autopar.api.plan_options import PlanOptions
     from autopar.api.planning import Planned
     from autopar.cli.session import Session
-    from autopar.search.machines import MachineChoice
-    from autopar.search.offers import Wishes
+    from autopar.search.machines.choose import MachineChoice
+    from autopar.search.machines.offers import Wishes
 
 
 def command(
@@ -63,7 +63,7 @@ def command(
     """
     with session("plan", json_output=json_output) as talk:
         from autopar.api.plan_options import PlanOptions
-        from autopar.search.offers import Wishes
+        from autopar.search.machines.offers import Wishes
 
         wishes = Wishes(
             samples=samples,
@@ -100,7 +100,7 @@ def _search(
     tune: bool,
 ) -> tuple[Planned, MachineChoice | None]:
     """The search on the cluster, or on the machines that are chosen first."""
-    from autopar.search.offers import Wishes
+    from autopar.search.machines.offers import Wishes
 
     if len(clusters) == 1 and wishes == Wishes():
         from autopar.api.planning import plan_search
@@ -123,13 +123,14 @@ def _answers(planned: Planned, why_not: str | None, what_if: str | None) -> list
     answers = [planned.tuning] if planned.tuning is not None else []
     if why_not is None and what_if is None:
         return answers
-    from autopar.search import questions
+    from autopar.search import what_if as answer_what_if
+    from autopar.search import why_not as answer_why_not
 
     known = (planned.result, planned.profile, planned.cluster, planned.options)
     if why_not is not None:
-        answers.append(questions.why_not(why_not, *known))
+        answers.append(answer_why_not(why_not, *known))
     if what_if is not None:
-        answers.append(questions.what_if(what_if, *known))
+        answers.append(answer_what_if(what_if, *known))
     return answers
 
 

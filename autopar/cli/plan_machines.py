@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from autopar.core.estimate import Estimate
-    from autopar.search.machines import MachineChoice
-    from autopar.search.offers import Offer
+    from autopar.search.machines.choose import MachineChoice
+    from autopar.search.machines.offers import Offer
 
 
 def show_machines(console: Console, choice: MachineChoice) -> None:

@@ -186,8 +186,8 @@ def _show(console: Console, record: RunRecord, data: dict[str, Any]) -> None:
 
 def _dry_run(plan: Plan, nnodes: int) -> dict[str, Any]:
     """What would run: command, ranks, stages; nothing is started."""
+    from autopar.executor.launching.torchrun import command as torchrun_command
     from autopar.executor.options import RunOptions
-    from autopar.executor.torchrun import command as torchrun_command
 
     how = RunOptions(
         out=Path("RUN_DIR"), nnodes=nnodes, rdzv_endpoint="HOST:PORT" if nnodes > 1 else None

@@ -17,14 +17,14 @@ from autopar.executor.division.keeping import (
     is_expert,
     keep_parts,
 )
-from autopar.executor.gradients import reduce_gradients, size_bytes
 from autopar.executor.lowering import Context, Lowering, check_same_model
-from autopar.executor.mailbox import Channels, lookahead, make_channels
-from autopar.executor.routes import Routes
-from autopar.executor.runner import Pipeline, Runner
+from autopar.executor.optimizing.gradients import reduce_gradients, size_bytes
 from autopar.executor.sharding.optimizers import fit_to_shards
 from autopar.executor.sharding.wrap import Sharding
-from autopar.executor.stage import Running, StageProgram
+from autopar.executor.stages.mailbox import Channels, lookahead, make_channels
+from autopar.executor.stages.routes import Routes
+from autopar.executor.stages.runner import Pipeline, Runner
+from autopar.executor.stages.stage import Running, StageProgram
 from autopar.plans import Plan
 from autopar.schedules import SCHEDULES, Action
 from autopar.trace import Fragment, TracedTask, build_model, extract, trace

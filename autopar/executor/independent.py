@@ -20,13 +20,13 @@ from torch._C._distributed_c10d import Store
 
 from autopar.core.errors import TrainingError
 from autopar.core.provenance import provenance
-from autopar.executor.checkpoint import Checkpoints
-from autopar.executor.clock import Span
-from autopar.executor.collector import tidy
+from autopar.executor.checkpointing.checkpoint import Checkpoints
 from autopar.executor.lowering import Context, Lowering
-from autopar.executor.measure import breakdown, timeline
+from autopar.executor.measuring.breakdown import breakdown, timeline
+from autopar.executor.measuring.clock import Span
+from autopar.executor.measuring.collector import tidy
 from autopar.executor.options import RunOptions
-from autopar.executor.progress import ProgressWriter
+from autopar.executor.processes.progress import ProgressWriter
 from autopar.executor.random_state import seed_generators
 from autopar.results import RunRecord, VerifyResult
 

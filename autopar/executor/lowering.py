@@ -16,20 +16,20 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.tensor import DTensor
 
 from autopar.core.errors import InputError, TraceError
-from autopar.executor.clipping import clip
-from autopar.executor.clock import Recorder
 from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.division.keeping import sum_partial
 from autopar.executor.dropout import DropoutOff
 from autopar.executor.holding import Cut
-from autopar.executor.host_optimizer import HostCopies, States
-from autopar.executor.learning_rate import make_scheduler
-from autopar.executor.loss_scale import LossScale
+from autopar.executor.measuring.clock import Recorder
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import MeshGroups
+from autopar.executor.optimizing.clipping import clip
+from autopar.executor.optimizing.host_optimizer import HostCopies, States
+from autopar.executor.optimizing.learning_rate import make_scheduler
+from autopar.executor.optimizing.loss_scale import LossScale
 from autopar.executor.precision import PRECISIONS, Precision
 from autopar.executor.supported import check_device, check_supported
 from autopar.executor.synchronising.registry import make_synchroniser
-from autopar.executor.traffic import Traffic
 from autopar.executor.weighing import loss_weights
 from autopar.plans import Plan
 from autopar.sync import parse_sync

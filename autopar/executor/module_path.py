@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from autopar.core.errors import TraceError
 from autopar.executor.data import Microbatch
-from autopar.executor.gradients import size_bytes
 from autopar.executor.lowering import Context, Lowering, check_same_model
+from autopar.executor.optimizing.gradients import size_bytes
 from autopar.executor.precision import wide
 from autopar.executor.synchronising.base import Hook
 from autopar.trace import build_model, trace

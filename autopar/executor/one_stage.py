@@ -14,7 +14,7 @@ from autopar.executor.division.keeping import is_expert, keep_parts
 from autopar.executor.graph_path import BatchFlattener, model_buffers
 from autopar.executor.lowering import check_same_model
 from autopar.executor.module_path import ModuleLowering, Whole
-from autopar.executor.stage import Running, StageProgram
+from autopar.executor.stages.stage import Running, StageProgram
 from autopar.trace import build_model, extract, trace
 
 

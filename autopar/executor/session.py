@@ -13,21 +13,21 @@ from torch._C._distributed_c10d import Store
 
 from autopar.core.provenance import provenance
 from autopar.core.stats import median
-from autopar.executor.checkpoint import Checkpoints
-from autopar.executor.clock import Recorder, Recording, clock_for
-from autopar.executor.collector import quiet_collector, tidy
+from autopar.executor.checkpointing.checkpoint import Checkpoints
 from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.independent import check_finite, gather_alone, train_alone
 from autopar.executor.lowering import Context, Lowering, lower
-from autopar.executor.measure import breakdown, timeline
-from autopar.executor.memory import PeakMemory
+from autopar.executor.measuring.breakdown import breakdown, timeline
+from autopar.executor.measuring.clock import Recorder, Recording, clock_for
+from autopar.executor.measuring.collector import quiet_collector, tidy
+from autopar.executor.measuring.memory import PeakMemory
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.options import RunOptions
-from autopar.executor.progress import ProgressWriter
+from autopar.executor.processes.progress import ProgressWriter
 from autopar.executor.random_state import seed_generators
 from autopar.executor.server.roles import ServerLink
-from autopar.executor.traffic import Traffic
-from autopar.executor.verify import verify
+from autopar.executor.verifying.verify import verify
 from autopar.plans import Plan
 from autopar.results import RunRecord, VerifyResult
 from autopar.tasks import Task

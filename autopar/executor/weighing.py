@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from autopar.core.errors import InputError
 from autopar.executor.data import Microbatch
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import MeshGroups
-from autopar.executor.traffic import Traffic
 from autopar.plans import Plan
 from autopar.tasks import Task
 

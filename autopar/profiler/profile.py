@@ -15,13 +15,13 @@ from autopar.core.io import content_hash
 from autopar.core.provenance import provenance
 from autopar.core.version import __version__
 from autopar.graph import GraphProfile
-from autopar.profiler.blocks import build_blocks, named_parameters
-from autopar.profiler.dataflow import CountedGraph, Progress, count
-from autopar.profiler.host_load import Load, host_load
-from autopar.profiler.measure import measure
+from autopar.profiler.counting.blocks import build_blocks, named_parameters
+from autopar.profiler.counting.dataflow import CountedGraph, Progress, count
 from autopar.profiler.optimizer import make_optimizer, optimizer_state
-from autopar.profiler.points import PointStore
-from autopar.profiler.policy import MeasurePolicy
+from autopar.profiler.timing.host_load import Load, host_load
+from autopar.profiler.timing.points import PointStore
+from autopar.profiler.timing.policy import MeasurePolicy
+from autopar.profiler.timing.task import measure
 from autopar.tasks import Task
 from autopar.trace import TracedTask, build_model, trace
 

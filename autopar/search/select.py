@@ -12,16 +12,16 @@ from autopar.core.units import format_bytes
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan
-from autopar.search.chunks import equal_blocks
-from autopar.search.goals import goal_for
-from autopar.search.named import point_of
+from autopar.search.bounds.quick import QuickBounds
 from autopar.search.options import SearchOptions
-from autopar.search.partition import PartitionSearch
-from autopar.search.plans import rank_plan
-from autopar.search.point import Point
-from autopar.search.quick import QuickBounds
-from autopar.search.space import build_space
-from autopar.search.spec import parse_spec
+from autopar.search.space.build import build_space
+from autopar.search.space.named import point_of
+from autopar.search.space.plans import rank_plan
+from autopar.search.space.point import Point
+from autopar.search.space.spec import parse_spec
+from autopar.search.stages.chunks import equal_blocks
+from autopar.search.stages.goals import goal_for
+from autopar.search.stages.partition import PartitionSearch
 
 
 def plan_for(
@@ -32,7 +32,7 @@ def plan_for(
 ) -> RankedPlan:
     """The best boundaries for one point of the space, e.g. ``"dp=2,pp=2,schedule=1f1b"``.
 
-    Axes left out take the defaults of :func:`autopar.search.named.point_of`.
+    Axes left out take the defaults of :func:`autopar.search.space.named.point_of`.
 
     Raises:
         InputError: The specification is outside the space.

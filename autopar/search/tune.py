@@ -10,8 +10,8 @@ from autopar.core.units import format_bytes
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
 from autopar.results import RankedPlan, SearchResult
-from autopar.search.goal import value_of
 from autopar.search.options import SearchOptions
+from autopar.search.stages.goal import value_of
 
 TRIALS = 40
 """Bucket sizes tried; pricing one takes a millisecond."""
@@ -87,7 +87,7 @@ def tune_bucket(
     """
     import optuna
 
-    from autopar.search.study import quiet
+    from autopar.search.walk.study import quiet
 
     plan = ranked.plan
     before = value_of(ranked.price, options.objective)

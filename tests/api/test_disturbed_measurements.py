@@ -13,7 +13,7 @@ from autopar.cluster.parse import parse_cluster
 from autopar.core.host_watch import HostWatch
 from autopar.graph import GraphProfile
 from autopar.profiler import profile_task
-from autopar.profiler.policy import MeasurePolicy
+from autopar.profiler.timing.policy import MeasurePolicy
 from autopar.tasks.resolve import resolve
 
 TARGET = "zoo:mlp?inputs=8&width=8&depth=2&classes=2"

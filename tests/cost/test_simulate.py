@@ -20,8 +20,8 @@ from autopar.plans import Mesh
 from autopar.results import PlanPrice, StageCost, Transfer
 from autopar.schedules import SCHEDULES
 from autopar.search import SearchOptions
-from autopar.search.plans import build_plan
-from autopar.search.point import Point
+from autopar.search.space.plans import build_plan
+from autopar.search.space.point import Point
 
 
 def step(schedule: str, costs: list[tuple[float, float]], ranks: int, m: int, hop: float) -> float:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from autopar.core.errors import InputError
-from autopar.executor.checkpoint import find_checkpoint
+from autopar.executor.checkpointing.checkpoint import find_checkpoint
 from autopar.tasks import Task
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -13,8 +13,8 @@ from torch.fx import Graph, GraphModule
 from torch.utils.checkpoint import checkpoint
 
 from autopar.executor.division.collectives import Collectives
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import Group
-from autopar.executor.traffic import Traffic
 
 RANKS = 2
 SHAPE = (2, 4, 6)

@@ -12,8 +12,8 @@ import executor_helpers as helpers
 import executor_models as models
 import pytest
 
-from autopar.executor import forks
-from autopar.executor.collector import INTERVAL, quiet_collector, tidy
+from autopar.executor.launching import forks
+from autopar.executor.measuring.collector import INTERVAL, quiet_collector, tidy
 
 HEAVY = {
     "autopar.executor.division.divide",

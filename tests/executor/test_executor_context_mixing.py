@@ -17,8 +17,8 @@ from autopar.core.errors import InputError
 from autopar.executor.division.collectives import Collectives
 from autopar.executor.division.context import divide_sequences
 from autopar.executor.division.editor import whole
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import Group
-from autopar.executor.traffic import Traffic
 from autopar.plans import Mesh
 from autopar.tasks import Task
 from autopar.tasks.resolve import resolve

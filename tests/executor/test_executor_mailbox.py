@@ -9,8 +9,8 @@ import executor_models as models
 import pytest
 import torch
 
-from autopar.executor import mailbox
-from autopar.executor.mailbox import LOOKAHEAD, lookahead
+from autopar.executor.stages import mailbox
+from autopar.executor.stages.mailbox import LOOKAHEAD, lookahead
 
 
 @pytest.mark.parametrize(

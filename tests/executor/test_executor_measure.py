@@ -13,13 +13,13 @@ import executor_models as models
 import pytest
 import torch
 
-from autopar.executor.clock import CpuClock, Recorder, Silent, Span
-from autopar.executor.gradients import make_buckets
-from autopar.executor.measure import breakdown, timeline
+from autopar.executor.measuring.breakdown import breakdown, timeline
+from autopar.executor.measuring.clock import CpuClock, Recorder, Silent, Span
+from autopar.executor.measuring.traffic import Traffic
+from autopar.executor.optimizing.gradients import make_buckets
 from autopar.executor.options import RunOptions
-from autopar.executor.progress import ProgressView, ProgressWriter
+from autopar.executor.processes.progress import ProgressView, ProgressWriter
 from autopar.executor.random_state import seed_generators
-from autopar.executor.traffic import Traffic
 from autopar.results import RunRecord
 
 

@@ -23,9 +23,9 @@ from torch import nn
 import autopar
 from autopar.core.errors import InputError
 from autopar.executor import supported
-from autopar.executor.gradients import local
-from autopar.executor.host_optimizer import HOST, HostCopies
 from autopar.executor.lowering import Lowering, lower
+from autopar.executor.optimizing.gradients import local
+from autopar.executor.optimizing.host_optimizer import HOST, HostCopies
 from autopar.executor.session import make_context
 from autopar.plans import Mesh, Plan
 from autopar.tasks import Task

@@ -14,7 +14,7 @@ from own_loop_helpers import PLANS, STEPS, adam, data, given, mse, own_model, pl
 
 import autopar
 from autopar.core.errors import GateError, InputError
-from autopar.executor.given import copied
+from autopar.executor.own_loop.given import copied
 from autopar.tasks import Task
 
 

@@ -15,10 +15,10 @@ from executor_ranks import on_ranks
 from torch import nn
 
 from autopar.core.errors import InputError, TrainingError
-from autopar.executor.loss_scale import LossScale
+from autopar.executor.measuring.traffic import Traffic
+from autopar.executor.optimizing.loss_scale import LossScale
 from autopar.executor.precision import PRECISIONS
 from autopar.executor.supported import check_supported
-from autopar.executor.traffic import Traffic
 from autopar.plans import Plan
 from autopar.tasks import Task
 from autopar.trace import TracedTask

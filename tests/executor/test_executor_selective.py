@@ -14,8 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autopar.executor.clock import CpuClock, Recorder
-from autopar.executor.stage import Running, StageProgram
+from autopar.executor.measuring.clock import CpuClock, Recorder
+from autopar.executor.stages.stage import Running, StageProgram
 from autopar.plans import Stage
 from autopar.tasks import Task
 from autopar.tasks.resolve import resolve

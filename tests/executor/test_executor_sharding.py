@@ -14,8 +14,8 @@ import pytest
 import torch
 from executor_ranks import on_ranks
 
-from autopar.executor.gradients import local
 from autopar.executor.lowering import lower
+from autopar.executor.optimizing.gradients import local
 from autopar.executor.session import make_context
 from autopar.plans import Mesh
 from autopar.tasks import Task

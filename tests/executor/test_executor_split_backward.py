@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autopar.executor.split_backward import backward_input
+from autopar.executor.stages.split_backward import backward_input
 
 Forward = Callable[[nn.Module, torch.Tensor], tuple[torch.Tensor, ...]]
 

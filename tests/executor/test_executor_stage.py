@@ -6,8 +6,8 @@ import executor_helpers as helpers
 import executor_models as models
 import torch
 
-from autopar.executor.clock import CpuClock, Recorder
-from autopar.executor.stage import StageProgram
+from autopar.executor.measuring.clock import CpuClock, Recorder
+from autopar.executor.stages.stage import StageProgram
 from autopar.plans import Stage
 from autopar.trace import TracedTask, extract, trace
 

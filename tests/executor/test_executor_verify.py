@@ -11,8 +11,8 @@ import executor_models as models
 import pytest
 
 from autopar.core.errors import TrainingError
-from autopar.executor import verify
-from autopar.executor.reference import StepResult, reference_step
+from autopar.executor.verifying import verify
+from autopar.executor.verifying.reference import StepResult, reference_step
 
 
 @pytest.mark.parametrize(("precision", "passes"), [("float32", False), ("bfloat16", True)])

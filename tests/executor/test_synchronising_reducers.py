@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from executor_ranks import on_ranks
 
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import Group
 from autopar.executor.synchronising.averaging import REDUCERS
 from autopar.executor.synchronising.reducers.base import Layout, Reducer
 from autopar.executor.synchronising.reducers.int8 import decode, encode
-from autopar.executor.traffic import Traffic
 from autopar.sync import COMPRESSIONS, Payload, parse_sync
 
 ELEMENTS = 3000

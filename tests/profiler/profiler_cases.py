@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from autopar.profiler.dataflow import CountedGraph, count
+from autopar.profiler.counting.dataflow import CountedGraph, count
 from autopar.tasks import Task, resolve, small_target
 from autopar.trace import TracedTask, trace
 

@@ -10,9 +10,9 @@ import torch
 from profiler_cases import case, task_of
 from torch import nn
 
-from autopar.profiler.blocks import build_blocks
-from autopar.profiler.dataflow import count
-from autopar.profiler.segmentation import BlockPolicy, crossing_bytes
+from autopar.profiler.counting.blocks import build_blocks
+from autopar.profiler.counting.dataflow import count
+from autopar.profiler.counting.segmentation import BlockPolicy, crossing_bytes
 from autopar.tasks import resolve, zoo_names
 from autopar.trace import extract, trace
 

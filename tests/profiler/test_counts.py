@@ -10,8 +10,8 @@ from profiler_cases import case, task_of
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from autopar.profiler.dataflow import count
-from autopar.profiler.flops import NOTES
+from autopar.profiler.counting.dataflow import count
+from autopar.profiler.counting.flops import NOTES
 from autopar.tasks import zoo_names
 from autopar.trace import build_model, trace
 from autopar.trace.export import call_model, make_batch

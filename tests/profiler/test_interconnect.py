@@ -16,8 +16,8 @@ import pytest
 from autopar.cluster import Cluster
 from autopar.core.errors import EnvironmentUnableError, InputError
 from autopar.profiler import host
-from autopar.profiler.interconnect import Place, measure_cluster
-from autopar.profiler.layouts import curve_keys, layouts, sizes_up_to
+from autopar.profiler.interconnect.cluster import Place, measure_cluster
+from autopar.profiler.interconnect.layouts import curve_keys, layouts, sizes_up_to
 
 COLLECTIVES = {
     "all_reduce",

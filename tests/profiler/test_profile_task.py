@@ -12,9 +12,11 @@ from torch import nn
 
 from autopar.core.errors import EnvironmentUnableError, InputError
 from autopar.graph import GraphProfile
-from autopar.profiler import ProfileOutcome, launch, measure, profile_task
-from autopar.profiler.points import PointStore
-from autopar.profiler.policy import MeasurePolicy, microbatch_sizes
+from autopar.profiler import ProfileOutcome, profile_task
+from autopar.profiler.timing import launch
+from autopar.profiler.timing import task as task_module
+from autopar.profiler.timing.points import PointStore
+from autopar.profiler.timing.policy import MeasurePolicy, microbatch_sizes
 from autopar.tasks import resolve, small_target, zoo_names
 from autopar.trace import build_model
 
@@ -50,7 +52,7 @@ def no_ranks(monkeypatch):
     def refuse(*args, **options):
         raise AssertionError("something was measured again")
 
-    monkeypatch.setattr(measure, "BusyRanks", refuse)
+    monkeypatch.setattr(task_module, "BusyRanks", refuse)
 
 
 def test_measured_profile_has_curves_for_every_block(mlp):
@@ -175,7 +177,7 @@ def test_rank_that_dies_leaves_a_warning_and_no_cached_profile(tmp_path, monkeyp
                 if number == 1:
                     self._processes[0].kill()
 
-    monkeypatch.setattr(measure, "BusyRanks", Fragile)
+    monkeypatch.setattr(task_module, "BusyRanks", Fragile)
     slow = MeasurePolicy(warmup=1, fewest_repeats=3, point_s=0.3, most_repeats=10**6)
     outcome = profile_task(
         task_of(lambda: nn.Linear(8, 4)), batch=2, busy_ranks=1, cache_dir=tmp_path, policy=slow

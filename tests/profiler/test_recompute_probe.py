@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from autopar.core.stats import median
-from autopar.profiler import recompute_probe
-from autopar.profiler.recompute_probe import full_cost, selective_cost
+from autopar.profiler.timing import recompute_probe
+from autopar.profiler.timing.recompute_probe import full_cost, selective_cost
 
 
 def least_cpu_s(call: Callable[[], object], device: str, *, repeats: int) -> float:

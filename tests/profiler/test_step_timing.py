@@ -10,12 +10,12 @@ import torch
 
 from autopar.core.errors import EnvironmentUnableError
 from autopar.core.stats import mean, trimmed_mean
-from autopar.profiler import step_timing
-from autopar.profiler.policy import MeasurePolicy
-from autopar.profiler.resident import measure_resident
 from autopar.profiler.speed_probe import reference_seconds
-from autopar.profiler.step_timing import Eager, time_steps
-from autopar.profiler.timing import Samples, windows
+from autopar.profiler.timing import step_timing
+from autopar.profiler.timing.blocks import Samples, windows
+from autopar.profiler.timing.policy import MeasurePolicy
+from autopar.profiler.timing.resident import measure_resident
+from autopar.profiler.timing.step_timing import Eager, time_steps
 from autopar.tasks import resolve, small_target
 
 QUICK = MeasurePolicy(warmup=1, fewest_repeats=3, most_repeats=3, point_s=0.01)

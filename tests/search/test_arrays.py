@@ -13,13 +13,13 @@ from autopar.calibration.peak import communicator_count
 from autopar.cost import CostModel
 from autopar.cost.bounds import Bounds
 from autopar.search import SearchOptions, search
-from autopar.search.columns import Columns, alike
-from autopar.search.goals import goal_for
-from autopar.search.mixed import Known
-from autopar.search.partition import PartitionSearch
-from autopar.search.quick import QuickBounds
-from autopar.search.row import fullest_rank
-from autopar.search.space import PointGroup, build_space
+from autopar.search.bounds.quick import QuickBounds
+from autopar.search.bounds.row import fullest_rank
+from autopar.search.space.build import PointGroup, build_space
+from autopar.search.space.columns import Columns, alike
+from autopar.search.stages.goals import goal_for
+from autopar.search.stages.mixed import Known
+from autopar.search.stages.partition import PartitionSearch
 
 from .test_sharpen import CASES, case
 

@@ -10,9 +10,9 @@ from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import Timeline
 from autopar.search import SearchOptions, search
-from autopar.search.chunks import branch_cuts, chunked_cuts
-from autopar.search.plans import build_plan
-from autopar.search.point import Point
+from autopar.search.space.plans import build_plan
+from autopar.search.space.point import Point
+from autopar.search.stages.chunks import branch_cuts, chunked_cuts
 
 from .builders import chain_profile, cluster_of
 

@@ -9,15 +9,15 @@ import pytest
 from autopar.core.errors import InputError
 from autopar.results import SearchResult
 from autopar.search import SearchOptions, search
-from autopar.search.breakeven import (
+from autopar.search.explain.change import scaled_cluster
+from autopar.search.explain.parts import strategy_name
+from autopar.search.questions.breakeven import (
     Effort,
     break_even,
     effort_for,
     flip_until,
 )
-from autopar.search.change import scaled_cluster
-from autopar.search.flips import BreakEven, bisect
-from autopar.search.parts import strategy_name
+from autopar.search.questions.flips import BreakEven, bisect
 
 from .builders import chain_profile, cluster_of, gpu
 

@@ -8,7 +8,7 @@ import pytest
 
 from autopar.profiler import profile_task
 from autopar.search import SearchOptions
-from autopar.search.space import build_space
+from autopar.search.space.build import build_space
 from autopar.tasks.resolve import resolve
 
 from .builders import a100_cluster

@@ -19,12 +19,12 @@ from autopar.cost.memory import device_capacity, peak_estimate
 from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.graph import GraphProfile
 from autopar.search import SearchOptions, search
-from autopar.search.chunks import chunked_cuts
-from autopar.search.goal import value_of
-from autopar.search.placement import device_orders
-from autopar.search.plans import build_plan
-from autopar.search.point import Point
-from autopar.search.space import build_space
+from autopar.search.mixed_clusters.placement import device_orders
+from autopar.search.space.build import build_space
+from autopar.search.space.plans import build_plan
+from autopar.search.space.point import Point
+from autopar.search.stages.chunks import chunked_cuts
+from autopar.search.stages.goal import value_of
 
 from .builders import chain_profile, cluster_of, gpu
 

@@ -8,10 +8,10 @@ import pytest
 
 from autopar.results import CostBreakdown, RankedPlan, Rejection, SearchResult
 from autopar.search import SearchOptions, search
-from autopar.search.explain import compare, layout_words
-from autopar.search.parts import difference_words, differences, part_name
-from autopar.search.reasons import Explainer, binding, reasons
-from autopar.search.sensitivity import Repricer
+from autopar.search.explain.choice import compare, layout_words
+from autopar.search.explain.parts import difference_words, differences, part_name
+from autopar.search.questions.reasons import Explainer, binding, reasons
+from autopar.search.questions.sensitivity import Repricer
 
 from .builders import chain_profile, cluster_of, gpu
 
@@ -172,7 +172,7 @@ def test_devices_that_stay_idle_and_the_sharding_level_are_told():
 def test_large_spaces_compare_known_plans_and_say_so(
     tight: SearchResult, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("autopar.search.breakeven.SEARCHED_SPACE", 1)
+    monkeypatch.setattr("autopar.search.questions.breakeven.SEARCHED_SPACE", 1)
     text = starting(reasons(tight, PROFILE, TIGHT, OPTIONS), "Break-even.")
     assert "Compared were the plans shown and the best at either end" in text
     assert "--what-if searches the space" in text

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from autopar.search.chunks import equal_blocks
-from autopar.search.columns import Columns
-from autopar.search.goals import goal_for
-from autopar.search.group_bounds import SHARPEST, GroupBounds
-from autopar.search.openings import Openings
+from autopar.search.bounds.group_bounds import SHARPEST, GroupBounds
+from autopar.search.space.columns import Columns
+from autopar.search.stages.chunks import equal_blocks
+from autopar.search.stages.goals import goal_for
+from autopar.search.walk.openings import Openings
 
 from .test_arrays import groups_of
 from .test_sharpen import CASES

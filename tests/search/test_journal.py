@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autopar.search.journal import KernelLock
+from autopar.search.walk.journal import KernelLock
 
 
 def test_a_held_lock_keeps_others_out_until_it_is_released(tmp_path: Path):

@@ -11,13 +11,13 @@ from autopar.cluster import Cluster
 from autopar.cluster.parse import parse_cluster
 from autopar.core.errors import InfeasibleError, InputError
 from autopar.search import SearchOptions, search
-from autopar.search.machines import (
+from autopar.search.machines.choose import (
     MachineChoice,
     choose_machines,
     least_step_s,
     machine_sets,
 )
-from autopar.search.offers import Offer, Wishes, pareto, pick
+from autopar.search.machines.offers import Offer, Wishes, pareto, pick
 
 from .builders import chain_profile, cluster_of, gpu
 

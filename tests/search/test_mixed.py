@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from autopar.cost import CostModel
-from autopar.search.chunks import equal_blocks
-from autopar.search.goal import Goal
-from autopar.search.goals import goal_for
-from autopar.search.mixed import MixedGoal
 from autopar.search.options import SearchOptions
-from autopar.search.partition import PartitionSearch
-from autopar.search.point import Point
+from autopar.search.space.point import Point
+from autopar.search.stages.chunks import equal_blocks
+from autopar.search.stages.goal import Goal
+from autopar.search.stages.goals import goal_for
+from autopar.search.stages.mixed import MixedGoal
+from autopar.search.stages.partition import PartitionSearch
 
 from .builders import MB, chain_profile, cluster_of
 

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from autopar.search import knapsack
-from autopar.search.knapsack import Option
-from autopar.search.mixing import solve_stage
-from autopar.search.mixing_bounds import RunBounds
+from autopar.search.stages import knapsack
+from autopar.search.stages.knapsack import Option
+from autopar.search.stages.mixing import solve_stage
+from autopar.search.stages.mixing_bounds import RunBounds
 
 
 def brute_force(options: list[list[Option]], limit: float, copies: float) -> float:

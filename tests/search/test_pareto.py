@@ -11,15 +11,16 @@ from autopar.cluster import Cluster
 from autopar.core.errors import InfeasibleError, InputError
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
-from autopar.search import pareto, search
-from autopar.search.front import covered, hypervolume, knee, undominated
-from autopar.search.genetic import Code
-from autopar.search.members import Members
+from autopar.search import search
 from autopar.search.options import SearchOptions
-from autopar.search.pareto import choose_engine, pareto_search, parse_objectives
-from autopar.search.space import Space, build_space
+from autopar.search.pareto import search as pareto_module
+from autopar.search.pareto.front import covered, hypervolume, knee, undominated
+from autopar.search.pareto.genetic import Code
+from autopar.search.pareto.members import Members
+from autopar.search.pareto.search import choose_engine, pareto_search, parse_objectives
+from autopar.search.space.build import Space, build_space
 from autopar.search.tune import tune_bucket
-from autopar.search.walk import Priced
+from autopar.search.walk.best_first import Priced
 
 from .builders import MB, chain_profile, cluster_of
 
@@ -124,7 +125,7 @@ def test_sweep_leaves_out_less_memory_than_its_resolution(
 def test_a_sweep_without_proofs_is_not_called_complete(
     profile: GraphProfile, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proved = pareto.optimum
+    proved = pareto_module.optimum
 
     def unproved(
         model: CostModel, options: SearchOptions, space: Space
@@ -132,7 +133,7 @@ def test_a_sweep_without_proofs_is_not_called_complete(
         best, bound = proved(model, options, space)
         return best, bound * 0.8
 
-    monkeypatch.setattr(pareto, "optimum", unproved)
+    monkeypatch.setattr(pareto_module, "optimum", unproved)
     found = pareto_search(profile, cluster, ("time", "memory"), OPTIONS)
     assert not found.proof.complete
     assert found.proof.open == len(found.plans)

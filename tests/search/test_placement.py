@@ -16,12 +16,12 @@ from autopar.cost.memory import device_capacity, peak_estimate
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
 from autopar.search import SearchOptions, search
-from autopar.search.driver import find_in_order
-from autopar.search.goal import value_of
-from autopar.search.placed import least_objective
-from autopar.search.placement import MOST_ORDERS, device_orders
-from autopar.search.plans import build_plan
-from autopar.search.space import build_space
+from autopar.search.mixed_clusters.placed import least_objective
+from autopar.search.mixed_clusters.placement import MOST_ORDERS, device_orders
+from autopar.search.ordered import find_in_order
+from autopar.search.space.build import build_space
+from autopar.search.space.plans import build_plan
+from autopar.search.stages.goal import value_of
 
 from .builders import chain_profile, cluster_of, gpu
 

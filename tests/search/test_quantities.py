@@ -8,8 +8,8 @@ import pytest
 
 from autopar.cluster import Cluster, CollectiveCurve
 from autopar.core.errors import InputError
-from autopar.search.change import changed_cluster, scaled_cluster
-from autopar.search.quantities import QUANTITIES, parse_rate, show_rate
+from autopar.search.explain.change import changed_cluster, scaled_cluster
+from autopar.search.explain.quantities import QUANTITIES, parse_rate, show_rate
 
 from .builders import cluster_of
 

@@ -11,10 +11,10 @@ from autopar.cost import CostModel, price
 from autopar.graph import BlockCurve, GraphProfile, Measurement
 from autopar.results import RankedPlan
 from autopar.search import SearchOptions, plan_for
-from autopar.search.change import scaled_cluster
-from autopar.search.pairs import PLAN_SPREAD, compare_pair
-from autopar.search.parts import strategy_name
-from autopar.search.sensitivity import STEP, Repricer
+from autopar.search.explain.change import scaled_cluster
+from autopar.search.explain.parts import strategy_name
+from autopar.search.questions.pairs import PLAN_SPREAD, compare_pair
+from autopar.search.questions.sensitivity import STEP, Repricer
 
 from .builders import chain_profile, cluster_of
 

@@ -17,12 +17,12 @@ from autopar.core.errors import InfeasibleError, InputError
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile, Measurement
 from autopar.search import SearchOptions, search
-from autopar.search.driver import study_name
-from autopar.search.partition import PartitionSearch, Solution
-from autopar.search.shared import GRACE_S, SharedPoints
-from autopar.search.space import build_space
-from autopar.search.study import StoredStudy, open_storage
-from autopar.search.walk import Walk
+from autopar.search.ordered import study_name
+from autopar.search.space.build import build_space
+from autopar.search.stages.partition import PartitionSearch, Solution
+from autopar.search.walk.best_first import Walk
+from autopar.search.walk.shared import GRACE_S, SharedPoints
+from autopar.search.walk.study import StoredStudy, open_storage
 
 from .builders import chain_profile, cluster_of, gpu
 

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from autopar.core.errors import InfeasibleError, InputError
-from autopar.search.shares import Replica, split_batch
+from autopar.search.stages.shares import Replica, split_batch
 
 
 def brute_force(total: int, replicas: list[Replica]) -> float | None:

@@ -9,12 +9,12 @@ from autopar.cluster import Cluster
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
 from autopar.search import SearchOptions
-from autopar.search.chunks import chunked_cuts, equal_blocks
-from autopar.search.plans import build_plan
-from autopar.search.point import Point
-from autopar.search.quick import QuickBounds
-from autopar.search.sharpen import sharpen
-from autopar.search.space import PointGroup, build_space
+from autopar.search.bounds.quick import QuickBounds
+from autopar.search.bounds.sharpen import sharpen
+from autopar.search.space.build import PointGroup, build_space
+from autopar.search.space.plans import build_plan
+from autopar.search.space.point import Point
+from autopar.search.stages.chunks import chunked_cuts, equal_blocks
 
 from .builders import chain_profile, cluster_of, gpu
 

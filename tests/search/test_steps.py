@@ -10,7 +10,7 @@ from autopar.core.estimate import Estimate
 from autopar.graph import Convergence, GraphProfile
 from autopar.results import SearchResult
 from autopar.search import SearchOptions, search
-from autopar.search.sync_choice import least_steps, sync_choices
+from autopar.search.space.sync_choice import least_steps, sync_choices
 
 from .builders import chain_profile, cluster_of
 

@@ -7,7 +7,7 @@ import pytest
 from autopar.cluster import Cluster
 from autopar.cost import CostModel
 from autopar.search import SearchOptions, plan_for, search
-from autopar.search.uneven import best_uneven_split
+from autopar.search.mixed_clusters.uneven import best_uneven_split
 
 from .builders import chain_profile, cluster_of, gpu
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autopar.core.errors import InputError
-from autopar.validation.exchange import (
+from autopar.validation.published.exchange import (
     ExchangeModel,
     ExchangeRow,
     exchange_row,
@@ -15,7 +15,7 @@ from autopar.validation.exchange import (
     load,
     save,
 )
-from autopar.validation.table import Entry
+from autopar.validation.rows.table import Entry
 
 MODES = (
     "all-reduce, no overlap",

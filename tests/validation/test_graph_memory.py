@@ -10,11 +10,17 @@ import pytest
 import autopar
 from autopar.api.clusters import resolve_cluster
 from autopar.calibration.memory import MemoryConstants
-from autopar.validation.completion import complete
-from autopar.validation.graph_memory import graph_peak, graph_rows, spec_of, target_of, why_not
-from autopar.validation.memory import predict
-from autopar.validation.rows import Row
-from autopar.validation.table import read_entries
+from autopar.validation.memory.graph_memory import (
+    graph_peak,
+    graph_rows,
+    spec_of,
+    target_of,
+    why_not,
+)
+from autopar.validation.memory.peak import predict
+from autopar.validation.rows.completion import complete
+from autopar.validation.rows.rows import Row
+from autopar.validation.rows.table import read_entries
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from autopar.validation.duels import BY_HAND, SIZES, TIMELINE, Duel
-from autopar.validation.overhead import fight
-from autopar.validation.overhead_report import page
-from autopar.validation.overhead_row import Row
+from autopar.validation.overhead.duels import BY_HAND, SIZES, TIMELINE, Duel
+from autopar.validation.overhead.measure import fight
+from autopar.validation.overhead.report import page
+from autopar.validation.overhead.row import Row
 
 pytest.importorskip("transformers")
 

@@ -1,7 +1,7 @@
 """Lines of the page that are computed from scores."""
 
-from autopar.validation.pages import mixed_line
-from autopar.validation.score import ChoiceScore
+from autopar.validation.published.pages import mixed_line
+from autopar.validation.step_time.score import ChoiceScore
 
 
 def choice(device: str, regret: float) -> ChoiceScore:

@@ -9,8 +9,7 @@ import pytest
 
 from autopar.results import VerifyResult
 from autopar.tasks.zoo.small import SMALL
-from autopar.validation.parity import Cell, Model, example, judge, table
-from autopar.validation.parity_cases import (
+from autopar.validation.parity.cases import (
     BFLOAT16,
     COMPOSED,
     DATA,
@@ -19,6 +18,7 @@ from autopar.validation.parity_cases import (
     SCHEDULED,
     Case,
 )
+from autopar.validation.parity.matrix import Cell, Model, example, judge, table
 
 NAMES = list(SMALL)
 SEQUENCES = ["bert", "gpt", "llama", "transformer"]

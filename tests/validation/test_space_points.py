@@ -9,7 +9,7 @@ import pytest
 
 from autopar.tasks.resolve import resolve
 from autopar.tasks.zoo.small import small_target
-from autopar.validation.space_points import PlanSpace
+from autopar.validation.parity.space_points import PlanSpace
 
 DRAWS = [("gpt", 4), ("moe", 4), ("unet", 4), ("mlp", 2)]
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from autopar.calibration import Constants
-from autopar.validation.columns import columns
-from autopar.validation.completion import complete
-from autopar.validation.fit import fit, log_times
-from autopar.validation.formula import step_seconds
-from autopar.validation.held_out import held_out as predict_held_out
-from autopar.validation.predictor import Predictor
-from autopar.validation.rows import Row
-from autopar.validation.score import choice_scores, family_scores
-from autopar.validation.table import read_entries
+from autopar.validation.rows.completion import complete
+from autopar.validation.rows.rows import Row
+from autopar.validation.rows.table import read_entries
+from autopar.validation.step_time.columns import columns
+from autopar.validation.step_time.fit import fit, log_times
+from autopar.validation.step_time.formula import step_seconds
+from autopar.validation.step_time.held_out import held_out as predict_held_out
+from autopar.validation.step_time.predictor import Predictor
+from autopar.validation.step_time.score import choice_scores, family_scores
 
 FILE = Path(__file__).with_name("time_rows.csv")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autopar.core.errors import InputError
-from autopar.validation.validate import validate
+from autopar.validation.published.validate import validate
 
 FILE = Path(__file__).with_name("time_rows.csv")
 NEW = "vts-9001"

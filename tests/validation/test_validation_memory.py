@@ -15,22 +15,22 @@ import pytest
 
 from autopar.calibration.memory import MemoryConstants
 from autopar.core.units import GIB
-from autopar.validation.columns import columns
-from autopar.validation.completion import complete
-from autopar.validation.memory import memory_parts, peak_memory, predict, stage_parameters
-from autopar.validation.memory_facts import capacity_bytes, facts, unstated_recompute
-from autopar.validation.memory_fit import fit_memory, usable_rows
-from autopar.validation.memory_report import (
+from autopar.validation.memory.facts import capacity_bytes, facts, unstated_recompute
+from autopar.validation.memory.fit import fit_memory, usable_rows
+from autopar.validation.memory.oom import NOT_MEMORY, oom_verdict, unjudged, usable_bytes
+from autopar.validation.memory.peak import memory_parts, peak_memory, predict, stage_parameters
+from autopar.validation.memory.report import (
     calibrate,
     hold_out,
     markdown,
     outcome_scores,
     peak_scores,
 )
-from autopar.validation.memory_unseen import predict_memory
-from autopar.validation.oom import NOT_MEMORY, oom_verdict, unjudged, usable_bytes
-from autopar.validation.rows import Row
-from autopar.validation.table import read_entries
+from autopar.validation.memory.unseen import predict_memory
+from autopar.validation.rows.completion import complete
+from autopar.validation.rows.rows import Row
+from autopar.validation.rows.table import read_entries
+from autopar.validation.step_time.columns import columns
 
 DEFAULTS = MemoryConstants.defaults()
 PLAIN = replace(

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from autopar.core.errors import InputError
-from autopar.validation.completion import complete
-from autopar.validation.platform import find_platform
-from autopar.validation.printed_plan import stage_layers
-from autopar.validation.shapes import known_shape, shape_of_size
-from autopar.validation.table import read_entries
+from autopar.validation.rows.completion import complete
+from autopar.validation.rows.platform import find_platform
+from autopar.validation.rows.printed_plan import stage_layers
+from autopar.validation.rows.shapes import known_shape, shape_of_size
+from autopar.validation.rows.table import read_entries
 
 BASE = {
     "id": "x-1",

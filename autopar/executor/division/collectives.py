@@ -33,8 +33,8 @@ import torch
 import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor
 
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import Group
-from autopar.executor.traffic import Traffic
 
 Call = Callable[..., torch.Tensor]
 """``call(tensor, ...) -> tensor``, a target of ``call_function`` nodes."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from autopar.executor.division.editor import Divided
-from autopar.executor.gradients import reduce_gradients
 from autopar.executor.holding import Cut
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import MeshGroups
-from autopar.executor.traffic import Traffic
+from autopar.executor.optimizing.gradients import reduce_gradients
 
 
 def keep_parts(divided: Divided, groups: MeshGroups) -> None:

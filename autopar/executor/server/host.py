@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopar.core.errors import TrainingError
-from autopar.executor.failures import report_failure
 from autopar.executor.options import RunOptions
-from autopar.executor.orphans import die_with_parent
+from autopar.executor.processes.failures import report_failure
+from autopar.executor.processes.orphans import die_with_parent
 from autopar.executor.server.client import Endpoint
 from autopar.executor.server.process import fork_server, listen
 from autopar.executor.server.roles import ServerLink, independent, settings_for

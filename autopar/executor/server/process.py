@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from autopar.core.errors import EnvironmentUnableError
-from autopar.executor.orphans import die_with_parent
+from autopar.executor.processes.orphans import die_with_parent
 from autopar.executor.server.service import Service
 from autopar.executor.server.settings import ServerSettings
 from autopar.executor.server.shard import MakeOptimizer

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import Store
 
 from autopar.core.errors import InputError, TrainingError
-from autopar.executor.clipping import clip
+from autopar.executor.optimizing.clipping import clip
 from autopar.executor.server.discovery import find, publish
 from autopar.executor.server.gang import Gang
 from autopar.executor.server.layout import Entry

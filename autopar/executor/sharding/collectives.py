@@ -11,8 +11,8 @@ from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
     DefaultReduceScatter,
 )
 
-from autopar.executor.gradients import size_bytes
-from autopar.executor.traffic import Traffic
+from autopar.executor.measuring.traffic import Traffic
+from autopar.executor.optimizing.gradients import size_bytes
 
 
 class CountedAllGather(DefaultAllGather):

@@ -9,8 +9,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from autopar.core.errors import InputError
-from autopar.executor.gradients import size_bytes
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import MeshGroups
+from autopar.executor.optimizing.gradients import size_bytes
 from autopar.executor.sharding.collectives import (
     CountedAllGather,
     CountedReduceScatter,
@@ -18,7 +19,6 @@ from autopar.executor.sharding.collectives import (
 )
 from autopar.executor.sharding.mesh import sharding_mesh
 from autopar.executor.sharding.standins import Standins
-from autopar.executor.traffic import Traffic
 
 
 class Sharder:

@@ -17,8 +17,8 @@ import torch
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from autopar.executor.sharding.flags import Flags
-from autopar.executor.stage import StageProgram
-from autopar.executor.tape import Tape, Values
+from autopar.executor.stages.stage import StageProgram
+from autopar.executor.stages.tape import Tape, Values
 
 
 class SplitStage:

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from autopar.executor.data import Microbatch
-from autopar.executor.gradients import local
 from autopar.executor.module_path import ModuleLowering, Whole
+from autopar.executor.optimizing.gradients import local
 from autopar.executor.sharding.flags import Flags
 from autopar.executor.sharding.fsdp import Sharder
 from autopar.executor.sharding.optimizers import fit_to_shards

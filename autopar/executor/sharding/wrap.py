@@ -8,13 +8,13 @@ from itertools import pairwise
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import MeshGroups
 from autopar.executor.sharding.flags import Flags
 from autopar.executor.sharding.fsdp import Sharder
 from autopar.executor.sharding.split import SplitStage
-from autopar.executor.stage import StageProgram, Unit
-from autopar.executor.tape import Tape, Values
-from autopar.executor.traffic import Traffic
+from autopar.executor.stages.stage import StageProgram, Unit
+from autopar.executor.stages.tape import Tape, Values
 from autopar.schedules import Action
 
 Parameters = dict[str, torch.nn.Parameter]

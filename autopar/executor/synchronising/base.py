@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autopar.executor.gradients import broadcast_buffers
 from autopar.executor.mesh_groups import Group
+from autopar.executor.optimizing.gradients import broadcast_buffers
 from autopar.sync import Sync
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, final
 
 import torch
 
-from autopar.executor.gradients import broadcast_buffers, reduce_gradients
 from autopar.executor.mesh_groups import Group
+from autopar.executor.optimizing.gradients import broadcast_buffers, reduce_gradients
 from autopar.executor.synchronising.nodes import node_group
 from autopar.executor.synchronising.periodic import Periodic
 from autopar.sync import Sync

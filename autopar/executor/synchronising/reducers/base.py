@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import Group
-from autopar.executor.traffic import Traffic
 from autopar.sync import AbstractCompression
 
 Tensors = Mapping[str, torch.Tensor]

@@ -7,9 +7,9 @@ from typing import ClassVar, final
 
 import torch
 
+from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.mesh_groups import Group
 from autopar.executor.synchronising.reducers.base import Layout, Reducer, Tensors, done
-from autopar.executor.traffic import Traffic
 from autopar.sync import AbstractCompression, Payload
 from autopar.sync.compressions.powersgd import SIDE
 from autopar.sync.compressions.powersgd import PowerSgd as Declared

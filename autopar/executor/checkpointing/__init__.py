@@ -1,0 +1,1 @@
+"""Checkpoints that any plan of the same model can continue from."""

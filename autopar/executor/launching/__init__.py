@@ -1,0 +1,1 @@
+"""Ranks: started, followed, and how their failures are told."""

@@ -1,0 +1,1 @@
+"""Seconds, bytes sent and peak memory of the steps of a run."""

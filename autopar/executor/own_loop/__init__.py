@@ -1,0 +1,1 @@
+"""A plan inside the user's own training loop."""

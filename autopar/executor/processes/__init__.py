@@ -1,0 +1,1 @@
+"""What processes of ranks and servers share: their end, their failures, their progress."""

@@ -1,0 +1,1 @@
+"""A step of a plan against one process."""

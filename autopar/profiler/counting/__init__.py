@@ -1,0 +1,1 @@
+"""Operators, FLOPs, bytes and blocks of a traced graph."""

@@ -1,0 +1,1 @@
+"""Seconds of blocks and steps, measured on the device."""

@@ -1,0 +1,235 @@
+"""What people try first: always priced beside the best plan, or rejected with a reason."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from autopar.core.errors import InputError
+from autopar.core.units import format_bytes
+from autopar.cost import CostModel
+from autopar.results import RankedPlan, Rejection
+from autopar.schedules import SCHEDULES
+from autopar.search.options import SearchOptions
+from autopar.search.space.build import divisors
+from autopar.search.space.plans import layout_for, rank_plan
+from autopar.search.space.point import Point
+from autopar.search.stages.chunks import equal_blocks
+from autopar.search.stages.goal import Goal
+from autopar.strategies import Split, Strategies
+
+MICROBATCHES_PER_RANK = 4
+"""A plain pipeline uses about four microbatches per rank, the usual rule of thumb."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What rules of thumb look at.
+
+    Attributes:
+        devices: Devices of the cluster.
+        node: Devices of a node.
+        batch: Samples per step.
+        strategies: How the model can be divided.
+    """
+
+    devices: int
+    node: int
+    batch: int
+    strategies: Strategies
+
+    @property
+    def replicas(self) -> int:
+        """Most replicas that share the batch evenly."""
+        return max(d for d in divisors(self.batch) if d <= self.devices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """A plain plan.
+
+    Attributes:
+        name: As in results and reports.
+        points: Points to try in order; the first that fits in memory is priced.
+    """
+
+    name: str
+    points: Callable[[Setting], list[Point]]
+
+
+def _replicated(replicas: int, batch: int, recompute: str, zero: int = 0) -> list[Point]:
+    """One stage per replica, largest microbatch first."""
+    samples = batch // replicas
+    return [
+        Point(
+            dp_replicate=1 if zero else replicas,
+            dp_shard=replicas if zero else 1,
+            zero=zero,
+            microbatch_size=size,
+            microbatches=samples // size,
+            recompute=recompute,
+        )
+        for size in reversed(divisors(samples))
+    ]
+
+
+def _sharded(setting: Setting) -> list[Point]:
+    """ZeRO-3 over all replicas, without recompute if that fits."""
+    if setting.replicas < 2:
+        return []
+    plain = _replicated(setting.replicas, setting.batch, "none", zero=3)
+    return plain + _replicated(setting.replicas, setting.batch, "full", zero=3)
+
+
+def _plain_pipeline(setting: Setting) -> list[Point]:
+    """GPipe over all devices, from about four microbatches per rank to the smallest ones."""
+    if setting.devices == 1:
+        return []
+    counts = divisors(setting.batch)
+    enough = [c for c in counts if c >= MICROBATCHES_PER_RANK * setting.devices] or counts[-1:]
+    return [
+        Point(
+            pp=setting.devices,
+            schedule="gpipe",
+            microbatch_size=setting.batch // count,
+            microbatches=count,
+        )
+        for count in enough
+    ]
+
+
+def _node_rule(setting: Setting) -> list[Point]:
+    """Tensor parallel inside the node, the shortest pipeline that fits, data parallel outside.
+
+    Narayanan et al. 2021 (arXiv 2104.04473, takeaways 1 and 2): 1F1B, full recompute, microbatches
+    of one sample, states shared out over the replicas.
+    """
+    tp = max(d for d in divisors(setting.node) if setting.strategies.why_not(Split(tp=d)) is None)
+    if tp == 1:
+        return []
+    points = []
+    for pp in divisors(setting.devices // tp):
+        dp = setting.devices // (tp * pp)
+        if setting.batch % dp:
+            continue
+        points.append(
+            Point(
+                dp_shard=dp,
+                zero=1 if dp > 1 else 0,
+                tp=tp,
+                pp=pp,
+                schedule="1f1b" if pp > 1 else "none",
+                microbatches=setting.batch // dp,
+                recompute="full",
+            )
+        )
+    return points
+
+
+BASELINES = (
+    Baseline(name="single device", points=lambda s: _replicated(1, s.batch, "none")),
+    Baseline(
+        name="plain DDP",
+        points=lambda s: _replicated(s.replicas, s.batch, "none") if s.devices > 1 else [],
+    ),
+    Baseline(name="plain pipeline", points=_plain_pipeline),
+    Baseline(
+        name="DDP + recompute",
+        points=lambda s: _replicated(s.replicas, s.batch, "full") if s.devices > 1 else [],
+    ),
+    Baseline(name="ZeRO-3 (FSDP)", points=_sharded),
+    Baseline(name="tp in the node, pp, dp", points=_node_rule),
+)
+
+
+def price_baselines(
+    model: CostModel, options: SearchOptions, batch: int
+) -> dict[str, RankedPlan | Rejection]:
+    """Every baseline, priced or rejected with its reason."""
+    return {
+        baseline.name: price_baseline(baseline, model, options, batch) for baseline in BASELINES
+    }
+
+
+def price_baseline(
+    baseline: Baseline, model: CostModel, options: SearchOptions, batch: int
+) -> RankedPlan | Rejection:
+    """The first point of a baseline that fits, or why none does."""
+    setting = Setting(
+        devices=model.cluster.device_count,
+        node=model.cluster.groups[0].machine.devices_per_node,
+        batch=batch,
+        strategies=model.strategies,
+    )
+    blocks = len(model.profile.blocks)
+    points = baseline.points(setting)
+    if not points:
+        detail = "needs two or more devices" if setting.devices == 1 else "not for this model"
+        return Rejection(name=baseline.name, reason="devices", detail=detail)
+    if points[0].stages > blocks:
+        return Rejection(
+            name=baseline.name,
+            reason="stages",
+            detail=f"{points[0].stages} stages are more than the {blocks} blocks of the model",
+        )
+    return _first_that_fits(baseline.name, points, model, options)
+
+
+def _first_that_fits(
+    name: str, points: list[Point], model: CostModel, options: SearchOptions
+) -> RankedPlan | Rejection:
+    smallest = None
+    blocks = len(model.profile.blocks)
+    for point in _worth_trying(points, model, options):
+        if SCHEDULES.load(point.schedule).check(point.pp, point.stages, point.microbatches):
+            continue
+        if point.stages > blocks:
+            break
+        cuts = equal_blocks(blocks, point.stages)
+        goal = _goal(point, model, options)
+        try:
+            if goal.feasible(cuts):
+                return rank_plan(point, cuts, model, options)
+        except InputError as error:
+            return Rejection(name=name, reason="device", detail=error.message)
+        smallest = (goal, cuts, point)
+    if smallest is None:
+        return Rejection(name=name, reason="schedule", detail="no microbatch count fits")
+    goal, cuts, point = smallest
+    rank, needed = goal.tightest(cuts)
+    return Rejection(
+        name=name,
+        reason="memory",
+        detail=f"needs {format_bytes(needed)} on rank {rank} with microbatches of "
+        f"{point.microbatch_size}, {goal.holder(rank)} {format_bytes(goal.limit(rank))}",
+    )
+
+
+def _goal(point: Point, model: CostModel, options: SearchOptions) -> Goal:
+    return Goal(
+        layout=layout_for(point, model, options),
+        objective="time",
+        max_memory_bytes=options.max_memory_bytes,
+    )
+
+
+def _worth_trying(
+    points: list[Point], model: CostModel, options: SearchOptions
+) -> Iterator[Point]:
+    """The points in order, without those that have no chance.
+
+    On one pipeline rank a larger microbatch never needs less: where the smallest one of several
+    does not fit, it stands for all of them.
+    """
+    whole = (0, len(model.profile.blocks))
+    for _, alike in itertools.groupby(
+        points, lambda p: replace(p, microbatch_size=1, microbatches=1)
+    ):
+        some = list(alike)
+        if some[0].pp > 1 or len(some) == 1:
+            yield from some
+            continue
+        yield some[0]  # most often it fits
+        fits = _goal(some[-1], model, options).feasible(whole)
+        yield from some[1:] if fits else some[-1:]

@@ -1,0 +1,1 @@
+"""Clusters of unlike machines: in which order plans take their devices."""

@@ -1,0 +1,1 @@
+"""The exact problems inside one point: stage boundaries, recompute by block, shares."""

@@ -1,0 +1,1 @@
+"""Plans of several axes on this host: predicted against measured."""

@@ -1,0 +1,1 @@
+"""Peak memory and out-of-memory outcomes of published runs."""

@@ -1,0 +1,1 @@
+"""The executor against the same training written by hand."""

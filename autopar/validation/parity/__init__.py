@@ -1,0 +1,1 @@
+"""Every way to divide every model against one process."""

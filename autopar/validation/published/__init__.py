@@ -1,0 +1,1 @@
+"""Everything `scripts/validate_published` says and writes."""

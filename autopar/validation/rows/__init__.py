@@ -1,0 +1,1 @@
+"""Published measurements: their tables read, completed by what the source states."""
