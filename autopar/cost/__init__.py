@@ -2,6 +2,6 @@
 
 from autopar.cost.model import CostModel
 from autopar.cost.price import price
-from autopar.cost.replay import simulate_plan
+from autopar.cost.simulation.replay import simulate_plan
 
 __all__ = ["CostModel", "price", "simulate_plan"]

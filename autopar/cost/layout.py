@@ -7,16 +7,16 @@ from functools import cached_property
 
 from autopar.cluster.overhead import NO_OVERHEAD
 from autopar.core.estimate import Estimate
-from autopar.cost.blocks import Surroundings
-from autopar.cost.collectives import CommunicationModel
+from autopar.cost.communication.collectives import CommunicationModel
+from autopar.cost.communication.ranks import RankGroups
+from autopar.cost.communication.routes import Routes
+from autopar.cost.communication.sync import PLAIN, StageSync
+from autopar.cost.computation.blocks import Surroundings
+from autopar.cost.computation.spans import SpanSeconds
 from autopar.cost.model import CostModel
-from autopar.cost.ranks import RankGroups
-from autopar.cost.receiving import received
-from autopar.cost.routes import Routes
-from autopar.cost.simulate import Program, finish, node_seconds, run, wire
-from autopar.cost.spans import SpanSeconds
+from autopar.cost.simulation.receiving import received
+from autopar.cost.simulation.simulate import Program, finish, node_seconds, run, wire
 from autopar.cost.step_overhead import bookkeeping_seconds, sharding_seconds
-from autopar.cost.sync import PLAIN, StageSync
 from autopar.cost.tables import Tables
 from autopar.cost.work import Levels
 from autopar.graph import Amount

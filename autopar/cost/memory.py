@@ -18,9 +18,9 @@ from autopar.calibration.peak import Value
 from autopar.cluster import Device
 from autopar.core.estimate import Estimate
 from autopar.core.units import format_bytes
+from autopar.cost.communication.sync import PLAIN
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.model import CostModel
-from autopar.cost.sync import PLAIN
 from autopar.cost.tables import AffineTable, Table, prefix_differences
 from autopar.cost.work import FULL, NONE, Vector
 from autopar.results import MemoryBreakdown

@@ -9,19 +9,19 @@ import numpy as np
 
 from autopar.calibration.memory import LOSS_FACTORS, MemoryConstants
 from autopar.cluster import Cluster, Device
-from autopar.cost.blocks import (
+from autopar.cost.communication.collectives import CommunicationModel
+from autopar.cost.communication.routes import Routes
+from autopar.cost.computation.blocks import (
     BlockSeconds,
     Computing,
     Surroundings,
     block_seconds,
     computing_seconds,
 )
-from autopar.cost.collectives import CommunicationModel
-from autopar.cost.compute import ComputeModel
-from autopar.cost.roofline import Phases
-from autopar.cost.routes import Routes
-from autopar.cost.simulate import Program, compile_program
-from autopar.cost.spans import SpanSeconds, recompute_seconds
+from autopar.cost.computation.compute import ComputeModel
+from autopar.cost.computation.roofline import Phases
+from autopar.cost.computation.spans import SpanSeconds, recompute_seconds
+from autopar.cost.simulation.simulate import Program, compile_program
 from autopar.cost.states import MASTER_BYTES, ParameterBytes, auto_precision
 from autopar.cost.tables import Table, Tables
 from autopar.cost.work import Levels, StageWork, Vector

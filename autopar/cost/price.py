@@ -13,7 +13,7 @@ from autopar.cost import memory as mem
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.model import CostModel
 from autopar.cost.power import cost_usd, energy_joule
-from autopar.cost.replay import step_and_breakdown
+from autopar.cost.simulation.replay import step_and_breakdown
 from autopar.cost.step_overhead import bookkeeping_seconds
 from autopar.cost.work import FULL, NONE, SELECTIVE, Levels
 from autopar.graph import GraphProfile

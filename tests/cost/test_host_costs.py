@@ -9,7 +9,7 @@ from search.builders import chain_profile
 
 from autopar.cluster import HostOverhead
 from autopar.core.errors import InputError
-from autopar.cost.compute import ComputeModel
+from autopar.cost.computation.compute import ComputeModel
 from autopar.graph import GraphProfile
 from autopar.search import SearchOptions, plan_for
 from cost.test_parts import local, measured

@@ -13,9 +13,9 @@ from autopar.calibration.memory import MemoryConstants
 from autopar.cluster import Cluster, CollectiveCurve, Device, NodeGroup
 from autopar.core.errors import InputError
 from autopar.cost import CostModel, price
-from autopar.cost.collectives import CommunicationModel
-from autopar.cost.compute import ComputeModel, interpolate
-from autopar.cost.gradients import bucketed_seconds, overlapped_seconds
+from autopar.cost.communication.collectives import CommunicationModel
+from autopar.cost.communication.gradients import bucketed_seconds, overlapped_seconds
+from autopar.cost.computation.compute import ComputeModel, interpolate
 from autopar.cost.states import ParameterBytes
 from autopar.graph import BlockCurve, GraphProfile, Measurement
 from autopar.search import SearchOptions, plan_for

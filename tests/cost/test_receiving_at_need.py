@@ -9,7 +9,7 @@ from search.builders import chain_profile, cluster_of
 
 from autopar.cluster import HostOverhead
 from autopar.cluster.overhead import ShardCost, SplitOverhead
-from autopar.cost.replay import simulate_plan
+from autopar.cost.simulation.replay import simulate_plan
 from autopar.results import PlanPrice, RankedPlan
 from autopar.search import SearchOptions, plan_for
 

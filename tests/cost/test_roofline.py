@@ -8,7 +8,7 @@ import pytest
 from autopar.calibration import Constants
 from autopar.calibration.constants import SPECS
 from autopar.cluster.catalog import load_machine
-from autopar.cost.roofline import Roofline
+from autopar.cost.computation.roofline import Roofline
 from autopar.graph import Amount
 from autopar.strategies import BlockWork
 from autopar.strategies.matmul import Matmul

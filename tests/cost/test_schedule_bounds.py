@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autopar.cost.schedule_bounds import least_step_seconds
-from autopar.cost.simulate import Program, compile_program, node_seconds, run, wire
+from autopar.cost.bounds.schedule import least_step_seconds
+from autopar.cost.simulation.simulate import Program, compile_program, node_seconds, run, wire
 from autopar.results import StageCost, Transfer
 from autopar.schedules import SCHEDULES
 

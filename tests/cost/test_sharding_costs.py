@@ -11,7 +11,7 @@ from autopar.api.shard_overhead import Passes, overhead_of
 from autopar.cluster import HostOverhead
 from autopar.cluster.cluster import Cluster
 from autopar.cluster.overhead import ShardCost, ShardOverhead
-from autopar.cost.compute import ComputeModel
+from autopar.cost.computation.compute import ComputeModel
 from autopar.cost.work import StageWork
 from autopar.graph import BlockCurve
 from autopar.search import SearchOptions, plan_for

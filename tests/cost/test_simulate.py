@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from search.builders import chain_profile, cluster_of, gpu
 
 from autopar.cost import CostModel, price, simulate_plan
-from autopar.cost.bounds import Band, Bounds
+from autopar.cost.bounds.step import Band, Bounds
 from autopar.cost.layout import Layout
-from autopar.cost.simulate import compile_program, node_seconds, run, wire
+from autopar.cost.simulation.simulate import compile_program, node_seconds, run, wire
 from autopar.cost.work import FULL, NONE
 from autopar.graph import GraphProfile
 from autopar.plans import Mesh

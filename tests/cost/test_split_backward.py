@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autopar.cost.simulate import (
+from autopar.cost.simulation.simulate import (
     Program,
     Wiring,
     compile_program,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autopar.cost.simulate import Program, Wiring, compile_program, run, wire
-from autopar.cost.steady import Clocks, Watch, needed
+from autopar.cost.simulation.simulate import Program, Wiring, compile_program, run, wire
+from autopar.cost.simulation.steady import Clocks, Watch, needed
 from autopar.results import Transfer
 from autopar.schedules import SCHEDULES
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from autopar.cost.sync_cost import SyncLinks, sync_memory_bytes, sync_seconds
+from autopar.cost.communication.sync_cost import SyncLinks, sync_memory_bytes, sync_seconds
 from autopar.sync import SYNC_MODES, SyncGroup, parse_sync
 
 RATE, SIZE = 1e9, 100e6

@@ -17,7 +17,7 @@ from exporters.test_export_contract import example
 
 import autopar
 from autopar.core.errors import InputError
-from autopar.cost.replay import simulate_plan
+from autopar.cost.simulation.replay import simulate_plan
 from autopar.exporters.hosts import hosts_of
 from autopar.exporters.layers import layers_of
 from autopar.plans import Mesh, Plan, Stage, TaskRef

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopar.core.errors import InputError
-from autopar.cost.simulate import compile_program
+from autopar.cost.simulation.simulate import compile_program
 from autopar.schedules import SCHEDULES, AbstractSchedule, Action
 from autopar.schedules.base import peaks
 

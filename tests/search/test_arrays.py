@@ -11,7 +11,7 @@ import pytest
 
 from autopar.calibration.peak import communicator_count
 from autopar.cost import CostModel
-from autopar.cost.bounds import Bounds
+from autopar.cost.bounds.step import Bounds
 from autopar.search import SearchOptions, search
 from autopar.search.bounds.quick import QuickBounds
 from autopar.search.bounds.row import fullest_rank

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autopar.cost import CostModel, price
-from autopar.cost.replay import simulate_plan
+from autopar.cost.simulation.replay import simulate_plan
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import Timeline

@@ -1,7 +1,7 @@
 """Sharded data parallelism: what ``dp_shard`` ranks share out, by torch's FSDP2.
 
 One mechanism serves every ZeRO stage; the stages differ in when FSDP2 gathers and scatters, so
-that the traffic is what :mod:`autopar.cost.sync` prices:
+that the traffic is what :mod:`autopar.cost.communication.sync` prices:
 
 ==== ============================================ ===========================================
 zero weights                                      gradients

@@ -10,7 +10,7 @@ import json
 from typing import Any, ClassVar
 
 from autopar.core.version import __version__
-from autopar.cost.replay import simulate_plan
+from autopar.cost.simulation.replay import simulate_plan
 from autopar.exporters.base import AbstractExport, Notes, Subject
 from autopar.exporters.facts import facts
 from autopar.plans import Plan

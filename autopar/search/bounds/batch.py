@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.core.arrays import distinct
-from autopar.cost.schedule_bounds import least_step_seconds, zero_bubble_mean
+from autopar.cost.bounds.schedule import least_step_seconds, zero_bubble_mean
 from autopar.search.bounds.chunked import ChunkedBounds, prefix_sums
 from autopar.search.bounds.row import Row, fullest_rank
 from autopar.search.bounds.tails import Tails

@@ -56,7 +56,7 @@ class ChunkedBounds:
         """Least step seconds ``[group, column]``.
 
         Fill before a rank's first forward, all its work, then the way back up or its own tail;
-        see :meth:`autopar.cost.bounds.Bounds.chunked`.
+        see :meth:`autopar.cost.bounds.step.Bounds.chunked`.
         """
         batch = self.batch
         found = batch.quick.model.schedule(schedule)

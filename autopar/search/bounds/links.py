@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from autopar.cost.groups import Group
+from autopar.cost.communication.groups import Group
+from autopar.cost.communication.ranks import Shapes
 from autopar.cost.layout import BUCKET_BYTES
-from autopar.cost.ranks import Shapes
 from autopar.search.space.columns import Columns, alike
 from autopar.search.space.groups import PointGroup
 from autopar.strategies import WHOLE

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autopar.cost.blocks import BlockSeconds
+from autopar.cost.computation.blocks import BlockSeconds
 
 Array = npt.NDArray[np.float64]
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from autopar.cluster import Device
 from autopar.cost import CostModel
-from autopar.cost.blocks import Surroundings
-from autopar.cost.ranks import RankGroups
+from autopar.cost.communication.ranks import RankGroups
+from autopar.cost.computation.blocks import Surroundings
 from autopar.cost.work import FULL, NONE, SELECTIVE
 from autopar.plans import Mesh
 from autopar.search.bounds.links import Links

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from autopar.core.arrays import distinct
-from autopar.cost.many import ends_of_many
-from autopar.cost.simulate import Program
+from autopar.cost.simulation.many import ends_of_many
+from autopar.cost.simulation.simulate import Program
 from autopar.search.bounds.batch import Array, Batch, Indices, Mask
 from autopar.search.bounds.chunked import by_rank, runs
 from autopar.search.space.build import PointGroup

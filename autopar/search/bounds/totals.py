@@ -100,7 +100,7 @@ def totals_of(
 
 
 def _beside(compute: Array, collective: Array, contention: float) -> Array:
-    """A collective beside compute, as :func:`autopar.cost.blocks.block_seconds` prices it."""
+    """A collective beside compute, as :func:`~.blocks.block_seconds` prices it."""
     longer, shorter = np.maximum(compute, collective), np.minimum(compute, collective)
     return np.asarray(longer + contention * shorter)
 

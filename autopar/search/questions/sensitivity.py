@@ -10,7 +10,7 @@ from autopar.calibration.constants import SPECS
 from autopar.cluster import Cluster
 from autopar.cost import CostModel, price
 from autopar.cost import constants as k
-from autopar.cost.compute import ComputeModel
+from autopar.cost.computation.compute import ComputeModel
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import PlanPrice

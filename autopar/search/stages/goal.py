@@ -11,7 +11,7 @@ import numpy as np
 
 from autopar.core.errors import InputError
 from autopar.cost import memory
-from autopar.cost.bounds import Band, Bounds
+from autopar.cost.bounds.step import Band, Bounds
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.power import usd_per_second
 from autopar.cost.tables import Table

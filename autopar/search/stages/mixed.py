@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from autopar.calibration import peak
 from autopar.cost import memory
-from autopar.cost.bounds import Band, Bounds
+from autopar.cost.bounds.step import Band, Bounds
 from autopar.cost.layout import Cuts, Layout
 from autopar.cost.tables import Table
 from autopar.cost.work import FULL, NONE, SELECTIVE, Levels, Vector

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from autopar.cluster import Cluster
 from autopar.cost import constants as k
-from autopar.cost.collectives import CommunicationModel
+from autopar.cost.communication.collectives import CommunicationModel
 
 Pairs = list[tuple[int, int]]
 

@@ -8,11 +8,15 @@ from functools import cached_property
 
 import numpy as np
 
-from autopar.cost.collectives import CommunicationModel
-from autopar.cost.gradients import bucketed_seconds, many_bucketed_seconds, overlapped_seconds
-from autopar.cost.ranks import Shapes
+from autopar.cost.communication.collectives import CommunicationModel
+from autopar.cost.communication.gradients import (
+    bucketed_seconds,
+    many_bucketed_seconds,
+    overlapped_seconds,
+)
+from autopar.cost.communication.ranks import Shapes
+from autopar.cost.communication.sync_cost import SyncLinks, sync_memory_bytes, sync_seconds
 from autopar.cost.states import ParameterBytes
-from autopar.cost.sync_cost import SyncLinks, sync_memory_bytes, sync_seconds
 from autopar.cost.work import Vector
 from autopar.sync import Sync, SyncGroup, parse_sync
 

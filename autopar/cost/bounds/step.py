@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.core.arrays import distinct_places
+from autopar.cost.bounds.prefix import prefix_seconds
+from autopar.cost.communication.sync import StageSync
 from autopar.cost.layout import Cuts, Layout
-from autopar.cost.prefix_bounds import prefix_seconds
-from autopar.cost.sync import StageSync
 from autopar.cost.tables import Table
 
 Vector = npt.NDArray[np.float64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autopar.cost.gradients import overlapped_seconds
+from autopar.cost.communication.gradients import overlapped_seconds
 from autopar.sync import Overlap, Scope, Sync, SyncGroup
 
 MessageSeconds = Callable[[str, float, Scope], float]

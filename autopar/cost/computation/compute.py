@@ -11,7 +11,7 @@ from autopar.calibration.table import device_class
 from autopar.cluster import Cluster, Device
 from autopar.core.errors import InputError
 from autopar.cost import constants as k
-from autopar.cost.roofline import Phases, Roofline
+from autopar.cost.computation.roofline import Phases, Roofline
 from autopar.cost.states import ITEM_BYTES, ParameterBytes
 from autopar.cost.work import StageWork, Vector
 from autopar.graph import GraphProfile

@@ -1,7 +1,7 @@
 """One schedule simulated with many sets of durations at once, as arrays.
 
 The order of actions does not depend on how long they take, so plans that share a schedule, its
-stages and microbatches share every step of :func:`autopar.cost.simulate.run`. Here only the chain
+stages and microbatches share every step of :func:`.simulate.run`. Here only the chain
 of stages sends messages: what else goes between stages can delay a step and is left out, so ends
 are lower bounds, and exact for a chain.
 """
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autopar.cost.simulate import Program
+from autopar.cost.simulation.simulate import Program
 
 Array = npt.NDArray[np.float64]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from autopar.cost.collectives import CommunicationModel
-from autopar.cost.groups import Group
+from autopar.cost.communication.collectives import CommunicationModel
+from autopar.cost.communication.groups import Group
 from autopar.plans import Mesh
 
 Shapes = tuple[Group, ...]

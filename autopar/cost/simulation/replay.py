@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopar.cost.simulate import Program, compile_program, finish, node_seconds, run, wire
+from autopar.cost.simulation.simulate import (
+    Program,
+    compile_program,
+    finish,
+    node_seconds,
+    run,
+    wire,
+)
 from autopar.plans import Plan
 from autopar.results import CostBreakdown, Event, PlanPrice, StageCost, Timeline
 from autopar.schedules import SCHEDULES

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autopar.core.errors import InputError
-from autopar.cost.steady import Clocks, Order, Steady, Watch, find_steady, needed
+from autopar.cost.simulation.steady import Clocks, Order, Steady, Watch, find_steady, needed
 from autopar.results import StageCost, Transfer
 from autopar.schedules import AbstractSchedule
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from autopar.cost.blocks import BlockSeconds
+from autopar.cost.computation.blocks import BlockSeconds
 from autopar.cost.tables import Table, prefix_differences
 from autopar.cost.work import FULL, SELECTIVE, Levels, Vector
 

@@ -10,11 +10,11 @@ import numpy as np
 from autopar.cluster import Device
 from autopar.cluster.overhead import ShardOverhead
 from autopar.core.arrays import distinct_places
-from autopar.cost.collectives import CommunicationModel
-from autopar.cost.compute import ComputeModel
-from autopar.cost.groups import Group
-from autopar.cost.ranks import Shapes
-from autopar.cost.roofline import Phases
+from autopar.cost.communication.collectives import CommunicationModel
+from autopar.cost.communication.groups import Group
+from autopar.cost.communication.ranks import Shapes
+from autopar.cost.computation.compute import ComputeModel
+from autopar.cost.computation.roofline import Phases
 from autopar.cost.states import ParameterBytes
 from autopar.cost.work import StageWork, Vector
 

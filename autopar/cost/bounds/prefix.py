@@ -1,6 +1,6 @@
 """Lower bounds of the simulated step time when the first stages are fixed, one stage per rank.
 
-A bound is the weight of one path through the step's dependencies, see :mod:`autopar.cost.bounds`.
+A bound is the weight of one path through the step's dependencies, see :mod:`.step`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from autopar.cost.layout import Cuts
 
 if TYPE_CHECKING:
-    from autopar.cost.bounds import Bounds
+    from autopar.cost.bounds.step import Bounds
 
 Vector = npt.NDArray[np.float64]
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.cluster import Cluster, CollectiveCurve, Link
-from autopar.cost.groups import Group, GroupShapes
+from autopar.cost.communication.groups import Group, GroupShapes
 
 Size = TypeVar("Size", float, npt.NDArray[np.float64])
 """Bytes of one message, or an array of them."""

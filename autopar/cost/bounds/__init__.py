@@ -1,0 +1,1 @@
+"""Lower bounds of the simulated step time, never above it."""

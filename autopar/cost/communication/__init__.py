@@ -1,0 +1,1 @@
+"""Seconds of collectives, messages and gradient synchronisation between given devices."""

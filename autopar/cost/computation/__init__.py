@@ -1,0 +1,1 @@
+"""Seconds of blocks: measured curves if they apply, else a calibrated roofline."""
