@@ -34,7 +34,7 @@ def workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if "interconnect_worker" in " ".join(process.cmdline()):
+            if "autopar.profiler.interconnect.worker" in " ".join(process.cmdline()):
                 found.append(process)
         except psutil.Error:
             continue
