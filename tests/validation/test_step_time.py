@@ -208,3 +208,14 @@ def test_tensor_collectives_beside_their_products_cost_less(rows):
 def test_attention_without_a_fused_softmax_is_slower(rows):
     row = replace(of(rows, family="vtm"), fused_attention=False)
     assert seconds(replace(row, fused_softmax=False)) > seconds(replace(row, fused_softmax=True))
+
+
+def test_a_network_that_is_assumed_widens_the_range_of_software_never_measured(rows):
+    row = replace(of(rows, zero=3), framework="new", devices=64, dp=64, zero_ranks=64)
+    predictor = Predictor(rows)
+    sure, unsure = (
+        predictor.predict([replace(row, inter_bytes_per_s=1e9, network_assumed=assumed)])
+        for assumed in (False, True)
+    )
+    assert unsure.value_s[0] == sure.value_s[0]
+    assert unsure.high_s[0] > 1.5 * sure.high_s[0]

@@ -246,3 +246,82 @@ def test_public_models_are_known_by_name_and_sizes_give_a_gpt():
     guess = shape_of_size(39)
     block = 12 * guess.hidden**2
     assert guess.layers * block == pytest.approx(39e9, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "stage", "ranks"),
+    [
+        ({"zero_or_fsdp": "FSDP HYBRID_SHARD"}, 3, 8),
+        ({"zero_or_fsdp": "FSDP HYBRID_SHARD", "gpus_per_node": "4"}, 3, 4),
+        ({"zero_or_fsdp": "_HYBRID_SHARD_ZERO2"}, 2, 8),
+        ({"zero_or_fsdp": "HSDP", "tp": "2", "dp": "8"}, 3, 4),
+        ({"zero_or_fsdp": "hybrid, within 2"}, 3, 2),
+    ],
+)
+def test_hybrid_sharding_stays_inside_a_node(tmp_path, change, stage, ranks):
+    row = one(tmp_path, **{"dp": "16", "tp": "1", "pp": "1", **change})
+    assert (row.zero, row.zero_ranks) == (stage, ranks)
+
+
+def test_a_memory_size_in_the_name_counts_and_is_said(tmp_path):
+    row = one(tmp_path, gpu="H100-64GB")
+    assert row.platform.memory_bytes == 64 * 1024**3
+    assert any("64 GB as its name says" in note for note in row.assumed)
+    for name in ("A100-80GB", "A100-40GB", "V100-16GB", "H200-141GB", "GB200", "H100"):
+        assert not any("as its name says" in note for note in one(tmp_path, gpu=name).assumed)
+
+
+def test_leonardos_a100_is_a_device_of_its_own():
+    custom, usual = find_platform("A100-64GB"), find_platform("A100-80GB")
+    assert custom is not None
+    assert usual is not None
+    assert custom.device == usual.device == "a100"
+    assert (custom.multiprocessors, custom.devices_per_node) == (124, 4)
+    assert custom.memory_bytes_per_s < usual.memory_bytes_per_s
+
+
+@pytest.mark.parametrize(
+    ("change", "fused"),
+    [
+        ({}, False),  # Megatron-LM of 2021
+        ({"notes": "[A] FlashAttention-2"}, True),
+        ({"framework": "something new"}, True),
+        ({"framework": "something new", "notes": "[A] no flash attention"}, False),
+        ({"framework": "something new", "notes": "[A] attention is not fused"}, False),
+        ({"framework": "something new", "gpu": "V100-32GB"}, False),
+        ({"framework": "JAX + Transformer Engine", "notes": "[A] x"}, True),
+    ],
+)
+def test_attention_is_fused_as_stated_else_as_the_framework_does(tmp_path, change, fused):
+    assert one(tmp_path, **change).fused_attention is fused
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("Megatron-LM", "megatron"),
+        ("Megatron-LM (2020)", "megatron"),
+        ("Megatron-LM (Jan 2021)", "megatron"),
+        ("Megatron-LM, Feb 2025", "megatron-core"),
+        ("NeMo Megatron 22.09", "nemo-2022"),
+        ("NeMo 24.07 (final)", "nemo"),
+        ("NeMo-Megatron-Launcher 24.05-era", "nemo"),
+        ("HF + DeepSpeed", "ddp"),
+        ("HF Transformers + DeepSpeed 0.14.2", "ddp"),
+    ],
+)
+def test_releases_of_a_framework_are_generations(tmp_path, text, name):
+    assert one(tmp_path, framework=text).framework == name
+
+
+def test_a_network_that_nothing_states_is_an_assumption(tmp_path):
+    row = one(tmp_path)
+    assert row.network_assumed
+    assert any("1600 Gbit/s a node assumed" in note for note in row.assumed)
+    for change in ({"inter_gbps": "400"}, {"notes": "DGX-A100"}, {"gpus": "8", "dp": "1"}):
+        assert not one(tmp_path, **change).network_assumed
+
+
+def test_other_networks_are_told_where_they_are_priced(tmp_path):
+    empty = {"layers": "", "hidden": "", "heads": "", "params_b": "0.0053"}
+    assert "no transformer" in one(tmp_path, model="EfficientNet-B0", **empty).reason

@@ -27,6 +27,7 @@ from autopar.validation.rows.printed_plan import (
 )
 from autopar.validation.rows.rows import Row, Unpriced
 from autopar.validation.rows.shapes import Shape
+from autopar.validation.rows.stated_attention import fuses_attention
 from autopar.validation.rows.stated_recompute import recompute_of
 from autopar.validation.rows.stated_shape import shape_of
 from autopar.validation.rows.stated_tokens import head_share, trained_length
@@ -68,7 +69,11 @@ def _row(entry: Entry) -> Row:
     plan = printed_plan(entry, framework, notes)
     precision = _precision(entry, platform, notes)
     seq = trained_length(entry, framework, notes)
-    zero, zero_ranks = zero_stage(entry, framework, plan, notes)
+    node = entry.whole("gpus_per_node", platform.devices_per_node)
+    network, network_assumed = platform.inter_bytes_per_s, False
+    if plan.devices > node:
+        network, network_assumed = _network(entry, platform, notes)
+    zero, zero_ranks = zero_stage(entry, framework, plan, node, notes)
     row = Row(
         id=entry.id,
         family=entry.family,
@@ -79,9 +84,10 @@ def _row(entry: Entry) -> Row:
         framework=framework.name,
         platform=platform,
         shape=shape,
-        devices_per_node=entry.whole("gpus_per_node", platform.devices_per_node),
+        devices_per_node=node,
         intra_bytes_per_s=_rate(entry, "intra_gbps", platform.intra_bytes_per_s),
-        inter_bytes_per_s=_inter_bytes_per_s(entry, platform),
+        inter_bytes_per_s=network,
+        network_assumed=network_assumed,
         seq=seq,
         **asdict(plan),
         zero=zero,
@@ -91,7 +97,7 @@ def _row(entry: Entry) -> Row:
         block_scaled="MX" in entry.text("precision").upper(),
         row_scaled="rowwise" in entry.text("precision").lower(),
         autocast=_autocasts(entry, framework, precision),
-        fused_attention=framework.fused_attention,
+        fused_attention=fuses_attention(entry, framework, platform, notes),
         older_attention=_older_attention(framework, platform),
         sequence_parallel=splits_sequence(entry, framework, plan),
         gradient_bytes=framework.exchanged_bytes(
@@ -146,13 +152,21 @@ def _rate(entry: Entry, column: str, default: float) -> float:
     return value * 1e9 / 8 if value else default
 
 
-def _inter_bytes_per_s(entry: Entry, platform: Platform) -> float:
-    """Link rate of a node: as measured, as printed, as its machine type's, as the platform's."""
-    measured = measured_bytes_per_s(entry.text("notes"))
-    if measured is not None:
-        return measured
-    named = named_bytes_per_s(entry.text("notes"))
-    return _rate(entry, "inter_gbps", named or platform.inter_bytes_per_s)
+def _network(entry: Entry, platform: Platform, notes: list[str]) -> tuple[float, bool]:
+    """Link rate of a node, and whether it is nothing but the catalogue machine's.
+
+    It is taken as measured, as printed, as that of the machine type that is named.
+    """
+    stated = measured_bytes_per_s(entry.text("notes"))
+    if stated is None and (printed := entry.positive("inter_gbps")):
+        stated = printed * 1e9 / 8
+    if stated is None:
+        stated = named_bytes_per_s(entry.text("notes"))
+    if stated is not None:
+        return stated, False
+    gbps = platform.inter_bytes_per_s * 8 / 1e9
+    notes.append(f"network of {gbps:g} Gbit/s a node assumed, the catalogue machine's")
+    return platform.inter_bytes_per_s, True
 
 
 def _precision(entry: Entry, platform: Platform, notes: list[str]) -> str:

@@ -88,12 +88,19 @@ GENERATIONS: tuple[Framework, ...] = (
         offloads=True, overlaps_sync=True, overlaps_tensor=True,
     ),
     Framework(
+        # Before FlashAttention, Transformer Engine and overlapped tensor parallelism came in with
+        # 23.05: conf/training of NeMo-Framework-Launcher in October 2022.
+        name="nemo-2022", pattern=r"nemo.*\b22\.\d\d",
+        sequence_parallel=True, zero=1, overlaps_sync=True,
+    ),
+    Framework(
         name="nemo", pattern=r"nemo",
         fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
         overlaps_sync=True, overlaps_tensor=True,
     ),
     Framework(
-        name="megatron-core", pattern=r"megatron-core",
+        # Megatron-LM has been a front end of Megatron-Core since 2023.
+        name="megatron-core", pattern=r"megatron-core|megatron-lm.*\b20(?:2[3-9]|[3-9]\d)\b",
         fused_attention=True, hopper_attention=True, sequence_parallel=True, zero=1,
         overlaps_sync=True, overlaps_tensor=True,
     ),
@@ -126,14 +133,19 @@ GENERATIONS: tuple[Framework, ...] = (
     ),
     Framework(name="nanotron", pattern=r"nanotron", fused_attention=True, recompute="none"),
     Framework(
-        name="ddp", pattern=r"dle pytorch ddp|hf trainer|hf \+ deepspeed", recompute="none",
+        name="ddp", recompute="none",
+        pattern=r"dle p(?:ytorch ddp|addlepaddle)|hf trainer|hf (?:transformers )?\+ deepspeed",
         fused_softmax=False, overlaps_sync=True, bins_sequences=True, autocasts=True,
     ),
 )  # fmt: skip
 """In order of precedence; a new source is one entry."""
 
-OTHER = Framework(name="other", pattern="", fused_attention=True)
-"""Software no published row calibrates: what all generations have in common."""
+OTHER = Framework(
+    name="other", pattern="", fused_attention=True, sequence_parallel=True, gathers_once=True
+)
+"""Software no published row calibrates: what generations since 2022 have in common. Where stages
+and ZeRO-3 meet, weights stay gathered over a step's microbatches, as in Llama 3's training (2024,
+section 3.3.2)."""
 
 
 def framework_of(framework: str, source: str) -> Framework:

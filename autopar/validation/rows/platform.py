@@ -28,6 +28,7 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"a800", "a800-80gb-sxm"),
     (r"a100.*pcie", "a100-80gb-pcie"),
     (r"a100.*40", "a100-40gb-sxm"),
+    (r"a100.*64", "a100-64gb-custom"),
     (r"a100", "a100-80gb-sxm"),
     (r"a10g?\b", "a10g"),
     (r"l40s", "l40s"),
@@ -39,6 +40,8 @@ _NAMES: tuple[tuple[str, str], ...] = (
     (r"mi300", "mi300x"),
     (r"mi250", "mi250x"),
 )
+SAME_MEMORY = 0.1
+"""Relative difference below which a printed memory size is the catalogue's: GB, GiB, reserves."""
 _RACK_DEVICES = 64
 """Devices of an NVL72 rack that power-of-two jobs use; 8 of 72 stay idle."""
 
@@ -150,8 +153,20 @@ def _one(text: str) -> Platform | None:
         if re.search(pattern, name):
             watt = re.search(r"(\d{2,4})\s?w\b", name)
             platform = _of_machine(machine, float(watt[1]) if watt else None)
-            return _with_hbm2e(platform) if "hbm2e" in name and machine == "h100-sxm" else platform
+            if "hbm2e" in name and machine == "h100-sxm":
+                return _with_hbm2e(platform)
+            return _with_memory(platform, name, machine)
     return None
+
+
+def _with_memory(platform: Platform, name: str, machine: str) -> Platform:
+    """A variant of a catalogue device with another amount of memory than the catalogue's."""
+    stated = re.search(r"(\d+)\s?g(?:i?b)?\b", name)
+    size = int(stated[1]) * 1024**3 if stated else platform.memory_bytes
+    if abs(size / platform.memory_bytes - 1) <= SAME_MEMORY:
+        return platform
+    note = f"{size / 1024**3:g} GB as its name says, at the rates of {machine}"
+    return replace(platform, memory_bytes=size, note=note)
 
 
 def _with_hbm2e(platform: Platform) -> Platform:

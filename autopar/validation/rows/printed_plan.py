@@ -87,16 +87,25 @@ def _batch(
 
 
 def zero_stage(
-    entry: Entry, framework: Framework, plan: PrintedPlan, notes: list[str]
+    entry: Entry, framework: Framework, plan: PrintedPlan, node: int, notes: list[str]
 ) -> tuple[int, int]:
-    """ZeRO stage and the ranks it spreads over."""
+    """ZeRO stage and the ranks it spreads over.
+
+    Args:
+        entry: The row as printed.
+        framework: Its framework.
+        plan: Its degrees.
+        node: Devices of a node, over which hybrid sharding spreads unless it says otherwise.
+        notes: What was filled in.
+    """
     text = entry.text("zero_or_fsdp").lower()
     ranks = round(plan.dp * plan.cp)
     within = re.search(r"within (\d+)", text)
-    if within:
-        ranks = min(ranks, int(within[1]))
-    if "hsdp" in text:
-        return 3, min(ranks, 8)
+    hybrid = "hsdp" in text or "hybrid" in text
+    if within or hybrid:
+        ranks = min(ranks, int(within[1]) if within else max(1, node // plan.tp))
+    if hybrid:
+        return (2 if "zero2" in text else 3), ranks
     if "shard_grad_op" in text:
         return 2, ranks
     if "fsdp" in text or "full_shard" in text:

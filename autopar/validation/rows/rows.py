@@ -27,6 +27,7 @@ class Row:
         devices_per_node: Devices that share a node.
         intra_bytes_per_s: Link rate inside a node, per device and direction.
         inter_bytes_per_s: Link rate of a node, per direction.
+        network_assumed: The run spans nodes, and nothing states their network.
         seq: Sequence length.
         dp: Data parallel degree, without cp.
         tp: Tensor parallel degree.
@@ -78,6 +79,7 @@ class Row:
     devices_per_node: int
     intra_bytes_per_s: float
     inter_bytes_per_s: float
+    network_assumed: bool
     seq: int
     dp: int
     tp: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from autopar.validation.rows.frameworks import Framework
@@ -17,6 +18,10 @@ from autopar.validation.rows.shapes import (
     size_in_name,
 )
 from autopar.validation.rows.table import Entry, UnpriceableError
+
+_OTHER_NETWORKS = re.compile(
+    r"resn[ex]|efficientnet|mobilenet|densenet|inception|\bvgg|u-?net\b|dlrm|wavenet|waveglow|tacotron"
+)
 
 
 def shape_of(entry: Entry, framework: Framework, notes: list[str]) -> Shape:
@@ -38,7 +43,12 @@ def shape_of(entry: Entry, framework: Framework, notes: list[str]) -> Shape:
         notes.append(f"shape: {known.source}")
         return known
     size = entry.positive("params_b") or size_in_name(model)
-    if size is None or "resnet" in model.lower():
+    if _OTHER_NETWORKS.search(model.lower()):
+        raise UnpriceableError(
+            f"'{model}' is no transformer, which is all that rows are priced as: profile its "
+            "graph and plan it instead"
+        )
+    if size is None:
         raise UnpriceableError(f"shape of '{model}' is neither stated nor known")
     guess = shape_of_size(size)
     notes.append(f"shape: {guess.source}")

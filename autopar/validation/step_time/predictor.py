@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autopar.calibration import SPECS
+from autopar.calibration.constants import INDEX
 from autopar.validation.rows.rows import Row
 from autopar.validation.step_time.columns import columns
 from autopar.validation.step_time.fit import Fit, fit, log_times, slopes_of
@@ -18,6 +19,9 @@ Array = npt.NDArray[np.float64]
 
 SPREAD = 2.34
 """Half-width of a 90 % range in standard deviations; 1.64 if residuals had normal tails."""
+ASSUMED_NETWORK_SD = 0.7
+"""Standard deviation of the logarithm of a network's rate that nothing states, where no run of the
+software on the device was measured: twice or half of what the catalogue's machine has."""
 FLOORS = ((3, 0.12), (1, 0.30), (0, 0.55))
 """Calibrated groups of the row's software stack -> least half-width of the range."""
 
@@ -71,7 +75,10 @@ class Predictor:
             return Prediction(value_s=empty, low_s=empty, high_s=empty)
         x, logs = columns(rows), self.fit.logs(rows)
         value = log_times(logs, x)
-        variance = self.fit.log_variance(rows, slopes_of(logs, x)) + NOISE_SD**2
+        slopes = slopes_of(logs, x)
+        variance = self.fit.log_variance(rows, slopes) + NOISE_SD**2
+        unsure = np.array([row.network_assumed and not self._groups(row) for row in rows])
+        variance = variance + (ASSUMED_NETWORK_SD * slopes[:, INDEX["inter_share"]] * unsure) ** 2
         if self.residuals is not None:
             mean, own = self.residuals.correction(rows)
             value = value - mean
@@ -81,8 +88,12 @@ class Predictor:
             value_s=np.exp(value), low_s=np.exp(value - half), high_s=np.exp(value + half)
         )
 
+    def _groups(self, row: Row) -> int:
+        """Measured groups of the row's software stack."""
+        return self.residuals.groups(stack_of(row)) if self.residuals else 0
+
     def _floor(self, row: Row) -> float:
-        known = self.residuals.groups(stack_of(row)) if self.residuals else 0
+        known = self._groups(row)
         return next(width for groups, width in FLOORS if known >= groups)
 
 
