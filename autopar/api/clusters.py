@@ -89,6 +89,12 @@ def default_ranks() -> int:
     return torch.cuda.device_count() or 2
 
 
+def names_this_host(cluster: Cluster | str | Path) -> bool:
+    """Whether it is ``local[:ranks]``, which has to be measured unless it was before."""
+    text = str(cluster)
+    return not isinstance(cluster, Cluster) and (text == "local" or text.startswith("local:"))
+
+
 def resolve_cluster(cluster: Cluster | str | Path, *, progress: Progress | None = None) -> Cluster:
     """A cluster from a value, a file, a catalogue string, or ``local[:ranks]``.
 
@@ -101,7 +107,7 @@ def resolve_cluster(cluster: Cluster | str | Path, *, progress: Progress | None 
     if isinstance(cluster, Cluster):
         return cluster
     text = str(cluster)
-    if text != "local" and not text.startswith("local:"):
+    if not names_this_host(cluster):
         return parse_cluster(text)
     ranks = is_local(text)
     count = ranks if ranks else default_ranks()

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from autopar.api.clusters import Progress, resolve_cluster
 from autopar.api.plan_options import PlanOptions
-from autopar.api.planning import Planned, resolve_profile, with_profile_path, with_reasons
+from autopar.api.planning import (
+    Planned,
+    opened,
+    resolve_profile,
+    with_profile_path,
+    with_reasons,
+)
 from autopar.cluster import Cluster
 from autopar.graph import GraphProfile
 from autopar.tasks import Task
@@ -82,10 +88,11 @@ def machine_search(
     from autopar.search.questions.reasons import Explainer
 
     asked = wanted.search()
+    source, file = opened(profile)
     pairs, paths = [], {}
     for text in clusters:
         where = resolve_cluster(text, progress=progress)
-        what, path = resolve_profile(profile, where, progress=progress)
+        what, path = resolve_profile(source, where, path=file, progress=progress)
         pairs.append((what, where))
         paths[what.fingerprint, what.device] = path
     limited = wishes.deadline_s is not None or wishes.budget_usd is not None

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autopar.api.clusters import Progress, resolve_cluster
+from autopar.api.clusters import Progress, names_this_host, resolve_cluster
 from autopar.api.convergence import with_convergence
 from autopar.api.plan_options import PlanOptions
-from autopar.api.profiling import profile_stored
+from autopar.api.profiling import load_task, profile_stored
 from autopar.cluster import Cluster
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
@@ -85,9 +85,12 @@ def plan_search(
 
     objectives = wanted.objectives()
     options = wanted.search(objectives[0])
+    if not names_this_host(cluster):
+        cluster = resolve_cluster(cluster)
+    source, path = opened(profile)  # a wrong name is told before this host is measured for it
     where = resolve_cluster(cluster, progress=progress)
     options = options.resolved(where)
-    what, path = resolve_profile(profile, where, progress=progress)
+    what, path = resolve_profile(source, where, path=path, progress=progress)
     what = with_convergence(what)
     result = search(what, where, options)
     if len(objectives) > 1:
@@ -129,22 +132,43 @@ def with_reasons(
     )
 
 
-def resolve_profile(
+def opened(
     profile: GraphProfile | Task | str | Path,
-    cluster: Cluster,
-    *,
-    batch: int | None = None,
-    progress: Progress | None = None,
-) -> tuple[GraphProfile, Path | None]:
-    """A profile for a cluster and its file: read, or made on the cluster's kind of device.
+) -> tuple[GraphProfile | Task, Path | None]:
+    """The profile in a file and the file, or the task that a target names.
 
     Raises:
         InputError: The text is neither a profile file nor a target.
     """
-    if isinstance(profile, GraphProfile):
+    if isinstance(profile, GraphProfile | Task):
         return profile, None
-    if isinstance(profile, Path) or (isinstance(profile, str) and profile.endswith(".json")):
+    if isinstance(profile, Path) or profile.endswith(".json"):
         return GraphProfile.load(Path(profile)), Path(profile)
+    return load_task(profile), None
+
+
+def resolve_profile(
+    profile: GraphProfile | Task,
+    cluster: Cluster,
+    *,
+    path: Path | None = None,
+    batch: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[GraphProfile, Path | None]:
+    """The given profile and its file, or those made for the cluster's kind of device.
+
+    Args:
+        profile: As :func:`opened` gives it.
+        cluster: What it is for.
+        path: The file of a given profile, if it has one.
+        batch: Samples in the traced batch of a profile to make.
+        progress: ``progress(stage, done, total)``.
+
+    Raises:
+        InputError: The task is wrong.
+    """
+    if isinstance(profile, GraphProfile):
+        return profile, path
     device = cluster.device(0).kind if cluster.measured else cluster.machine(0).name.split("@")[0]
     busy = None
     if cluster.measured:

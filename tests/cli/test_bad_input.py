@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from autopar.api import clusters
 from autopar.cli.main import _run
 from autopar.plans import Mesh, Plan, Stage, TaskRef
 
@@ -133,6 +134,31 @@ def test_one_clear_line(
     errors = [row for row in printed.err.splitlines() if row.startswith("error:")]
     assert len(errors) == 1
     assert word in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("plan missing.json", "missing.json"),
+        ("plan foreign.json --cluster local:2", "autopar.plan"),
+        ("plan zoo:gtp --cluster local:2", "gtp"),
+        ("plan missing.json --cluster local --samples 9 --deadline 1h", "missing.json"),
+        ("bench zoo:gtp", "gtp"),
+    ],
+)
+def test_this_host_is_not_measured_for_a_wrong_name(
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    word: str,
+) -> None:
+    def measure(*_: object, **__: object) -> None:
+        raise AssertionError("measured for a minute before the wrong name was told")
+
+    monkeypatch.setattr(clusters, "measure_cluster", measure)
+    assert _run(line.split()) == 2
+    assert word in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", ["run cut.json --json", "profile zoo:gtp --json", "fly --json"])
