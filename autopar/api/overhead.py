@@ -57,6 +57,8 @@ def with_overhead(cluster: Cluster, *, quick: bool = False) -> Cluster:
             step_s=step_s,
             microbatch_s=microbatch_s,
             rank_bytes=max(resident_bytes - measure_resident(TARGET), 0.0),
-            shards=measure_shard_overhead(cluster.device_count, cluster.device(0).launch_s),
+            shards=measure_shard_overhead(
+                cluster.device_count, cluster.device(0).launch_s, quick=quick
+            ),
         ),
     )

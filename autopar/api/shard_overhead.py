@@ -25,7 +25,8 @@ from autopar.trace import TracedTask
 TARGET = "zoo:mlp?inputs=4&width=4&depth=16&classes=2"
 UNITS = (3, 12)
 MICROBATCHES = 12
-STEPS = 12
+STEPS, QUICK_STEPS = 12, 4
+"""Timed steps of each run; the second when the host is measured quickly."""
 SHARDS = 2
 
 
@@ -46,7 +47,9 @@ class Passes:
     step_s: float
 
 
-def measure_shard_overhead(ranks: int, launch_s: float) -> ShardOverhead | None:
+def measure_shard_overhead(
+    ranks: int, launch_s: float, *, quick: bool = False
+) -> ShardOverhead | None:
     """Run the perceptron under ZeRO-2 and ZeRO-3 in few and in many units.
 
     ZeRO-2 keeps weights gathered between microbatches, ZeRO-3 does not; the difference is what
@@ -55,6 +58,7 @@ def measure_shard_overhead(ranks: int, launch_s: float) -> ShardOverhead | None:
     Args:
         ranks: Ranks of the host, all busy; two share weights, the rest are replicas.
         launch_s: Time of a small operator, to take the model's own ops out.
+        quick: Fewer steps.
 
     Returns:
         The costs; ``None`` for an odd number of ranks, or where processes cannot be forked.
@@ -69,6 +73,7 @@ def measure_shard_overhead(ranks: int, launch_s: float) -> ShardOverhead | None:
     from autopar.tasks.resolve import resolve
     from autopar.trace import trace
 
+    steps = QUICK_STEPS if quick else STEPS
     task = resolve(TARGET)
     traced = trace(task, 1)
     weights = len(traced.parameter_names)
@@ -76,7 +81,7 @@ def measure_shard_overhead(ranks: int, launch_s: float) -> ShardOverhead | None:
     # One optimizer with one state per weight, one with two.
     for zero, optimizer in ((2, partial(SGD, lr=0.01, momentum=0.9)), (3, AdamW)):
         own = replace(task, optimizer=optimizer, target=None)
-        found[zero] = [_passes(own, traced, ranks, zero, units) for units in UNITS]
+        found[zero] = [_passes(own, traced, ranks, zero, units, steps) for units in UNITS]
     return overhead_of(found[2], found[3], weights, len(traced.nodes) * launch_s)
 
 
@@ -118,9 +123,11 @@ def _cost(units: list[int], seconds: list[float], weights: int) -> ShardCost:
     return ShardCost(unit_s=unit_s, weight_s=weight_s)
 
 
-def _passes(task: Task, traced: TracedTask, ranks: int, zero: int, units: int) -> Passes:
+def _passes(
+    task: Task, traced: TracedTask, ranks: int, zero: int, units: int, steps: int
+) -> Passes:
     plan = _plan(traced, ranks, zero, units)
-    record = _run(plan, task)
+    record = _run(plan, task, steps)
 
     def seconds(kind: str, first: int, stop: int) -> float:
         return trimmed_mean(
@@ -131,12 +138,12 @@ def _passes(task: Task, traced: TracedTask, ranks: int, zero: int, units: int) -
             ]
         )
 
-    steps = [e.end_s - e.start_s for e in record.timeline.events if e.kind == "optimizer"]
+    updates = [e.end_s - e.start_s for e in record.timeline.events if e.kind == "optimizer"]
     return Passes(
         units=len(plan.stages[0].units),
         forward_s=seconds("forward", 1, MICROBATCHES),  # weights come with the first one
         backward_s=seconds("backward", 0, MICROBATCHES - 1),  # replicas meet in the last one
-        step_s=median(steps) / len(traced.parameter_names),
+        step_s=median(updates) / len(traced.parameter_names),
     )
 
 
@@ -163,7 +170,7 @@ def _plan(traced: TracedTask, ranks: int, zero: int, units: int) -> Plan:
     )
 
 
-def _run(plan: Plan, task: Task) -> RunRecord:
+def _run(plan: Plan, task: Task, steps: int) -> RunRecord:
     from autopar.executor import RunOptions, run_plan
 
     with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
@@ -172,7 +179,7 @@ def _run(plan: Plan, task: Task) -> RunRecord:
             task,
             RunOptions(
                 out=Path(folder),
-                steps=STEPS,
+                steps=steps,
                 warmup=3,
                 device="cpu",
                 quiet=True,
