@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
 from autopar.core.errors import InputError
+from autopar.executor.ahead import built
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
 from autopar.executor.division.keeping import (
@@ -27,7 +28,7 @@ from autopar.executor.stages.runner import Pipeline, Runner
 from autopar.executor.stages.stage import Running, StageProgram
 from autopar.plans import Plan
 from autopar.schedules import SCHEDULES, Action
-from autopar.trace import Fragment, TracedTask, build_model, extract, trace
+from autopar.trace import Fragment, TracedTask, extract
 from autopar.trace.cleanup import mutated_attributes
 
 _MODEL_PREFIX = "model."
@@ -50,8 +51,7 @@ class GraphLowering(Lowering):
         super().__init__(context)
         plan, device = context.plan, context.device
         rows = action_rows(plan)
-        model = build_model(context.task, seed=plan.seed)
-        traced = trace(context.task, context.microbatch_size, model=model)
+        model, traced = built(context.task, context.microbatch_size, plan.seed, context.ahead)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
         self._flatten = BatchFlattener(traced)
         divided = divide(traced, context)

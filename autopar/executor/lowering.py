@@ -16,6 +16,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.tensor import DTensor
 
 from autopar.core.errors import InputError, TraceError
+from autopar.executor.ahead import Ahead, runs_eagerly
 from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.division.keeping import sum_partial
 from autopar.executor.dropout import DropoutOff
@@ -62,6 +63,7 @@ class Context:
         link: The parameter server beside this rank and the token of the run, for plans with
             servers.
         node_size: Ranks on a node.
+        ahead: The model and its graph, where the launcher made them before it forked this rank.
         warnings: What was skipped or assumed; ends in the run record.
     """
 
@@ -75,6 +77,7 @@ class Context:
     store: Store | None = None
     link: ServerLink | None = None
     node_size: int = 1
+    ahead: Ahead | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -306,8 +309,7 @@ def lower(context: Context) -> Lowering:
 
 def _path(context: Context) -> Lowering:
     """Choose the path: eager module, one traced stage, or a pipeline of stages."""
-    replicas_only = context.plan.mesh.fits(("dp_replicate",))
-    if replicas_only and not context.plan.recomputes:
+    if runs_eagerly(context.plan):
         from autopar.executor.module_path import ModuleLowering
 
         return ModuleLowering(context)

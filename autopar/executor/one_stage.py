@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from autopar.executor.ahead import built
 from autopar.executor.data import Microbatch
 from autopar.executor.division.divide import divide, translated
 from autopar.executor.division.keeping import is_expert, keep_parts
@@ -15,7 +16,7 @@ from autopar.executor.graph_path import BatchFlattener, model_buffers
 from autopar.executor.lowering import check_same_model
 from autopar.executor.module_path import ModuleLowering, Whole
 from autopar.executor.stages.stage import Running, StageProgram
-from autopar.trace import build_model, extract, trace
+from autopar.trace import extract
 
 
 class StageLoss(torch.nn.Module):
@@ -60,8 +61,7 @@ class OneStageLowering(ModuleLowering):
     def _build(self) -> Whole:
         context = self.context
         plan = context.plan
-        model = build_model(context.task, seed=plan.seed)
-        traced = trace(context.task, context.microbatch_size, model=model)
+        model, traced = built(context.task, context.microbatch_size, plan.seed, context.ahead)
         check_same_model(plan, traced.fingerprint, len(traced.nodes))
         divided = divide(traced, context)
         keep_parts(divided, context.groups)

@@ -13,6 +13,7 @@ from torch._C._distributed_c10d import Store
 
 from autopar.core.provenance import provenance
 from autopar.core.stats import median
+from autopar.executor.ahead import Ahead
 from autopar.executor.checkpointing.checkpoint import Checkpoints
 from autopar.executor.data import Microbatch, ReplicaData
 from autopar.executor.independent import check_finite, gather_alone, train_alone
@@ -56,15 +57,30 @@ class Measurements:
     sent_bytes: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Handed:
+    """What a launcher gives a rank besides its job.
+
+    Attributes:
+        warnings: For the record.
+        store: Where ranks find each other; needed with parameter servers.
+        link: The parameter server beside this rank, for plans with servers.
+        ahead: The model and its graph, if the launcher made them.
+    """
+
+    warnings: Sequence[str] = ()
+    store: Store | None = None
+    link: ServerLink | None = None
+    ahead: Ahead | None = None
+
+
 def run_session(
     plan: Plan,
     task: Task,
     options: RunOptions,
     device: torch.device,
     progress: ProgressWriter,
-    warnings: Sequence[str] = (),
-    store: Store | None = None,
-    link: ServerLink | None = None,
+    handed: Handed,
 ) -> RunRecord:
     """Run a plan on this rank; the default process group spans the plan's world.
 
@@ -74,9 +90,7 @@ def run_session(
         options: The run's options.
         device: Device of this rank.
         progress: Where rank 0 tells what happens.
-        warnings: For the record.
-        store: Where ranks find each other; needed with parameter servers.
-        link: The parameter server beside this rank, for plans with servers.
+        handed: What the launcher gave this rank.
 
     Returns:
         The record, the same on every rank.
@@ -86,8 +100,10 @@ def run_session(
         TrainingError: The loss is not finite.
     """
     plan, task = _overridden(plan, task, options)
-    context = make_context(plan, task, device, store, link, options.node_size)
-    context.warnings.extend(warnings)
+    context = make_context(
+        plan, task, device, handed.store, handed.link, options.node_size, ahead=handed.ahead
+    )
+    context.warnings.extend(handed.warnings)
     memory = PeakMemory(device)
     progress.phase(f"building {plan.name} on {plan.world_size} x {device.type}")
     lowering = lower(context)
@@ -152,6 +168,7 @@ def make_context(
     link: ServerLink | None = None,
     node_size: int | None = None,
     recorder: Recorder | None = None,
+    ahead: Ahead | None = None,
 ) -> Context:
     """Everything the parts of a run share."""
     return Context(
@@ -171,6 +188,7 @@ def make_context(
         store=store,
         link=link,
         node_size=node_size or plan.world_size,
+        ahead=ahead,
     )
 
 

@@ -9,12 +9,15 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch._C._distributed_c10d import FileStore
 
 from autopar.core.errors import EnvironmentUnableError
+from autopar.executor.ahead import Ahead, build_ahead
 from autopar.executor.launching.launch import require_fork, threads_per_rank
 from autopar.executor.launching.worker import Seat, mesh_rank, run_rank, work
 from autopar.executor.options import RunOptions
@@ -55,15 +58,18 @@ def run_with_forks(plan: Plan, task: Task, options: RunOptions, view: ProgressVi
     _import_ahead(plan)
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryDirectory(prefix="autopar-") as folder:
+    with _set_aside(), tempfile.TemporaryDirectory(prefix="autopar-") as folder:
+        ahead = build_ahead(plan, task)
         ranks: dict[int, int] = {}
         try:
             token = options.servers.token(options.nnodes)
             for process in range(plan.world_size):
                 pid = os.fork()
                 if pid == 0:
-                    _child(plan, task, options, Path(folder) / "store", process, token)
+                    store = Path(folder) / "store"
+                    _child(plan, task, options, store, process, token, ahead)
                 ranks[pid] = mesh_rank(plan, process)
+            del ahead
             with view:
                 exits = _wait(ranks)
         except BaseException:
@@ -82,11 +88,26 @@ def _import_ahead(plan: Plan) -> None:
         importlib.import_module("autopar.executor.server.synchroniser")
 
 
+@contextmanager
+def _set_aside() -> Iterator[None]:
+    """Forks made within do not collect, and so not copy, what the launcher holds by now."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _child(
-    plan: Plan, task: Task, options: RunOptions, store: Path, process: int, token: bytes
+    plan: Plan,
+    task: Task,
+    options: RunOptions,
+    store: Path,
+    process: int,
+    token: bytes,
+    ahead: Ahead | None,
 ) -> None:
     """The life of a forked rank; never returns."""
-    gc.freeze()  # what the launcher holds is not this rank's to collect, nor to copy
     rank = mesh_rank(plan, process)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher ends us
     status = 1
@@ -102,7 +123,7 @@ def _child(
             torch.set_num_threads(1)
             shared = FileStore(str(store), plan.world_size)
             seat = Seat(rank, process, plan.world_size)
-            work(plan, task, options, shared, seat, warnings, link)
+            work(plan, task, options, shared, seat, warnings, link, ahead)
 
         status = run_rank(plan, options, rank, lambda: task, body, token)
     finally:

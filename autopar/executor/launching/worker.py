@@ -17,12 +17,13 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from autopar.core.errors import EnvironmentUnableError
+from autopar.executor.ahead import Ahead
 from autopar.executor.options import RunOptions
 from autopar.executor.processes.failures import log_path, report_failure
 from autopar.executor.processes.orphans import die_with_parent
 from autopar.executor.processes.progress import FILE_NAME, ProgressWriter
 from autopar.executor.server.roles import ServerLink, independent, server_sync
-from autopar.executor.session import run_session
+from autopar.executor.session import Handed, run_session
 from autopar.plans import Plan
 from autopar.tasks import Task
 
@@ -134,6 +135,7 @@ def work(
     seat: Seat,
     warnings: Sequence[str] = (),
     link: ServerLink | None = None,
+    ahead: Ahead | None = None,
 ) -> None:
     """Join the process group, run, write the record.
 
@@ -145,6 +147,7 @@ def work(
         seat: Which rank this is.
         warnings: For the record, from the launcher.
         link: The parameter server beside this rank, for plans with servers.
+        ahead: The model and its graph, if the launcher made them.
     """
     device = choose_device(options.device, seat.local_rank, seat.local_world)
     init_group(
@@ -157,7 +160,8 @@ def work(
     )
     progress = ProgressWriter(options.out / FILE_NAME if seat.rank == 0 else None)
     options = replace(options, node_size=options.node_size or seat.local_world)
-    record = run_session(plan, task, options, device, progress, warnings, store, link)
+    handed = Handed(warnings=warnings, store=store, link=link, ahead=ahead)
+    record = run_session(plan, task, options, device, progress, handed)
     if independent(plan, options):
         record.save(options.out)  # every rank, as any may have been lost; they are all the same
         return
