@@ -11,6 +11,8 @@ from autopar.plans import Mesh, Plan, Stage, TaskRef
 from autopar.results import RunRecord
 from autopar.schedules import SCHEDULES
 from autopar.tasks import Task
+from autopar.tasks.resolve import resolve
+from autopar.tasks.zoo.small import small_target
 from autopar.trace import TracedTask, trace
 
 _TRACED: dict[tuple[str, int], TracedTask] = {}
@@ -18,6 +20,11 @@ _TRACED: dict[tuple[str, int], TracedTask] = {}
 
 def traced_of(task: Task, batch: int = 2) -> TracedTask:
     return trace(task, batch, device="meta")
+
+
+def shallow(name: str) -> Task:
+    """A small zoo model of at most two layers, which one cut between equal blocks needs."""
+    return resolve(small_target(name).replace("layers=4", "layers=2"))
 
 
 def even_cuts(traced: TracedTask, stages: int) -> tuple[int, ...]:

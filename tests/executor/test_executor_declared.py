@@ -12,8 +12,6 @@ from autopar.plans import Mesh, Plan
 from autopar.profiler import profile_task
 from autopar.strategies import Split, Strategies
 from autopar.tasks import Task
-from autopar.tasks.resolve import resolve
-from autopar.tasks.zoo.small import small_target
 
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt cp2": ("gpt", {"mesh": Mesh(cp=2), "microbatches": 3}),
@@ -55,7 +53,7 @@ def declared_bytes(plan: Plan, task: Task, folder: Path) -> float:
 def test_sent_as_declared(name: str, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     model, shape = RUNS[name]
-    task = resolve(small_target(model))
+    task = helpers.shallow(model)
     plan = helpers.make_plan(task, **shape)
     record = helpers.run(plan, task, tmp_path, steps=1, warmup=1)
     wanted = declared_bytes(plan, task, tmp_path)

@@ -15,8 +15,6 @@ from autopar.executor.synchronising.reducers.int8 import decode
 from autopar.plans import Mesh
 from autopar.sync import SyncGroup, parse_sync
 from autopar.tasks import Task
-from autopar.tasks.resolve import resolve
-from autopar.tasks.zoo.small import small_target
 from autopar.trace import TracedTask
 
 COMPRESSIONS = ("fp16", "bf16", "int8", "powersgd:2", "topk:0.05")
@@ -124,7 +122,7 @@ def test_tied_weights_buffers_and_other_paths(
 )
 def test_tensor_parallel_replicas(sync: str, shape: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    task = resolve(small_target("gpt"))
+    task = helpers.shallow("gpt")
     changes = {"microbatches": 1, **shape}
     mesh = Mesh(dp_replicate=2, tp=2, pp=changes.pop("pp", 1))
     plan = helpers.make_plan(task, mesh=mesh, sync=sync, clip_norm=0.5, **changes)

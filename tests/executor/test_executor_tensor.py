@@ -10,15 +10,13 @@ import pytest
 
 from autopar.plans import Mesh
 from autopar.tasks import Task
-from autopar.tasks.resolve import resolve
-from autopar.tasks.zoo.small import small_target
 
 ZOO = ["mlp", "gpt", "bert", "llama", "transformer", "vit", "moe", "resnet50"]
 
 
 def small(name: str) -> Task:
     pytest.importorskip("transformers")
-    return resolve(small_target(name))
+    return helpers.shallow(name)
 
 
 def verified(task: Task, out: Path, mesh: Mesh, **changes: Any) -> Any:

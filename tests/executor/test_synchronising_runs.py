@@ -13,6 +13,7 @@ from executor_ranks import on_ranks
 from torch.nn import functional as F
 
 from autopar.core.errors import InputError
+from autopar.executor.ahead import build_ahead
 from autopar.executor.data import ReplicaData
 from autopar.executor.lowering import Lowering, lower
 from autopar.executor.session import make_context
@@ -21,8 +22,6 @@ from autopar.executor.synchronising.registry import SYNCHRONISERS
 from autopar.plans import Mesh, Plan
 from autopar.sync import SYNC_MODES
 from autopar.tasks import Task
-from autopar.tasks.resolve import resolve
-from autopar.tasks.zoo.small import small_target
 from autopar.trace import build_model
 
 MODES = ("local_sgd:3", "diloco:3", "post_local_sgd:3:0.5", "hierarchical:3")
@@ -86,16 +85,17 @@ def test_copies_of_a_weight_under_tensor_parallelism_stay_the_same(
 ) -> None:
     """Compressions round an element by its neighbours, which are others on each tp rank."""
     pytest.importorskip("transformers")
-    task = resolve(small_target("gpt"))
+    task = helpers.shallow("gpt")
     plan = helpers.make_plan(
         task,
         mesh=Mesh(dp_replicate=2, tp=2),
         sync=sync,
         sequence_parallel=sequence_parallel,
     )
+    ahead = build_ahead(plan, task)
 
     def body(rank: int) -> Any:
-        context = make_context(plan, task, torch.device("cpu"))
+        context = make_context(plan, task, torch.device("cpu"), ahead=ahead)
         lowering = lower(context)
         lowering.synchroniser.begin(0, 2)
         for step in range(2):
