@@ -7,6 +7,7 @@ written, ``go.json`` with their number. Rank 0 appends one JSON line per point t
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -73,6 +74,8 @@ class Rank:
             self._check_parent()
         count = json.loads(go.read_text(encoding="utf-8"))["points"]
         self._report(self._resident)
+        gc.collect()
+        gc.freeze()  # libraries are no point's garbage: looking for it takes .2 s with them
         started = time.monotonic()
         for number in range(count):
             point: Point = pickle.loads((self._folder / f"{number:04}.pickle").read_bytes())
