@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from autopar.cli.main import _run
+
 PROBE = """
 import sys
 from autopar.cli.main import _run
@@ -28,12 +30,21 @@ def test_no_heavy_import(line: str) -> None:
     assert done.stderr.endswith("HEAVY ")
 
 
-def test_every_verb_has_help_with_an_example() -> None:
-    for verb in ("profile", "plan", "run", "bench", "report", "export", "catalog"):
-        done = subprocess.run(
-            [sys.executable, "-m", "autopar", verb, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert "autopar " + verb in done.stdout
+@pytest.mark.parametrize(
+    "verb", ["profile", "plan", "run", "bench", "report", "export", "catalog", "doctor"]
+)
+def test_every_verb_has_help_with_an_example(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run([verb, "--help"]) == 0
+    assert "autopar " + verb in capsys.readouterr().out
+
+
+def test_the_package_runs_as_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "autopar", "plan", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "autopar plan" in done.stdout
