@@ -17,6 +17,8 @@ from autopar.api.planning import (
     with_reasons,
 )
 from autopar.cluster import Cluster
+from autopar.core.errors import InputError
+from autopar.core.units import format_seconds, format_usd
 from autopar.graph import GraphProfile
 from autopar.tasks import Task
 
@@ -56,7 +58,7 @@ def choose_machines(
     Args:
         profile: A profile, its file, a task or a target string (profiled for each kind of device).
         clusters: Clusters, their files, catalogue strings or ``local[:ranks]``.
-        samples: Samples to train on; ``None`` compares one optimizer step.
+        samples: Samples to train on; ``None`` compares one optimizer step, without limits only.
         deadline_s: Most seconds that may take.
         budget_usd: Most money that may cost, all devices of a set paid for.
         progress: ``progress(stage, done, total)``.
@@ -65,7 +67,7 @@ def choose_machines(
             set.
 
     Raises:
-        InputError: A name or number is wrong.
+        InputError: A name or number is wrong, or a limit comes without samples.
         InfeasibleError: No set meets deadline and budget; the hint says what would.
     """
     from autopar.search.machines.offers import Wishes
@@ -73,6 +75,24 @@ def choose_machines(
     wishes = Wishes(samples=samples, deadline_s=deadline_s, budget_usd=budget_usd)
     wanted = PlanOptions(**options)
     return machine_search(profile, clusters, wishes, wanted, progress=progress).choice
+
+
+def _check_samples(wishes: Wishes) -> None:
+    """Deadline and budget are of a whole training, not of one step.
+
+    Raises:
+        InputError: Nothing says how long the training is.
+    """
+    limits = [
+        f"--deadline of {format_seconds(wishes.deadline_s)}" if wishes.deadline_s else "",
+        f"--budget of {format_usd(wishes.budget_usd)}" if wishes.budget_usd else "",
+    ]
+    if wishes.samples is None and any(limits):
+        given = " and ".join(filter(None, limits))
+        raise InputError(
+            f"{given} without --samples: how much is to be trained is not known",
+            hint="give --samples, epochs x samples of the dataset, e.g. --samples 150000000",
+        )
 
 
 def machine_search(
@@ -87,6 +107,7 @@ def machine_search(
     from autopar.search.machines.choose import choose_machines as choose
     from autopar.search.questions.reasons import Explainer
 
+    _check_samples(wishes)
     asked = wanted.search()
     source, file = opened(profile)
     pairs, paths = [], {}

@@ -119,6 +119,7 @@ def _run(arguments: list[str]) -> int:
     command = next((a for a in arguments if a in VERBS), "autopar")
     try:
         code = app(arguments, standalone_mode=False, prog_name="autopar")
+        sys.stdout.flush()  # a reader that left is noticed here, not at the interpreter's end
         return int(code or 0)
     except AutoparError as error:
         report_error(command, error, json_output=json_output)
@@ -126,18 +127,29 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         sys.stderr.write("interrupted\n")
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if not _reader_left(error):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         return _unexpected(error, command, json_output)
 
 
+def _reader_left(error: BaseException | None) -> bool:
+    """True when a closed pipe is behind an error: parser and console make it an exit with 1."""
+    while error is not None:
+        if isinstance(error, BrokenPipeError):
+            return True
+        error = error.__context__
+    return False
+
+
 def _unexpected(error: Exception, command: str, json_output: bool) -> int:
     """Usage errors of the parser (exit 2); anything else is a bug of ours (exit 1)."""
     usage_code = getattr(error, "exit_code", None)
     if isinstance(usage_code, int) and hasattr(error, "format_message"):
-        text = str(error.format_message())
+        text = str(error.format_message()).replace(": Value error, ", ": ")
         wrong = InputError(text, hint=f"see `autopar {command} --help`".replace(" autopar", "", 1))
         report_error(command, wrong, json_output=json_output)
         return usage_code

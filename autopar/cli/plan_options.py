@@ -29,17 +29,24 @@ Clusters = Annotated[
 ]
 Samples = Annotated[
     int | None,
-    typer.Option("--samples", min=1, help="Samples to train on.", rich_help_panel=MACHINES),
+    typer.Option(
+        "--samples",
+        min=1,
+        help="Samples to train on; --deadline and --budget need it.",
+        rich_help_panel=MACHINES,
+    ),
 ]
 Deadline = Annotated[
     str | None,
     typer.Option(
-        "--deadline", help="Longest time, e.g. 24h, 90min, 3d.", rich_help_panel=MACHINES
+        "--deadline",
+        help="Longest time for --samples, e.g. 24h, 90min, 3d.",
+        rich_help_panel=MACHINES,
     ),
 ]
 Budget = Annotated[
     float | None,
-    typer.Option("--budget", help="Most money, in USD.", rich_help_panel=MACHINES),
+    typer.Option("--budget", help="Most money for --samples, in USD.", rich_help_panel=MACHINES),
 ]
 Objective = Annotated[
     str,

@@ -225,6 +225,9 @@ def _check_figures(machine: Machine) -> None:
         figures |= {f"{tier}.bytes_per_s": link.bytes_per_s, f"{tier}.efficiency": link.efficiency}
         latencies[f"{tier}.latency_s"] = link.latency_s
     wrong = [f"{k} = {v}" for k, v in figures.items() if v <= 0]
+    share = machine.device.clock_share
+    if share is not None and not 0 < share <= 1:
+        wrong.append(f"device.clock_share = {share} (at most 1)")
     wrong += [f"{k} = {v}" for k, v in latencies.items() if v < 0]
     if wrong:
         raise InputError(

@@ -22,6 +22,8 @@ class Device:
         power_watt: Board power limit (or the host's share), ``None`` when unknown.
         idle_watt: Power when idle, ``None`` when unknown.
         usd_per_hour: On-demand price of one device, ``None`` when unknown.
+        clock_share: Part of the boost clock that its tensor cores hold under continuous
+            products, above 0 and at most 1; ``None`` for what follows from ``power_watt``.
         sources: Field name -> where the figure comes from.
     """
 
@@ -35,6 +37,7 @@ class Device:
     power_watt: float | None = None
     idle_watt: float | None = None
     usd_per_hour: float | None = None
+    clock_share: float | None = None
     sources: dict[str, str] = field(default_factory=dict)
 
 

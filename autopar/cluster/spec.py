@@ -43,6 +43,7 @@ class DeviceSpec(_Strict):
     power_watt: Positive | None = None
     idle_watt: NotNegative | None = None
     usd_per_hour: NotNegative | None = None
+    clock_share: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class LinkSpec(_Strict):

@@ -9,12 +9,13 @@ from typing import Literal, get_args
 from autopar.cluster import Cluster
 from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
-from autopar.cost.states import auto_precision
+from autopar.cost.states import ITEM_BYTES, auto_precision
 from autopar.graph import GraphProfile
 from autopar.sync import COMPRESSIONS, SYNC_MODES, canonical_sync
 
 Objective = Literal["time", "time-to-target", "memory", "energy", "cost"]
 SPACES = ("auto", "full", "runnable")
+PRECISIONS = ("auto", "float32", "tf32", "bfloat16", "float16", "float8")
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 EXACT_MODES = ("all_reduce",)
 """What ``exact`` stands for. The synchronous parameter server is exact too, but sends the same
@@ -68,8 +69,10 @@ class SearchOptions:
         for name in ("global_batch", "top"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
+                flag = f"--{name.replace('_', '-')}"
                 raise InputError(
-                    f"{name} is {value!r}, a whole number >= 1 is needed", hint=f"raise {name}"
+                    f"{flag} is {value!r}, a whole number >= 1 is needed",
+                    hint=f"write it like {flag} 8",
                 )
         if self.max_memory_bytes is not None and not self.max_memory_bytes > 0:
             raise InputError(
@@ -78,6 +81,11 @@ class SearchOptions:
         if self.space not in SPACES:
             raise InputError(
                 f"unknown space '{self.space}'", hint=did_you_mean(self.space, list(SPACES))
+            )
+        if self.precision not in PRECISIONS and self.precision not in ITEM_BYTES:
+            raise InputError(
+                f"unknown precision '{self.precision}'",
+                hint=did_you_mean(self.precision, list(PRECISIONS)),
             )
         self.sync_modes()
 

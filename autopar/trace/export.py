@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
+import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +24,8 @@ from autopar.tasks import Task
 from autopar.trace import cleanup
 
 _DATA_SEED = 20
+_ASSIGNED = "The tensor attributes? .* assigned during export"
+"""How torch's warning about attributes set while tracing begins; it names no place in torch."""
 
 
 class LossModule(torch.nn.Module):
@@ -219,14 +224,28 @@ def trace(
 
 @contextmanager
 def _quiet_export() -> Iterator[None]:
-    """Keep torch's notes about a failing export off the terminal: the error says it better."""
+    """Keep torch's notes about an export off the terminal: the error says it better.
+
+    torch prints the graph of a failed export to stderr, once per function that sees the error
+    (``partial_fx_graph``), and warns of attributes that a recurrent layer sets in ``forward``.
+    What the model itself prints or warns of is kept.
+    """
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    graph, printed = None, io.StringIO()
     try:
-        yield
+        with warnings.catch_warnings(), redirect_stderr(printed):
+            warnings.filterwarnings("ignore", module=r"torch\.")
+            warnings.filterwarnings("ignore", message=_ASSIGNED)
+            yield
+    except Exception as error:
+        graph = getattr(error, "partial_fx_graph", None)
+        raise
     finally:
         logger.setLevel(level)
+        text = printed.getvalue()
+        sys.stderr.write(text if graph is None else text.replace(f"{graph}\n", ""))
 
 
 def _finish(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,7 +98,12 @@ CASES: list[tuple[str, int, str]] = [
     ("plan zoo:mlp --cluster 0x8:t4", 2, "0"),
     ("plan zoo:mlp --cluster 2x8:t44", 2, "t44"),
     ("plan zoo:mlp --cluster nonsense", 2, "nonsense"),
-    ("plan zoo:mlp --cluster 1x2:t4 --global-batch 0", 2, "0"),
+    ("plan zoo:mlp --cluster 1x2:t4 --global-batch 0", 2, "--global-batch is 0"),
+    ("plan zoo:mlp --cluster 1x2:t4 --deadline 3h", 2, "--deadline of 3.0 h without --samples"),
+    ("plan zoo:mlp --cluster 1x2:t4 --budget 5", 2, "--budget of 5 USD without --samples"),
+    ("plan zoo:mlp --cluster 1x2:t4 --precision int4", 2, "int4"),
+    ("plan zoo:mlp --cluster 1x2:t4 --storage journal:", 2, "names no file"),
+    ("catalog foo", 2, "Invalid value for 'kind': 'foo' is not one of"),
     ("plan zoo:mlp --cluster 1x2:t4 --max-memory lots", 2, "lots"),
     ("plan zoo:mlp --cluster 1x2:t4 --fix ppp=2", 2, "ppp"),
     ("plan zoo:mlp --cluster 1x2:t4 --fix pp=two", 2, "two"),
@@ -159,6 +167,36 @@ def test_this_host_is_not_measured_for_a_wrong_name(
     monkeypatch.setattr(clusters, "measure_cluster", measure)
     assert _run(line.split()) == 2
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["catalog", "catalog --json", "--help"])
+def test_a_reader_that_leaves_ends_it_quietly(verb: str) -> None:
+    """As in ``autopar catalog | head -1``, with a reader that is gone before the first line."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as gone:
+        done = subprocess.run(
+            [sys.executable, "-m", "autopar", *verb.split()],
+            check=False,
+            stdout=gone,
+            stderr=subprocess.PIPE,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_precisions_named_are_those_of_the_help(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["plan", "zoo:mlp", "--cluster", "1x2:t4", "--precision", "int4"]) == 2
+    named = capsys.readouterr().err.split("known: ")[1].split("\n")[0].split(", ")
+    assert sorted(named) == ["auto", "bfloat16", "float16", "float32", "float8", "tf32"]
+
+
+def test_an_untraceable_model_prints_its_error_and_nothing_of_torch(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _run(["profile", "branching.py:task", "--no-measure"]) == 2
+    assert [row.split(":")[0] for row in capsys.readouterr().err.splitlines()] == ["error", "hint"]
 
 
 @pytest.mark.parametrize("line", ["run cut.json --json", "profile zoo:gtp --json", "fly --json"])

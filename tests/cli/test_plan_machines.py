@@ -102,6 +102,18 @@ def test_mixed_cluster_says_where_the_ranks_run(
     assert set(data["best"]["plan"]["placement"]) >= {2, 3}  # the faster machine
 
 
+def test_one_set_is_not_called_sets(capsys: pytest.CaptureFixture[str], profile: str) -> None:
+    one = ("--cluster", "1x4:t4", "--samples", "1000", "--global-batch", "64")
+    _, document = plan(capsys, profile, *one, "--deadline", "9h")
+    words = document["data"]["explanation"][0]
+    assert words.startswith(
+        "Machines. 1x4:t4 (4 devices), the only set, surely meets the deadline"
+    )
+    code, document = plan(capsys, profile, *one, "--budget", "1e-9")
+    assert code == 3
+    assert document["error"]["message"].startswith("the only machine set does not meet the budget")
+
+
 @pytest.mark.parametrize("arguments", [("--deadline", "soon"), ("--budget", "-3")])
 def test_junk_wishes_are_bad_input(
     capsys: pytest.CaptureFixture[str], profile: str, arguments: tuple[str, str]

@@ -123,6 +123,16 @@ def test_file_written_by_autopar(tmp_path):
     assert parse_cluster(str(tmp_path / "plain")) == cluster
 
 
+def test_file_from_before_clocks_could_be_given(tmp_path):
+    cluster = parse_cluster("2x4:t4")
+    cluster.save(tmp_path / "c.json")
+    body = json.loads((tmp_path / "c.json").read_text())
+    for group in body["groups"]:
+        del group["machine"]["device"]["clock_share"]
+    (tmp_path / "c.json").write_text(json.dumps(body))
+    assert parse_cluster(str(tmp_path / "c.json")) == cluster
+
+
 SPEC = """
 name = "lab"
 [[groups]]
@@ -131,6 +141,7 @@ machine = "a100-80gb-sxm"
 devices_per_node = 4
 [groups.device]
 power_watt = 300
+clock_share = 0.8
 [groups.device.peak_flop_per_s]
 bfloat16 = 290e12
 [groups.inter]
@@ -150,7 +161,7 @@ def test_spec_file_overrides_and_marks_its_figures(tmp_path):
     cluster = parse_cluster(str(path))
     assert (cluster.name, cluster.device_count, cluster.uniform) == ("lab", 12, False)
     device = cluster.device(0)
-    assert device.power_watt == 300
+    assert (device.power_watt, device.clock_share) == (300, 0.8)
     assert device.sources["power_watt"] == "given in lab.toml"
     assert device.peak_flop_per_s["bfloat16"] == 290e12
     assert device.peak_flop_per_s["float16"] == 312e12
@@ -182,6 +193,10 @@ def test_spec_may_be_json(tmp_path):
         ("[[groups]]\nnodes = 2\nmachine = 't5'", "unknown machine 't5'"),
         ("[[groups]]\nnodes = 2\nmachine = 't4'\ncolour = 'red'", "groups.0.colour"),
         ("[[groups]]\nnodes = 2\nmachine = 't4'\n[groups.device]\npower_watt = nan", "power_watt"),
+        (
+            "[[groups]]\nnodes = 2\nmachine = 't4'\n[groups.device]\nclock_share = 1.2",
+            "clock_share",
+        ),
         ("[[groups]]\nnodes = 2\nmachine = 't4'\n[groups.inter]\nbytes_per_s = -1", "bytes_per_s"),
         ("[[groups]]\nnodes = 2\nmachine = 't4'\n[groups.intra]\nefficiency = 2", "efficiency"),
         ("[[groups]]\nnodes = 2\nmachine = 't4'\ndevices_per_node = 99", "holds 1 to"),
@@ -207,6 +222,7 @@ def test_bad_spec_names_the_field(tmp_path, text, part):
         lambda d: d["groups"][0].update(nodes="two"),
         lambda d: d["groups"][0]["machine"].update(devices_per_node=0),
         lambda d: d["groups"][0]["machine"]["device"].update(memory_bytes=-5),
+        lambda d: d["groups"][0]["machine"]["device"].update(clock_share=1.5),
         lambda d: d["groups"][0]["machine"]["inter"].update(bytes_per_s=0),
         lambda d: d["groups"][0]["machine"]["inter"].update(bytes_per_s="fast"),
         lambda d: d["groups"][0]["machine"]["intra"].update(latency_s=-1),

@@ -149,5 +149,24 @@ def test_when_nothing_fits_the_largest_parts_are_named():
 
 
 def test_wishes_outside_the_space_are_told_what_there_is():
-    with pytest.raises(InfeasibleError, match="pp=3 is not in the space, pp takes 1, 2, 4"):
+    with pytest.raises(InfeasibleError, match="pp=3 is not in the space, pp takes 1, 2, 4") as e:
         search(PROFILE, TIGHT, SearchOptions(global_batch=16, fix=("pp=3",)))
+    nearest, farther, dropped = (e.value.hint or "").split("; or ")
+    assert (nearest, farther, dropped) == ("use --fix pp=4", "use --fix pp=2", "drop --fix pp=3")
+
+
+def test_a_fixed_sync_mode_that_does_not_compete_is_to_be_allowed():
+    asked = SearchOptions(global_batch=16, fix=("sync=local_sgd",))
+    with pytest.raises(InfeasibleError, match="sync=local_sgd:8 is not in the space") as caught:
+        search(PROFILE, TIGHT, asked)
+    assert (caught.value.hint or "").startswith("add --sync local_sgd:8;")
+    allowed = SearchOptions(global_batch=16, fix=("sync=local_sgd",), sync="local_sgd:8")
+    assert search(PROFILE, TIGHT, allowed).best.plan.sync == "local_sgd:8"
+
+
+def test_reasons_of_points_that_were_not_asked_for_are_left_out(tight: SearchResult):
+    """tp of 2 is refused for its own reason, which says nothing about pp=3."""
+    rejected = search(PROFILE, TIGHT, FREE).certificate.rejected
+    assert rejected, "the space has points that are refused"
+    answer = why_not_answer("pp=3", tight, PROFILE, TIGHT, OPTIONS)
+    assert answer.text == "pp=3 is not in the space, pp takes 1, 2, 4."

@@ -213,3 +213,8 @@ def test_objectives_disagree_when_they_should():
     smallest = results["memory"].price.peak_memory_bytes.value
     assert smallest < results["time"].price.peak_memory_bytes.value
     assert results["cost"].plan.world_size < results["time"].plan.world_size
+
+
+@pytest.mark.parametrize(("text", "value"), [("sp=true", "on"), ("offload=False", "off")])
+def test_switches_take_other_words_for_on_and_off(text: str, value: str):
+    assert list(parse_spec(text).values()) == [value]

@@ -7,11 +7,14 @@ from dataclasses import replace
 
 import pytest
 
+from autopar.cluster import Cluster, NodeGroup
+from autopar.cluster.catalog import load_machine
 from autopar.cost import CostModel, price
+from autopar.cost.computation.roofline import held_clock
 from autopar.graph import BlockCurve, GraphProfile, Measurement
 from autopar.results import RankedPlan
 from autopar.search import SearchOptions, plan_for
-from autopar.search.explain.change import scaled_cluster
+from autopar.search.explain.change import changed_cluster, scaled_cluster
 from autopar.search.explain.parts import strategy_name
 from autopar.search.questions.pairs import PLAN_SPREAD, compare_pair
 from autopar.search.questions.sensitivity import STEP, Repricer
@@ -48,6 +51,16 @@ def test_shares_of_all_resources_are_no_more_than_the_step():
         shares = elasticities(profile, plan(profile, spec))
         assert all(share > -1e-6 for share in shares.values())
         assert sum(shares.values()) < 1.02
+
+
+def test_a_higher_peak_is_a_higher_rate_and_not_a_lower_clock():
+    """At the same power the clock would fall with the root of the peak, half of the gain."""
+    h100 = Cluster(name="h", groups=(NodeGroup(machine=load_machine("h100-sxm"), nodes=1),))
+    item = plan_for(HEAVY, h100, "dp=1,pp=1,m=1", SearchOptions(global_batch=16))
+    shares = dict(Repricer(HEAVY, h100).elasticities(item.plan, item.price.step_time_s.value))
+    assert sum(shares.values()) > 0.95
+    doubled = changed_cluster(h100, "peak=x2")
+    assert held_clock(doubled.device(0)) == held_clock(h100.device(0)) < 1
 
 
 def test_one_device_hangs_on_no_link():

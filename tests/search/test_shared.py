@@ -216,7 +216,9 @@ def test_a_new_calibration_is_a_new_study():
 def test_storages_that_cannot_be_opened(url: str):
     with pytest.raises(InputError, match="cannot open study storage") as caught:
         search(PROFILE, CLUSTER, replace(OPTIONS, storage=url))
-    assert "journal:" in (caught.value.hint or "")
+    missing_folder = "/no/such" in url
+    assert ("mkdir -p /no/such" if missing_folder else "journal:") in (caught.value.hint or "")
+    assert ("no folder /no/such" if missing_folder else "not a URL") in caught.value.message
 
 
 def test_nothing_feasible_is_said_with_a_storage_too(tmp_path: Path):

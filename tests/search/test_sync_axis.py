@@ -58,7 +58,12 @@ def test_exact_never_changes_the_mathematics(objective: str):
 
 def test_any_adds_nothing_to_objectives_that_do_not_count_steps():
     assert SearchOptions(sync="any").sync_modes() == ("all_reduce",)
-    assert find("any", "time").best.plan == find("exact", "time").best.plan
+    result = find("any", "time")
+    assert result.best.plan == find("exact", "time").best.plan
+    assert "--sync any compared all_reduce only" in result.warnings[0]
+    assert "use --objective time-to-target, or name the modes" in result.warnings[0]
+    others = (find("exact", "time"), find("any"))
+    assert not any("--sync any" in text for other in others for text in other.warnings)
 
 
 def test_the_best_of_all_modes_is_the_best_of_each_alone():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -122,3 +125,31 @@ def test_bad_cut_is_refused() -> None:
         extract(traced, 3, 3)
     with pytest.raises(InputError, match="cannot be cut"):
         extract(traced, 0, next(i for i in range(1, 99) if i not in traced.cuts))
+
+
+class Recurrent(nn.Module):
+    """torch warns of the attributes that an LSTM sets while it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(4, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        warnings.warn("mine", stacklevel=1)
+        sys.stderr.write("also mine\n")
+        return self.rnn(x)[0]
+
+
+def test_only_what_the_model_itself_says_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    task = Task(
+        name="recurrent",
+        model=Recurrent,
+        batch=lambda n, g: (torch.randn(n, 3, 4, generator=g), torch.zeros(n, 3, 4)),
+        loss=F.mse_loss,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trace(task, 2)
+    assert {str(warning.message) for warning in caught} == {"mine"}
+    assert set(capsys.readouterr().err.splitlines()) == {"also mine"}

@@ -208,9 +208,16 @@ def _at(amounts: Sequence[Amount], samples: float | Vector) -> Vector:
 
 
 def _clock(device: Device, precision: str) -> float:
-    """Part of the boost clock that tensor cores hold within the board's power."""
+    """Part of the boost clock that tensor cores hold; other formats are not held back."""
+    return 1.0 if precision == "float32" else held_clock(device)
+
+
+def held_clock(device: Device) -> float:
+    """Part of their boost clock that tensor cores hold: as given, else within the power."""
+    if device.clock_share is not None:
+        return device.clock_share
     half = device.peak_flop_per_s.get("float16")
-    if half is None or precision == "float32":
+    if half is None:
         return 1.0
     return clock_share(device_class(device.name), half, device.power_watt)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from autopar.core.errors import InfeasibleError
@@ -60,7 +61,7 @@ def diagnose(
     message = (
         f"no plan fits in memory: the smallest, {smallest.name}, needs "
         f"{format_bytes(needs[rank])} on pipeline rank {rank}, {holder} "
-        f"{format_bytes(limits[rank])}; most of it are {_largest(smallest, rank)}"
+        f"{format_bytes(limits[rank])}; most of it is {_largest(smallest, rank)}"
     )
     if not relaxations:
         return InfeasibleError(message, hint=None)
@@ -86,6 +87,8 @@ def _empty(model: CostModel, options: SearchOptions, space: Space) -> Infeasible
     counts = ", ".join(f"{count:,} {reason}" for reason, count in space.rejected.most_common())
     message = f"none of the {space.size:,} points of the space is left"
     found = [
+        *relax.allowed_sync(model, options),
+        *relax.nearest_values(model, options, known_values(model, options)),
         *relax.other_batch(model, options),
         *(relax.more_devices(model, options) if conflicts else ()),
         *relax.fewer_wishes(model, options),
@@ -118,15 +121,20 @@ def _conflicts(model: CostModel, options: SearchOptions) -> list[str]:
 
 def unknown_values(model: CostModel, options: SearchOptions, wanted: Spec) -> list[str]:
     """For every wanted value that no point has: what its axis takes."""
-    free = replace(options, fix={}, forbid=())
-    everything = build_space(model.profile, model.cluster, free)
-    found = []
+    found, values = [], known_values(model, options)
     for axis, value in wanted.items():
-        known = _values(everything, axis)
+        known = values(axis)
         if value not in known:
             shown = ", ".join(str(v) for v in known[:12]) + (" ..." if len(known) > 12 else "")
             found.append(f"{axis}={value} is not in the space, {axis} takes {shown}")
     return found
+
+
+def known_values(model: CostModel, options: SearchOptions) -> Callable[[str], list[Value]]:
+    """Axis -> values that occur in the space without ``fix`` and ``forbid``."""
+    free = replace(options, fix={}, forbid=())
+    everything = build_space(model.profile, model.cluster, free)
+    return lambda axis: _values(everything, axis)
 
 
 def _values(space: Space, axis: str) -> list[Value]:

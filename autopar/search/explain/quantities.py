@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from autopar.cluster import Cluster, CollectiveCurve, Device, Link, Machine, NodeGroup
 from autopar.core.errors import InputError
 from autopar.core.units import format_bytes, format_seconds, parse_bytes
+from autopar.cost.computation.roofline import held_clock
 
 Change = Callable[[float], float]
 """Old value -> new value."""
@@ -179,10 +180,21 @@ def _memory_bandwidth(cluster: Cluster, change: Change) -> Cluster:
 
 def _peak(cluster: Cluster, change: Change) -> Cluster:
     _refuse_measured(cluster, "peak")
-    return _device(
-        cluster,
-        lambda d: replace(d, peak_flop_per_s={k: change(v) for k, v in d.peak_flop_per_s.items()}),
-    )
+    return other_peak(cluster, change)
+
+
+def other_peak(cluster: Cluster, change: Change) -> Cluster:
+    """Devices with other peaks that reach the same part of them.
+
+    The clock that is held stays as it is: otherwise the power limit would take back what a higher
+    peak brings.
+    """
+
+    def changed(device: Device) -> Device:
+        peaks = {dtype: change(peak) for dtype, peak in device.peak_flop_per_s.items()}
+        return replace(device, peak_flop_per_s=peaks, clock_share=held_clock(device))
+
+    return _device(cluster, changed)
 
 
 def _refuse_measured(cluster: Cluster, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from autopar.cluster import Cluster, Device
@@ -13,7 +13,8 @@ from autopar.cost import CostModel
 from autopar.cost.memory import device_capacity
 from autopar.search.explain.change import changed_cluster
 from autopar.search.options import SearchOptions
-from autopar.search.space.build import build_space
+from autopar.search.space.build import build_space, fixed_spec
+from autopar.search.space.spec import Spec, Value
 from autopar.search.walk.best_first import Walk
 
 MAX_GROWTH = 64
@@ -92,6 +93,38 @@ def fewer_wishes(model: CostModel, options: SearchOptions) -> Iterator[Relaxatio
         rest = tuple(other for other in options.forbid if other != text)
         if feasible(model, replace(options, forbid=rest)):
             yield Relaxation(words=f"drop --forbid {text}", factor=float("inf"))
+
+
+def allowed_sync(model: CostModel, options: SearchOptions) -> Iterator[Relaxation]:
+    """A sync mode that is fixed but does not compete: let it."""
+    mode = fixed_spec(options).get("sync")
+    if not isinstance(mode, str) or mode in options.sync_modes():
+        return
+    if feasible(model, replace(options, sync=mode)):
+        yield Relaxation(words=f"add --sync {mode}", factor=1.0)
+
+
+def nearest_values(
+    model: CostModel, options: SearchOptions, known: Callable[[str], list[Value]]
+) -> Iterator[Relaxation]:
+    """For a fixed number that no point has: the next one below and above that does."""
+    for axis, value in fixed_spec(options).items():
+        if isinstance(value, str):
+            continue
+        numbers = [n for n in known(axis) if isinstance(n, int)]
+        if value in numbers:
+            continue
+        below = max((n for n in numbers if n < value), default=None)
+        above = min((n for n in numbers if n > value), default=None)
+        for near in filter(None, (below, above)):
+            if feasible(model, replace(options, fix=_but(options, **{axis: near}))):
+                factor = max(near / value, value / near)
+                yield Relaxation(words=f"use --fix {axis}={near}", factor=factor)
+
+
+def _but(options: SearchOptions, **changed: Value) -> Spec:
+    """``fix`` with other values."""
+    return {**fixed_spec(options), **changed}
 
 
 def wishes(options: SearchOptions) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from autopar.core.estimate import Estimate
 from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import RankedPlan
-from autopar.search.options import SearchOptions
+from autopar.search.options import EXACT_MODES, SearchOptions
 from autopar.search.space.sync_choice import compares_all, missed_modes, sync_choices
 from autopar.sync import parse_sync
 
@@ -28,6 +28,12 @@ def sync_warnings(
     if compares_all(options):
         missed = missed_modes(profile)
         warnings += [f"{name} is not among the plans: {why}" for name, why in missed.items()]
+    elif options.sync == "any":
+        warnings.append(
+            f"--sync any compared {', '.join(EXACT_MODES)} only: what other modes save per step "
+            f"they may lose in steps to the same loss, which objective '{options.objective}' does not "
+            "count; use --objective time-to-target, or name the modes: --sync all_reduce,local_sgd"
+        )
     changing = changing_modes(profile, options)
     if changing and options.objective != "time-to-target":
         warnings.append(

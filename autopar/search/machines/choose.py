@@ -256,4 +256,5 @@ def _none_meets(
         find(largest.profile, largest.cluster, options, relaxations=True)
     except InfeasibleError as error:
         hint = error.hint
-    return InfeasibleError(f"no plan on any of {len(offers)} machine sets: {reasons}", hint=hint)
+    sets = f"any of {len(offers)} machine sets" if len(offers) > 1 else "the only machine set"
+    return InfeasibleError(f"no plan on {sets}: {reasons}", hint=hint)

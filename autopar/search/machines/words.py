@@ -40,8 +40,11 @@ def choice_words(offer: Offer, offers: Sequence[Offer], wishes: Wishes, objectiv
     """Why this set, beside those that come next."""
     verdict = offer.meets(wishes)
     asked = _asked(wishes)
-    text = f"Machines. Of {len(offers)} sets, {set_words(offer)} is the {_role(wishes, objective)}"
-    text += f" that {verdict} meets {asked}: " if asked else ": "
+    text = f"Machines. {set_words(offer)}, the only set, "
+    if len(offers) > 1:
+        text = f"Machines. Of {len(offers)} sets, {set_words(offer)} is the "
+        text += _role(wishes, objective) + (" that " if asked else ": ")
+    text += f"{verdict} meets {asked}: " if asked else "takes " if len(offers) == 1 else ""
     text += f"{_figures(offer)}."
     if verdict == "probably":
         text += " Its range reaches beyond the limit, and no set stays within it surely."
@@ -76,9 +79,14 @@ def no_offer(offers: Sequence[Offer], wishes: Wishes) -> InfeasibleError:
             hints.append(f"raise --budget to {more} ({set_words(near)}, {_figures(near)})")
     lines.sort(key=lambda line: -line[0])
     return InfeasibleError(
-        f"none of {len(offers)} machine sets meets {_asked(wishes)}: "
-        + "; ".join(text for _, text in lines),
+        f"{_none_meets(len(offers))} {_asked(wishes)}: " + "; ".join(text for _, text in lines),
         hint="; or ".join(hints) or _both(priced, wishes),
+    )
+
+
+def _none_meets(sets: int) -> str:
+    return (
+        f"none of {sets} machine sets meets" if sets > 1 else "the only machine set does not meet"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -190,18 +191,27 @@ def _outside(
     if unknown:
         axis = unknown[0].partition("=")[0]
         alone = replace(free, fix={axis: wanted[axis]})
-        why = _why(build_space(profile, cluster, alone))
+        why = _why(build_space(profile, cluster, alone), {axis: wanted[axis]})
         return f"{unknown[0]}.{why}"
     return (
         f"no point has {describe(wanted)} together on {cluster.device_count} devices with global "
-        f"batch {narrowed.global_batch} and {len(profile.blocks)} blocks.{_why(narrowed)}"
+        f"batch {narrowed.global_batch} and {len(profile.blocks)} blocks.{_why(narrowed, wanted)}"
     )
 
 
-def _why(empty: Space) -> str:
-    """What rejected the points of an empty space, besides the wish itself."""
-    reasons = [f"{n:,} {reason}" for reason, n in empty.rejected.items() if reason != _NOT_FIXED]
-    return f" Other points are rejected for: {', '.join(reasons)}." if reasons else ""
+def _why(empty: Space, wanted: Spec) -> str:
+    """What rejected the points that were asked for, besides the wish itself.
+
+    Reasons that name a value which was not asked for ("tp=8 does not ..." for ``tp=16``) are of
+    other points; so are those without a value where a single one was asked for.
+    """
+    reasons = []
+    for reason in empty.rejected:
+        named = re.findall(r"\b(\w+)=(\w+)", reason)
+        about = all(str(wanted.get(axis)) == value for axis, value in named)
+        if reason != _NOT_FIXED and about and (named or len(wanted) > 1):
+            reasons.append(reason)
+    return f" They are rejected for: {', '.join(reasons)}." if reasons else ""
 
 
 def what_if_answer(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from autopar.core.errors import InputError
 from autopar.core.registry import did_you_mean
 from autopar.schedules import SCHEDULES
+from autopar.sync import canonical_sync
 
 Value = int | str
 Spec = dict[str, Value]
@@ -54,6 +55,15 @@ def _one_of(words: Iterable[str], what: str) -> Callable[[str], str]:
     return parse
 
 
+_SWITCH = {"true": "on", "yes": "on", "1": "on", "false": "off", "no": "off", "0": "off"}
+"""Other words for on and off."""
+
+
+def _switch(what: str) -> Callable[[str], str]:
+    known = _one_of(("on", "off"), what)
+    return lambda text: known(_SWITCH.get(text.lower(), text))
+
+
 AXES = {
     axis.name: axis
     for axis in (
@@ -85,16 +95,16 @@ AXES = {
         Axis(
             name="sequence_parallel",
             aliases=("sp",),
-            parse=_one_of(("on", "off"), "sequence_parallel value"),
+            parse=_switch("sequence_parallel value"),
             summary="sequence divided outside tensor parallel regions",
         ),
         Axis(
             name="offload",
             aliases=(),
-            parse=_one_of(("on", "off"), "offload value"),
+            parse=_switch("offload value"),
             summary="optimizer state in host memory",
         ),
-        Axis(name="sync", aliases=(), parse=str, summary="sync mode and compression"),
+        Axis(name="sync", aliases=(), parse=canonical_sync, summary="sync mode and compression"),
         Axis(name="dp_shard", aliases=("fsdp",), parse=_count, summary="sharding ranks"),
         Axis(name="cp", aliases=(), parse=_count, summary="context parallel ranks"),
         Axis(name="tp", aliases=(), parse=_count, summary="tensor parallel ranks"),

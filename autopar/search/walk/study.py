@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
@@ -65,6 +66,7 @@ class StoredStudy:
     """
 
     def __init__(self, name: str, space: Space, storage: str) -> None:
+        check_storage(storage)
         try:
             with quiet():
                 self.study = optuna.create_study(
@@ -75,9 +77,7 @@ class StoredStudy:
                 )
         except Exception as error:  # storage back ends raise their own kinds
             raise InputError(
-                f"cannot open study storage '{storage}': {type(error).__name__}",
-                hint="use sqlite:///study.db, journal:study.log or postgresql://...; "
-                "the driver of a database is a package of its own",
+                f"cannot open study storage '{storage}': {_reason(error)}", hint=_FORMS
             ) from error
         self.shared = SharedPoints(study=self.study, distributions=distributions(space))
 
@@ -88,6 +88,42 @@ class StoredStudy:
             return known
         with quiet():
             return self.shared.add(item.point, item.value, **_facts(item, plan))
+
+
+def check_storage(url: str) -> None:
+    """Refuse what is no URL and files that cannot be made.
+
+    Raises:
+        InputError: No scheme, no file, or no folder to put the file in.
+    """
+    wrong = f"cannot open study storage '{url}'"
+    kind, separator, file = url.partition(JOURNAL if url.startswith(JOURNAL) else "://")
+    if url == "sqlite://":  # in memory
+        return
+    if not separator or (kind == "sqlite" and not file.startswith("/")):
+        raise InputError(f"{wrong}: it is not a URL of a storage", hint=_FORMS)
+    if not kind or kind == "sqlite":
+        path = file.removeprefix("/") if kind else file
+        if not path:
+            raise InputError(f"{wrong}: it names no file", hint=_FORMS)
+        folder = Path(path).parent
+        if not folder.is_dir():
+            raise InputError(
+                f"{wrong}: there is no folder {folder}", hint=f"make it: mkdir -p {folder}"
+            )
+
+
+_FORMS = (
+    "use sqlite:///study.db, journal:study.log or postgresql://...; the driver of a database is "
+    "a package of its own"
+)
+
+
+def _reason(error: Exception) -> str:
+    """First line of what a storage back end says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    return f"{name}: {lines[0]}" if lines else name
 
 
 def open_storage(url: str) -> str | BaseStorage:
