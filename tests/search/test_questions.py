@@ -165,8 +165,7 @@ def test_a_fixed_sync_mode_that_does_not_compete_is_to_be_allowed():
 
 
 def test_reasons_of_points_that_were_not_asked_for_are_left_out(tight: SearchResult):
-    """tp of 2 is refused for its own reason, which says nothing about pp=3."""
-    rejected = search(PROFILE, TIGHT, FREE).certificate.rejected
-    assert rejected, "the space has points that are refused"
-    answer = why_not_answer("pp=3", tight, PROFILE, TIGHT, OPTIONS)
-    assert answer.text == "pp=3 is not in the space, pp takes 1, 2, 4."
+    """Points with too many stages or mixed recompute say nothing about nine chunks."""
+    assert search(PROFILE, TIGHT, FREE).certificate.rejected
+    answer = why_not_answer("chunks=9", tight, PROFILE, TIGHT, OPTIONS)
+    assert answer.text == "chunks=9 is not in the space, chunks takes 1, 2."

@@ -31,8 +31,9 @@ def sync_warnings(
     elif options.sync == "any":
         warnings.append(
             f"--sync any compared {', '.join(EXACT_MODES)} only: what other modes save per step "
-            f"they may lose in steps to the same loss, which objective '{options.objective}' does not "
-            "count; use --objective time-to-target, or name the modes: --sync all_reduce,local_sgd"
+            f"they may lose in steps to the same loss, which objective '{options.objective}' does "
+            "not count; use --objective time-to-target, or name the modes: "
+            "--sync all_reduce,local_sgd"
         )
     changing = changing_modes(profile, options)
     if changing and options.objective != "time-to-target":
