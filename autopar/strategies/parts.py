@@ -32,6 +32,8 @@ class PlaceSums:
     Attributes:
         forward_bytes: Read and written by ops without FLOPs.
         backward_bytes: By their gradients.
+        autocast_forward_bytes: Under autocast, casts included.
+        autocast_backward_bytes: By gradients, the same.
         saved_bytes: Kept for backward.
         product_bytes: What selective recompute keeps: results of ops with FLOPs.
         loss_bytes: Kept by losses over classes.
@@ -40,6 +42,8 @@ class PlaceSums:
 
     forward_bytes: Amount
     backward_bytes: Amount
+    autocast_forward_bytes: Amount
+    autocast_backward_bytes: Amount
     saved_bytes: Amount
     product_bytes: Amount
     loss_bytes: Amount
@@ -57,6 +61,8 @@ class BlockOps:
         collectives: ``(axis, sequence parallel)`` -> ops and what they send.
         matmuls: Position and product.
         attention: Position and call.
+        weights: Parameters that products read.
+        casts: Casts of values forward under autocast.
     """
 
     ops: tuple[Op, ...]
@@ -65,6 +71,8 @@ class BlockOps:
     collectives: dict[tuple[str, bool], tuple[tuple[Op, Collective], ...]]
     matmuls: tuple[tuple[int, Matmul], ...]
     attention: tuple[tuple[int, Attention], ...]
+    weights: tuple[str, ...]
+    casts: int
 
 
 def scaled(amount: Amount, share: float) -> Amount:

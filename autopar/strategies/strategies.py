@@ -6,6 +6,7 @@ from collections import defaultdict
 from functools import cached_property
 
 from autopar.graph import Amount, Block, GraphProfile, Op
+from autopar.strategies.autocast import Autocast
 from autopar.strategies.context import ContextSplit
 from autopar.strategies.division import Division
 from autopar.strategies.expert import ExpertSplit
@@ -49,6 +50,11 @@ class Strategies:
         """Bytes of a parameter element in the profile."""
         counts = self.profile.parameter_count
         return self.profile.parameter_bytes / counts if counts else 4
+
+    @cached_property
+    def autocast(self) -> Autocast:
+        """What ops move under autocast."""
+        return Autocast(self.products)
 
     @cached_property
     def tensor(self) -> TensorSplit:
@@ -132,15 +138,24 @@ class Strategies:
             },
             matmuls=tuple((i, matmul) for i, matmul in matmuls if matmul is not None),
             attention=tuple((i, call) for i, call in attention if call is not None),
+            weights=tuple(
+                dict.fromkeys(
+                    n for op in ops if op.forward_flop != _NOTHING for n in op.parameters
+                )
+            ),
+            casts=sum(self.autocast.moved(op).casts for op in ops),
         )
 
     def _sums(self, ops: list[Op]) -> PlaceSums:
         streams = [op for op in ops if op.forward_flop == _NOTHING]
         products = [op for op in ops if op.forward_flop != _NOTHING]
         losses = [op for op in ops if op.target in CLASS_LOSSES]
+        moved = [self.autocast.moved(op) for op in ops]
         return PlaceSums(
             forward_bytes=Amount.total([op.forward_bytes for op in streams]),
             backward_bytes=Amount.total([op.backward_bytes for op in streams]),
+            autocast_forward_bytes=Amount.total([each.forward_bytes for each in moved]),
+            autocast_backward_bytes=Amount.total([each.backward_bytes for each in moved]),
             saved_bytes=Amount.total([op.saved_bytes for op in ops]),
             product_bytes=Amount.total(
                 [larger(op.saved_bytes, op.output_bytes) for op in products]

@@ -18,6 +18,9 @@ class BlockWork:
         attention: Fused attention calls with the FLOPs of this rank.
         forward_bytes: Bytes that ops other than products read and write.
         backward_bytes: The same of their gradients.
+        autocast_forward_bytes: The same under autocast to 16 bit, casts included.
+        autocast_backward_bytes: The same of their gradients.
+        autocast_kernels: Forward kernel launches then.
         forward_flop_share: Part of the block's FLOPs that the rank does.
         kernels: Forward kernel launches.
         parameter_bytes: Bytes of the parameters it holds, experts left out.
@@ -35,6 +38,9 @@ class BlockWork:
     attention: tuple[Attention, ...]
     forward_bytes: Amount
     backward_bytes: Amount
+    autocast_forward_bytes: Amount
+    autocast_backward_bytes: Amount
+    autocast_kernels: int
     forward_flop_share: float
     kernels: int
     parameter_bytes: float

@@ -73,6 +73,10 @@ class Phases:
         )
 
 
+AUTOCAST = ("bfloat16", "float16", "float8")
+"""Precisions that a float32 model reaches by autocast."""
+
+
 class Roofline:
     """Prices blocks on one kind of device.
 
@@ -80,7 +84,8 @@ class Roofline:
         device: Peaks, bandwidth.
         precision: Compute dtype, one the device has a peak for.
         constants: Of the device.
-        activation_scale: Stored activation bytes per profiled byte.
+        activation_scale: Stored activation bytes per profiled byte. Half of them says that a
+            float32 model runs under autocast.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Roofline:
         self.device = device
         self.constants = constants
         self.scale = activation_scale
+        self.autocast = precision in AUTOCAST and activation_scale < 1
         self.item_bytes = float(ITEM_BYTES[precision])
         peak = device.peak_flop_per_s[precision] * _clock(device, precision)
         self.peak = peak * (constants.fp8_efficiency if precision == "float8" else 1.0)
@@ -148,12 +154,11 @@ class Roofline:
         matmul_b = matmul_d + matmul_w
         attention = _at([Amount.total([a.flop for a in b.attention]) for b in blocks], samples)
         flash = flash_seconds(c, attention, self.attention_peak)
-        stream = c.stream_bytes * self.scale / self.bytes_per_s
-        stream_f = _at([b.forward_bytes for b in blocks], samples) * stream
-        stream_b = _at([b.backward_bytes for b in blocks], samples) * stream
+        stream_f, stream_b = self._streams(blocks, samples)
         forward_device = matmul_f + flash + stream_f
         backward_device = matmul_b + BACKWARD_FLASH * flash + stream_b
-        kernels = np.array([b.kernels for b in blocks], dtype=float)
+        count = [b.autocast_kernels if self.autocast else b.kernels for b in blocks]
+        kernels = np.array(count, dtype=float)
         launches = host_seconds(c, kernels, tp)
         launches = launches * (self.launch_s / c.launch_s)
         return {
@@ -164,6 +169,18 @@ class Roofline:
             "weight_share": _ratio(matmul_w, backward_device),
             "selective_share": _ratio(stream_f, forward_device),  # products and attention are kept
         }
+
+    def _streams(
+        self, blocks: Sequence[BlockWork], samples: float | Vector
+    ) -> tuple[Vector, Vector]:
+        """Seconds of what memory-bound ops move, forward and backward."""
+        rate = self.bytes_per_s / self.constants.stream_bytes
+        if self.autocast:
+            forward = _at([b.autocast_forward_bytes for b in blocks], samples)
+            return forward / rate, _at([b.autocast_backward_bytes for b in blocks], samples) / rate
+        scale = self.scale / rate
+        forward = _at([b.forward_bytes for b in blocks], samples)
+        return forward * scale, _at([b.backward_bytes for b in blocks], samples) * scale
 
     def _products(
         self, parts: Sequence[Sequence[BlockWork]], samples: float | Vector
