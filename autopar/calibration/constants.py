@@ -58,7 +58,7 @@ def _spec(name: str, default: float, unit: str, text: str, **widths: float) -> C
 SPECS: tuple[ConstantSpec, ...] = (
     _spec(
         "gemm_efficiency", 0.845, "1", "part of the dense peak a large matrix product reaches",
-        g=0.15, a=0.12, d=0.08, f=0.05,
+        g=0.08, a=0.06, d=0.04, f=0.05,
     ),
     _spec(
         "fp8_efficiency", 0.92, "1", "the same for float8, relative to gemm_efficiency",
@@ -160,7 +160,7 @@ SPECS: tuple[ConstantSpec, ...] = (
     ),
     _spec(
         "gather_exposed", 0.66, "1",
-        "part of the shorter of compute and ZeRO-3 gathers that is exposed", g=0.5, f=0.5,
+        "part of the shorter of compute and ZeRO-3 gathers that is exposed", g=0.5, f=1.0,
     ),
     _spec(
         "zero_latency_s", 4.8e-4, "s", "latency per rank of sharded-optimizer gathers",

@@ -21,6 +21,8 @@ BACKWARD_FLASH = 2.5
 """Backward over forward FLOPs of fused attention, which computes the scores again."""
 
 
+OLDER_ATTENTION = 1.7
+"""Time of FlashAttention-2 over FlashAttention-3 on Hopper: 1.5 to 2.0 (Shah et al. 2024)."""
 ROW_CAST_BYTES = 20.0
 """Bytes per element more where rows have scales of their own: the operand is scaled twice, along
 rows for one product and along columns for another. Llama 3 8B on 8 H100 trains at 7,186 tokens/s

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from autopar.calibration.constants import SPECS, Constants
+from autopar.calibration.kernels import OLDER_ATTENTION
 from autopar.core.errors import InputError
 from autopar.core.io import check_schema, read_json, write_document
 
 SCHEMA = "autopar.calibration"
 SCHEMA_VERSION = 1
 SHIPPED = Path(__file__).with_name("shipped.json")
+OWN_STACK = {"gather_exposed": "fsdp1"}
+"""Constants that belong to the code that runs a plan -> the framework that shares this code with
+autopar's executor: parameters are gathered by torch's FSDP. What all frameworks have in common
+would hide next to nothing, as DeepSpeed's ZeRO-3 of 2021 did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,22 @@ class Calibration:
             known = self.factors.get(spec.name, {})
             values[spec.name] = spec.default * math.prod(known.get(key, 1.0) for key in keys)
         return Constants(values, notes=self._notes(device))
+
+    def planning(self, device: str) -> Constants:
+        """The constants of a device for plans that autopar runs itself; see :data:`OWN_STACK`.
+
+        torch's attention is FlashAttention-2, which knows no instructions younger than Ampere's;
+        the constants of what all have in common are of the kernel made for the device.
+        """
+        common = self.constants(device)
+        own = {
+            name: getattr(self.constants(device, framework), name)
+            for name, framework in OWN_STACK.items()
+        }
+        if architecture(device) in ("hopper", "blackwell"):
+            own["flash_efficiency"] = common.flash_efficiency / OLDER_ATTENTION
+        values = {spec.name: getattr(common, spec.name) for spec in SPECS}
+        return Constants(values | own, notes=common.notes)
 
     def _notes(self, device: str) -> tuple[str, ...]:
         seen = any(f"device:{device}" in known for known in self.factors.values())

@@ -75,7 +75,7 @@ class ComputeModel:
     def constants(self, device: Device) -> Constants:
         """Calibrated constants of a device."""
         if device.name not in self._constants:
-            self._constants[device.name] = self.calibration.constants(device_class(device.name))
+            self._constants[device.name] = self.calibration.planning(device_class(device.name))
         return self._constants[device.name]
 
     def calibrated(self, device: Device) -> bool:

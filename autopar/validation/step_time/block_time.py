@@ -11,6 +11,7 @@ from autopar.calibration.constants import Constants
 from autopar.calibration.kernels import (
     BACKWARD_FLASH,
     BACKWARD_STREAM,
+    OLDER_ATTENTION,
     cast_seconds,
     flash_seconds,
     gather_ring_seconds,
@@ -35,8 +36,6 @@ BACKWARD_HOST = 1.6
 """Launches of the backward over the forward pass."""
 SMALL_EXPERT_TOKENS = 64
 """Tokens per expert at which a grouped product runs at half its rate."""
-OLDER_ATTENTION = 1.7
-"""Time of FlashAttention-2 over FlashAttention-3 on Hopper: 1.5 to 2.0 (Shah et al. 2024)."""
 SCAN_CHUNK, SCAN_STATE, SCAN_PASSES, SCAN_RATE = 256.0, 128.0, 14.0, 0.25
 """State-space layers (Mamba-2, Dao and Gu 2024): tokens of a chunk, width of the state, reads and
 writes of the inner width (convolution 3, scan 4, states of chunks 4, gated norm 3), and the part
