@@ -119,6 +119,11 @@ class StageWork:
         return np.array([w.parameter_bytes for w in self.works]) / self.item_bytes
 
     @cached_property
+    def cast_elements(self) -> Vector:
+        """Weights of products on a rank per block."""
+        return np.array([w.cast_elements for w in self.works])
+
+    @cached_property
     def experts(self) -> Vector:
         """Expert parameter elements on a rank per block."""
         return np.array([w.expert_parameter_bytes for w in self.works]) / self.item_bytes

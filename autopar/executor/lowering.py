@@ -263,9 +263,14 @@ class Lowering(abc.ABC):
 
     def step(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
         """One optimizer step."""
-        loss = self.gradients(microbatches)
+        loss = self.step_gradients(microbatches)
         self.advance()
         return loss
+
+    def step_gradients(self, microbatches: Sequence[Microbatch]) -> torch.Tensor | None:
+        """:meth:`gradients` of all microbatches of a step, weights cast once for them."""
+        with self.context.precision.cast_once(self.context.device):
+            return self.gradients(microbatches)
 
     def advance(self) -> None:
         """From gradients to the next step's weights, as the synchroniser has it."""

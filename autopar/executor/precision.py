@@ -50,6 +50,17 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=self.narrow)
 
+    def cast_once(self, device: torch.device) -> AbstractContextManager[Any]:
+        """Around the forward passes of a step: weights are cast in the first one for all.
+
+        Autocast keeps its casts of weights until the outermost of its contexts ends, one that is
+        switched off included. Without one every microbatch makes its own and keeps it for its
+        backward. Weights must not change inside.
+        """
+        if self.narrow is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self.narrow, enabled=False)
+
     def between_stages(self, dtype: torch.dtype) -> torch.dtype:
         """Format in which a value of a type travels to another rank, and its gradient back."""
         return self.narrow if self.narrow is not None and dtype == torch.float32 else dtype

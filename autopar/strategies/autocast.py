@@ -8,8 +8,8 @@ forward and, for the gradient, backward.
 
 Source: PyTorch documentation, *Automatic Mixed Precision package*, "Autocast Op Reference" (CUDA
 ops). Known limits: an op that asks for a dtype itself (``x.float()``) is taken to follow its
-input; weights that several products of a block read are cast once a block, as the cache of autocast
-does within one forward pass.
+input; weights that several products of a block read are cast once a block, as the cache of
+autocast does within one forward pass.
 """
 
 from __future__ import annotations

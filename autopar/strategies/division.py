@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from autopar.graph import Amount, Block, Op
-from autopar.strategies.autocast import CAST
 from autopar.strategies.matmul import Attention, Matmul
 from autopar.strategies.parts import Place, PlaceSums, scaled, smaller, weighed
 from autopar.strategies.split import Split
@@ -53,13 +52,10 @@ class Division:
             attention=attention,
             forward_bytes=self._sum(shares, lambda sums: sums.forward_bytes),
             backward_bytes=self._sum(shares, lambda sums: sums.backward_bytes),
-            autocast_forward_bytes=self._autocast(
-                shares, self.split, lambda s: s.autocast_forward_bytes
-            ),
-            autocast_backward_bytes=self._autocast(
-                shares, self.split, lambda s: s.autocast_backward_bytes
-            ),
+            autocast_forward_bytes=self._sum(shares, lambda sums: sums.autocast_forward_bytes),
+            autocast_backward_bytes=self._sum(shares, lambda sums: sums.autocast_backward_bytes),
             autocast_kernels=whole.autocast_kernels,
+            cast_elements=self._cast_elements(self.split),
             forward_flop_share=self._flop_share(shares),
             kernels=whole.kernels,
             parameter_bytes=dense,
@@ -92,13 +88,10 @@ class Division:
             attention=tuple(call for _, call in self.seen.attention),
             forward_bytes=self._sum(ones, lambda sums: sums.forward_bytes),
             backward_bytes=self._sum(ones, lambda sums: sums.backward_bytes),
-            autocast_forward_bytes=self._autocast(
-                ones, Split(), lambda s: s.autocast_forward_bytes
-            ),
-            autocast_backward_bytes=self._autocast(
-                ones, Split(), lambda s: s.autocast_backward_bytes
-            ),
+            autocast_forward_bytes=self._sum(ones, lambda sums: sums.autocast_forward_bytes),
+            autocast_backward_bytes=self._sum(ones, lambda sums: sums.autocast_backward_bytes),
             autocast_kernels=block.kernels + self.seen.casts + len(self.seen.weights),
+            cast_elements=self._cast_elements(Split()),
             forward_flop_share=1.0,
             kernels=block.kernels,
             parameter_bytes=block.parameter_bytes - experts,
@@ -120,12 +113,9 @@ class Division:
         """Sum over the ops, of which a rank has a part each."""
         return weighed((fact(self.seen.sums[place]), share) for place, share in shares.items())
 
-    def _autocast(
-        self, shares: Shares, split: Split, fact: Callable[[PlaceSums], Amount]
-    ) -> Amount:
-        """Values, and the weights of products: cast forward, their gradients cast back."""
-        elements = sum(self.s.elements(split, name) for name in self.seen.weights)
-        return self._sum(shares, fact) + Amount(elements * self.s.item_bytes * CAST)
+    def _cast_elements(self, split: Split) -> float:
+        """Elements of the weights of products."""
+        return sum(self.s.elements(split, name) for name in self.seen.weights)
 
     def _cp(self, place: Place) -> int:
         """Context parallel ranks that share the positions of an op."""

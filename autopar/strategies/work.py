@@ -21,6 +21,7 @@ class BlockWork:
         autocast_forward_bytes: The same under autocast to 16 bit, casts included.
         autocast_backward_bytes: The same of their gradients.
         autocast_kernels: Forward kernel launches then.
+        cast_elements: Weights that autocast casts for products, where nothing gathers them narrow.
         forward_flop_share: Part of the block's FLOPs that the rank does.
         kernels: Forward kernel launches.
         parameter_bytes: Bytes of the parameters it holds, experts left out.
@@ -41,6 +42,7 @@ class BlockWork:
     autocast_forward_bytes: Amount
     autocast_backward_bytes: Amount
     autocast_kernels: int
+    cast_elements: float
     forward_flop_share: float
     kernels: int
     parameter_bytes: float

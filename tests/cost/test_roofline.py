@@ -19,6 +19,10 @@ BLOCK = BlockWork(
     attention=(),
     forward_bytes=NOTHING,
     backward_bytes=NOTHING,
+    autocast_forward_bytes=Amount(fixed=0.0, per_sample=3e9),
+    autocast_backward_bytes=Amount(fixed=0.0, per_sample=5e9),
+    autocast_kernels=2,
+    cast_elements=0.0,
     forward_flop_share=1.0,
     kernels=1,
     parameter_bytes=0.0,
@@ -62,3 +66,26 @@ def test_eight_bit_products_pay_for_casting_input_and_gradient():
 
 def test_sixteen_bit_products_are_not_cast():
     assert device_seconds("bfloat16", 5.0) == device_seconds("bfloat16", 1e-9)
+
+
+def prices(precision: str, scale: float):
+    device = load_machine("a100-80gb-sxm").device
+    block = replace(BLOCK, forward_bytes=Amount(per_sample=4e9), backward_bytes=Amount(8e9))
+    work = SimpleNamespace(unique=(block,), split=SimpleNamespace(tp=1))
+    (phases,) = Roofline(device, precision, Constants.defaults(), scale).many_phases([work], 1.0)
+    rate = device.memory_bytes_per_s * Constants.defaults().memory_efficiency
+    return phases, rate
+
+
+def test_float32_model_in_16_bit_moves_what_autocast_does():
+    phases, rate = prices("bfloat16", 0.5)
+    assert phases.forward_device[0] == pytest.approx(3e9 / rate)
+    assert phases.backward_device[0] == pytest.approx(5e9 / rate)
+    alone, _ = prices("float32", 1.0)
+    assert alone.forward_device[0] == pytest.approx(4e9 / rate)
+    assert phases.forward_host[0] == pytest.approx(2 * alone.forward_host[0])
+
+
+def test_model_of_16_bit_weights_is_not_cast():
+    phases, rate = prices("bfloat16", 1.0)
+    assert phases.forward_device[0] == pytest.approx(4e9 / rate)

@@ -13,12 +13,10 @@ from autopar.calibration.memory import MemoryConstants
 from autopar.validation.memory.graph_memory import (
     graph_peak,
     graph_rows,
-    spec_of,
-    target_of,
-    why_not,
 )
 from autopar.validation.memory.peak import predict
 from autopar.validation.rows.completion import complete
+from autopar.validation.rows.graph_plan import spec_of, target_of, why_not
 from autopar.validation.rows.rows import Row
 from autopar.validation.rows.table import read_entries
 

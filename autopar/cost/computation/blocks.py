@@ -171,8 +171,9 @@ def block_seconds(
 ) -> BlockSeconds:
     """Compute and exposed collectives of every block on one kind of device.
 
-    ZeRO-3 gathers run beside compute: a phase takes the longer of the two plus the calibrated
-    share of the shorter one that contention exposes.
+    Under autocast gradients of weights are cast, but for those that FSDP gathers narrow. ZeRO-3
+    gathers run beside compute: a phase takes the longer of the two plus the calibrated share of
+    the shorter one that contention exposes.
 
     Args:
         computing: What ranks do that share out nothing.
@@ -184,7 +185,8 @@ def block_seconds(
         around: Groups of the collectives.
         sizes: Bytes per parameter element.
     """
-    forward, backward = computing.forward, computing.backward
+    casts = compute.cast_seconds(work, device) if not around.zero else 0.0
+    forward, backward = computing.forward, computing.backward + casts
     share = compute.constants(device).gather_exposed
     gather = _over_shapes(
         communication, "all_gather", work.parameters * sizes.weight, around, around.gather
@@ -205,7 +207,7 @@ def block_seconds(
         selective=np.minimum(computing.selective, forward) + selective,
         full=forward + full,
         forward_collective=forward - computing.forward_alone,
-        backward_collective=backward - computing.backward_alone,
+        backward_collective=backward - computing.backward_alone - casts,
         full_collective=forward - computing.forward_alone,
     )
 

@@ -16,6 +16,7 @@ from autopar.cost.states import ITEM_BYTES, ParameterBytes
 from autopar.cost.work import StageWork, Vector
 from autopar.graph import GraphProfile
 from autopar.strategies import BlockWork
+from autopar.strategies.autocast import CAST
 
 
 class ComputeModel:
@@ -158,6 +159,17 @@ class ComputeModel:
         if reason is not None:
             raise InputError(reason, hint="choose another device")
         return self._roofline(device).many_phases(works, samples)
+
+    def cast_seconds(self, work: StageWork, device: Device) -> Vector:
+        """Casting the weights of each block's products, or their gradients back.
+
+        Weights are cast once a step, which is left out; gradients in every backward. 0 where the
+        profile was measured or weights are narrow.
+        """
+        if self.measured_on(device) or not self._roofline(device).autocast:
+            return np.zeros(len(work.works))
+        moved = CAST * ITEM_BYTES["float32"]
+        return work.cast_elements * moved / self._stream_rate(device)
 
     def block_seconds(self, samples: float, device: Device, busy: int) -> tuple[Vector, Vector]:
         """Forward and backward seconds of every undivided block."""

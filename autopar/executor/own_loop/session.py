@@ -263,7 +263,7 @@ class Session:
             )
         microbatches = cut((inputs, target), self.plan, self.replica, self.device)
         with self._own_randomness(step_seed(self._context, self._steps)):
-            loss = self._lowering.gradients(microbatches)
+            loss = self._lowering.step_gradients(microbatches)
         self._ready = True
         return loss
 

@@ -140,7 +140,7 @@ def _gradients(lowering: Lowering, batches: Sequence[Microbatch]) -> torch.Tenso
     buffers = {n: b.detach().clone() for n, b in lowering.buffers.items()}
     while True:
         with lowering.without_dropout():
-            loss = lowering.gradients(batches)
+            loss = lowering.step_gradients(batches)
         scale = lowering.scale
         if scale is None or not scale.overflowed or scale.value < _SMALLEST_SCALE:
             return loss
