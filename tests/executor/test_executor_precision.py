@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from executor_ranks import on_ranks
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.core.errors import InputError, TrainingError
 from autopar.executor.measuring.traffic import Traffic
@@ -191,3 +193,43 @@ def test_the_bound_knows_what_rounding_does_to_one_process(tmp_path: Path) -> No
     assert record.verify.grad_rel > record.verify.tolerance
     assert record.verify.passed, record.verify
     assert any("rounding to bfloat16" in text for text in record.warnings)
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of one weight."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.count = weight, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._to_copy.default and args[0] is self.weight
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("once", "casts"), [(True, 1), (False, 3)])
+def test_weights_are_cast_once_for_all_microbatches_of_a_step(once: bool, casts: int) -> None:
+    precision, cpu = PRECISIONS["bfloat16"], torch.device("cpu")
+    layer, inputs = nn.Linear(8, 8), torch.randn(3, 4, 8)
+    together = precision.cast_once(cpu) if once else contextlib.nullcontext()
+    with Casts(layer.weight) as counted, together:
+        for x in inputs:
+            with precision.autocast(cpu):
+                y = layer(x)
+            assert not torch.is_autocast_enabled("cpu")
+            y.float().sum().backward()
+    assert counted.count == casts
+    assert layer.weight.grad is not None
+    expected = inputs.bfloat16().float().sum(dim=(0, 1)).expand(8, 8)
+    torch.testing.assert_close(layer.weight.grad, expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_step_casts_the_weights_that_the_last_one_changed() -> None:
+    precision, cpu = PRECISIONS["bfloat16"], torch.device("cpu")
+    layer, x = nn.Linear(8, 8, bias=False), torch.randn(4, 8)
+    for factor in (1.0, 3.0):
+        with torch.no_grad():
+            layer.weight.fill_(factor)
+        with precision.cast_once(cpu), precision.autocast(cpu):
+            y = layer(x)
+        torch.testing.assert_close(y[:, 0].float(), factor * x.sum(1), rtol=5e-2, atol=5e-2)

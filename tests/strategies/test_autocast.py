@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -28,16 +30,18 @@ class Layer(nn.Module):
         return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
-def task_of(name: str, model: type[nn.Module] | nn.Sequential, shape: tuple[int, ...]) -> Task:
+def stack() -> nn.Module:
+    return nn.Sequential(nn.LayerNorm(WIDTH), Layer(), Layer())
+
+
+def task_of(name: str, model: Callable[[], nn.Module], shape: tuple[int, ...]) -> Task:
     def batch(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.randn(n, *shape, generator=generator)
         return x, x
 
     return Task(
         name=name,
-        model=(lambda: nn.Sequential(nn.LayerNorm(WIDTH), Layer(), Layer()))
-        if name == "layers"
-        else model,
+        model=model,
         batch=batch,
         loss=nn.functional.mse_loss,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
@@ -50,7 +54,7 @@ def short(target: str) -> str:
 
 @pytest.fixture(scope="module")
 def layers(profiles):
-    return profiles(task_of("layers", Layer, (LENGTH, WIDTH)))
+    return profiles(task_of("layers", stack, (LENGTH, WIDTH)))
 
 
 def test_residual_stream_and_norms_stay_wide_and_products_are_narrow(layers):
