@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from autopar.core.errors import InputError
 from autopar.core.units import format_bytes
 from autopar.cost import CostModel
+from autopar.cost.layout import Cuts
 from autopar.results import RankedPlan, Rejection
 from autopar.schedules import SCHEDULES
 from autopar.search.options import SearchOptions
@@ -52,10 +55,12 @@ class Baseline:
     Attributes:
         name: As in results and reports.
         points: Points to try in order; the first that fits in memory is priced.
+        tuned: Each point stands for all its microbatch sizes and recompute modes.
     """
 
     name: str
     points: Callable[[Setting], list[Point]]
+    tuned: bool = False
 
 
 def _replicated(replicas: int, batch: int, recompute: str, zero: int = 0) -> list[Point]:
@@ -102,8 +107,8 @@ def _plain_pipeline(setting: Setting) -> list[Point]:
 def _node_rule(setting: Setting) -> list[Point]:
     """Tensor parallel inside the node, the shortest pipeline that fits, data parallel outside.
 
-    Narayanan et al. 2021 (arXiv 2104.04473, takeaways 1 and 2): 1F1B, full recompute, microbatches
-    of one sample, states shared out over the replicas.
+    Narayanan et al. 2021 (arXiv 2104.04473, takeaways 1 and 2): 1F1B, states shared out over the
+    replicas; microbatch size and recompute as they are fastest (takeaway 3).
     """
     tp = max(d for d in divisors(setting.node) if setting.strategies.why_not(Split(tp=d)) is None)
     if tp == 1:
@@ -121,7 +126,6 @@ def _node_rule(setting: Setting) -> list[Point]:
                 pp=pp,
                 schedule="1f1b" if pp > 1 else "none",
                 microbatches=setting.batch // dp,
-                recompute="full",
             )
         )
     return points
@@ -139,7 +143,7 @@ BASELINES = (
         points=lambda s: _replicated(s.replicas, s.batch, "full") if s.devices > 1 else [],
     ),
     Baseline(name="ZeRO-3 (FSDP)", points=_sharded),
-    Baseline(name="tp in the node, pp, dp", points=_node_rule),
+    Baseline(name="tp in the node, pp, dp", points=_node_rule, tuned=True),
 )
 
 
@@ -173,7 +177,62 @@ def price_baseline(
             reason="stages",
             detail=f"{points[0].stages} stages are more than the {blocks} blocks of the model",
         )
+    if baseline.tuned:
+        tuned = (tune(point, model, options) for point in points if point.stages <= blocks)
+        points = list(itertools.islice(filter(None, tuned), 1)) or [
+            replace(points[-1], recompute="full")
+        ]
     return _first_that_fits(baseline.name, points, model, options)
+
+
+def tune(point: Point, model: CostModel, options: SearchOptions) -> Point | None:
+    """The point with its fastest microbatch size and recompute mode; ``None`` when none fits."""
+    samples = point.microbatches * point.microbatch_size
+    check = SCHEDULES.load(point.schedule).check
+    sizes = [
+        size
+        for size in divisors(samples)
+        if size >= model.profile.smallest_microbatch
+        and not check(point.pp, point.stages, samples // size)
+    ]
+    least = MICROBATCHES_PER_RANK * point.pp if point.pp > 1 else 1
+    start = max((i for i, size in enumerate(sizes) if samples // size >= least), default=0)
+    cuts = equal_blocks(len(model.profile.blocks), point.stages)
+    found: tuple[float, Point | None] = (math.inf, None)
+    for mode in ("none", "selective", "full"):
+        ladder = [
+            replace(point, microbatch_size=b, microbatches=samples // b, recompute=mode)
+            for b in sizes
+        ]
+        found = min(found, _climb(ladder, start, cuts, model, options), key=lambda pair: pair[0])
+    return found[1]
+
+
+def _climb(
+    ladder: Sequence[Point], start: int, cuts: Cuts, model: CostModel, options: SearchOptions
+) -> tuple[float, Point | None]:
+    """Step time and point of the fastest of a few microbatch sizes that fit.
+
+    The step time falls while kernels get larger and rises with the bubble: from a size with a
+    small bubble down to one that fits, then to either side while that is faster.
+    """
+
+    @cache
+    def seconds(place: int) -> float:
+        if not 0 <= place < len(ladder):
+            return math.inf
+        goal = _goal(ladder[place], model, options)
+        return goal.layout.step_seconds(cuts) if goal.feasible(cuts) else math.inf
+
+    place = start
+    while place > 0 and math.isinf(seconds(place)):
+        place -= 1
+    if math.isinf(seconds(place)):
+        return math.inf, None
+    for way in (1, -1):
+        while seconds(place + way) < seconds(place):
+            place += way
+    return seconds(place), ladder[place]
 
 
 def _first_that_fits(
