@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,10 +111,12 @@ def machine_search(
     _check_samples(wishes)
     asked = wanted.search()
     source, file = opened(profile)
-    pairs, paths = [], {}
+    pairs, paths, profile_s = [], {}, 0.0
     for text in clusters:
         where = resolve_cluster(text, progress=progress)
+        began = time.perf_counter()
         what, path = resolve_profile(source, where, path=file, progress=progress)
+        profile_s += time.perf_counter() - began
         pairs.append((what, where))
         paths[what.fingerprint, what.device] = path
     limited = wishes.deadline_s is not None or wishes.budget_usd is not None
@@ -124,5 +127,11 @@ def machine_search(
     why = Explainer(result=chosen.result, profile=what, cluster=where, options=choice.options)
     result = with_reasons(chosen.result, why, (choice.explanation,))
     result = with_profile_path(result, paths[what.fingerprint, what.device])
-    planned = Planned(result=result, profile=what, cluster=where, options=choice.options)
+    planned = Planned(
+        result=result,
+        profile=what,
+        cluster=where,
+        options=choice.options,
+        profile_time_s=profile_s,
+    )
     return PlannedMachines(choice=choice, planned=planned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ class Planned:
         cluster: The cluster.
         options: The search options.
         tuning: What tuning the best plan brought, if it was asked for.
+        profile_time_s: Seconds of making or checking the profile before the search.
     """
 
     result: SearchResult
@@ -37,6 +39,7 @@ class Planned:
     cluster: Cluster
     options: SearchOptions
     tuning: str | None = None
+    profile_time_s: float = 0.0
 
 
 def plan(
@@ -90,7 +93,9 @@ def plan_search(
     source, path = opened(profile)  # a wrong name is told before this host is measured for it
     where = resolve_cluster(cluster, progress=progress)
     options = options.resolved(where)
+    began = time.perf_counter()
     what, path = resolve_profile(source, where, path=path, progress=progress)
+    profile_s = time.perf_counter() - began
     what = with_convergence(what)
     result = search(what, where, options)
     if len(objectives) > 1:
@@ -100,7 +105,14 @@ def plan_search(
         result, tuning = tuned_result(result, what, where, options)
     why = Explainer(result=result, profile=what, cluster=where, options=options)
     result = with_profile_path(with_reasons(result, why), path)
-    return Planned(result=result, profile=what, cluster=where, options=options, tuning=tuning)
+    return Planned(
+        result=result,
+        profile=what,
+        cluster=where,
+        options=options,
+        tuning=tuning,
+        profile_time_s=profile_s,
+    )
 
 
 def with_profile_path(result: SearchResult, path: Path | None) -> SearchResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,7 +13,7 @@ from autopar.cli.options import Fix, GlobalBatch, Json, Out
 from autopar.cli.session import session
 from autopar.core.errors import InputError
 from autopar.core.units import format_bytes, format_seconds, parse_seconds
-from autopar.results import RankedPlan, Rejection, SearchResult
+from autopar.results import SearchResult
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from autopar.cli.session import Session
     from autopar.search.machines.choose import MachineChoice
     from autopar.search.machines.offers import Wishes
+
+
+FELT_S = 1.0
+"""From here on the time of making or checking a profile is told."""
 
 
 def command(
@@ -87,7 +91,8 @@ def command(
         planned, choice = _search(talk, profile, clusters, wishes, wanted, tune=tune)
         answers = _answers(planned, why_not, what_if)
         result = _explained(planned.result, answers, explain=explain)
-        _finish(talk, result, choice, answers, explain=explain, out=out)
+        took = planned.profile_time_s
+        _finish(talk, result, choice, answers, explain=explain, out=out, profile_time_s=took)
 
 
 def _search(
@@ -149,6 +154,7 @@ def _finish(
     *,
     explain: bool,
     out: Path | None,
+    profile_time_s: float,
 ) -> None:
     """Write, warn and print."""
     if out is not None:
@@ -156,6 +162,7 @@ def _finish(
     for text in result.warnings:
         talk.warn(text)
     data = {**result.to_dict(), "out": str(out) if out else None, "answers": answers}
+    data["profile_time_s"] = profile_time_s
     if choice is not None:
         data |= choice.to_dict()
 
@@ -164,34 +171,40 @@ def _finish(
             from autopar.cli.plan_machines import show_machines
 
             show_machines(console, choice)
-        _show(console, result, explain, answers, out)
+        _show(console, result, explain, answers, out, profile_time_s)
 
     talk.finish(data, show)
 
 
 def _show(
-    console: Console, result: SearchResult, explain: bool, answers: list[str], out: Path | None
+    console: Console,
+    result: SearchResult,
+    explain: bool,
+    answers: list[str],
+    out: Path | None,
+    profile_time_s: float,
 ) -> None:
-    from rich.table import Table
+    from autopar.cli.plan_tables import baseline_words, plans_table
 
     best = result.best
     console.print(f"[bold green]{best.name}[/bold green]  ", end="")
     console.print(_verdict(result), markup=False)
-    table = Table("", "plan", "step", "range", "samples/s", "memory", "bubble", "sync", box=None)
-    for item in result.top:
-        table.add_row("*" if item is result.top[0] else "", *_row(item))
-    console.print(table)
+    console.print(plans_table(result))
     if result.pareto is not None:
         from autopar.cli.plan_pareto import show_pareto
 
         show_pareto(console, result.pareto)
     for name, baseline in result.baselines.items():
-        console.print(f"  {name + ':':18} {_baseline(baseline, best)}", markup=False, style="dim")
+        console.print(
+            f"  {name + ':':18} {baseline_words(baseline, best, result.objective)}",
+            markup=False,
+            style="dim",
+        )
     proof = result.certificate
     rejected = ", ".join(f"{n} {reason}" for reason, n in proof.rejected.items()) or "none"
     console.print(
         f"{proof.space} plans: {proof.priced} priced, {proof.bounded} bounded away, "
-        f"rejected: {rejected}; gap {proof.gap:.1%}; {result.search_time_s:.2f} s",
+        f"rejected: {rejected}; gap {proof.gap:.1%}; {_times(result, profile_time_s)}",
         markup=False,
     )
     for paragraph in result.explanation if explain else answers:
@@ -199,6 +212,17 @@ def _show(
         console.print(_opened(paragraph))
     if out is not None:
         console.print(f"written {out}", markup=False)
+
+
+def _times(result: SearchResult, profile_time_s: float) -> str:
+    """Seconds of the search and, where they are felt, those of the profile before it."""
+    text = f"{result.search_time_s:.2f} s"
+    if profile_time_s < FELT_S:
+        return text
+    path = Path(str(result.profile.get("path", "")))
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return f"{text} after {profile_time_s:.1f} s for the profile: autopar plan {path} skips that"
 
 
 def _opened(paragraph: str) -> Text:
@@ -221,26 +245,3 @@ def _verdict(result: SearchResult) -> str:
     if price.mfu is not None:
         text += f", MFU {price.mfu:.0%}"
     return text
-
-
-def _baseline(item: RankedPlan | Rejection, best: RankedPlan) -> str:
-    if isinstance(item, Rejection):
-        return f"not possible: {item.detail}"
-    step, fastest = item.price.step_time_s.value, best.price.step_time_s.value
-    return f"{format_seconds(step)} ({item.name}), {step / fastest - 1:+.1%}"
-
-
-def _row(item: RankedPlan) -> list[Any]:
-    price = item.price
-    step = price.step_time_s
-    parts = price.breakdown
-    total = parts.total_s or 1.0
-    return [
-        item.name,
-        format_seconds(step.value),
-        f"{format_seconds(step.low)} .. {format_seconds(step.high)}",
-        f"{price.samples_per_s:.4g}",
-        format_bytes(price.peak_memory_bytes.value),
-        f"{parts.bubble_s / total:.0%}",
-        f"{parts.gradient_sync_s / total:.0%}",
-    ]

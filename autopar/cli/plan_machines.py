@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autopar.core.units import format_seconds, format_usd
+from autopar.core.units import format_joule, format_seconds, format_usd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +22,11 @@ def show_machines(console: Console, choice: MachineChoice) -> None:
     columns = ["", "machines", "step", "time", "range", "money", "energy"]
     table = Table(*columns, *(["meets"] if limited else []), "plan", box=None)
     front = {offer.cluster.name for offer in choice.pareto}
+    energies = [offer.energy_joule for offer in choice.offers]
+    most = max((energy.value for energy in energies if energy is not None), default=0.0)
     for offer in choice.offers:
         mark = "*" if offer is choice.chosen else "+" if offer.cluster.name in front else ""
-        row = [mark, offer.cluster.name, *_figures(offer)]
+        row = [mark, offer.cluster.name, *_figures(offer, most)]
         table.add_row(*row, *([offer.meets(choice.wishes)] if limited else []), _plan(offer))
     console.print(table)
     unit = f"{choice.chosen.steps} steps" if choice.wishes.samples else "one step"
@@ -38,7 +40,7 @@ def show_machines(console: Console, choice: MachineChoice) -> None:
     console.print()
 
 
-def _figures(offer: Offer) -> list[str]:
+def _figures(offer: Offer, most_joule: float) -> list[str]:
     step, total, cost, energy = (
         offer.step_time_s,
         offer.total_s,
@@ -50,7 +52,7 @@ def _figures(offer: Offer) -> list[str]:
         _value(total),
         "" if total is None else f"{format_seconds(total.low)} .. {format_seconds(total.high)}",
         "" if cost is None else format_usd(cost.value),
-        "" if energy is None else f"{energy.value / 3.6e6:.3g} kWh",
+        "" if energy is None else format_joule(energy.value, most_joule),
     ]
 
 

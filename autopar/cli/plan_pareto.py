@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from autopar.core.units import format_bytes, format_seconds, format_usd
+from autopar.core.units import format_bytes, format_joule, format_seconds, format_usd
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FORMATS = {
     "time": format_seconds,
     "memory": format_bytes,
-    "energy": lambda joule: f"{joule:.4g} J",
+    "energy": format_joule,
     "cost": format_usd,
 }
 

@@ -84,3 +84,17 @@ def format_count(value: float) -> str:
 def format_usd(value: float) -> str:
     """Money for people: ``"0.0123 USD"``, ``"5,120 USD"``."""
     return f"{value:,.0f} USD" if value >= 1000 else f"{value:.3g} USD"
+
+
+def format_joule(value: float, among: float | None = None) -> str:
+    """Energy for people: ``"379 J"``, ``"1.03 kJ"``, ``"1.73 kWh"``.
+
+    Args:
+        value: Joule.
+        among: The largest of several that share a unit, so that a column has one.
+    """
+    largest = value if among is None else among
+    for unit, factor, least in (("kWh", 3.6e6, 3.6e5), ("kJ", 1e3, 1e3)):
+        if abs(largest) >= least * _ROUNDS_UP:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.3g} J"

@@ -13,6 +13,7 @@ from autopar.core.errors import InfeasibleError
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
 from autopar.schedules import SCHEDULES
+from autopar.search.explain.embedding_words import embedding_warnings
 from autopar.search.explain.sync_words import changing_modes, steps_paragraph, sync_warnings
 from autopar.search.mixed_clusters.placed import find_placed
 from autopar.search.options import EXACT_MODES, SearchOptions
@@ -84,7 +85,8 @@ def _find(
     else:
         found = find_in_order(profile, cluster, options, relaxations=relaxations)
     about_sync = sync_warnings(options, profile, found.best)
-    return replace(found, warnings=(*about_sync, *found.warnings))
+    about_tables = embedding_warnings(profile, found.best)
+    return replace(found, warnings=(*about_sync, *about_tables, *found.warnings))
 
 
 @cache

@@ -87,7 +87,7 @@ def test_configuration_may_name_one_cluster_as_text(
 def test_table_for_people(capsys: pytest.CaptureFixture[str], profile: str) -> None:
     assert _run(["plan", profile, *TWO, "--samples", "1000"]) == 0
     shown = capsys.readouterr().out
-    assert "machines" in shown and "* chosen" in shown and "kWh" in shown
+    assert "machines" in shown and "* chosen" in shown and " kJ " in shown
 
 
 def test_mixed_cluster_says_where_the_ranks_run(

@@ -8,7 +8,7 @@ import pytest
 
 from autopar.core.errors import InputError
 from autopar.results import SearchResult
-from autopar.search import SearchOptions, search
+from autopar.search import SearchOptions, search, what_if_answer
 from autopar.search.explain.change import scaled_cluster
 from autopar.search.explain.parts import strategy_name
 from autopar.search.questions.breakeven import (
@@ -66,6 +66,18 @@ def test_a_slow_network_makes_another_strategy_win_and_the_text_says_where(resul
     assert "pp" in slow[0].text
     assert "below" in slow[0].text
     assert "Gbit/s" in slow[0].text
+
+
+def test_a_lead_of_less_than_a_percent_is_no_flip(result: SearchResult):
+    """Just beyond the flip the new plan is hardly ahead; at a quarter of that it is."""
+    flip = break_even(result, PROFILE, CLUSTER, "inter_node_bandwidth", OPTIONS)[0]
+    for scale, verdict, opening in (
+        (flip.scale, "tie", "Practically a tie: "),
+        (flip.scale / 4, "flips", "The choice flips from"),
+    ):
+        asked = f"inter_node_bandwidth=x{scale:.6f}"
+        answer = what_if_answer(asked, result, PROFILE, CLUSTER, OPTIONS)
+        assert (answer.verdict, answer.text.startswith(opening)) == (verdict, True)
 
 
 def test_without_searches_only_known_plans_are_compared(result: SearchResult):

@@ -163,7 +163,7 @@ def test_break_even_values_name_quantities_and_winners(full: tuple[str, ...]):
 def test_devices_that_stay_idle_and_the_sharding_level_are_told():
     options = SearchOptions(global_batch=16, fix=("zero=1", "dp_shard=2", "pp=1"))
     best = search(PROFILE, cluster_of(2, 2), replace(options, fix=(*options.fix, "world=2"))).best
-    words = layout_words(best, 4)
+    words = layout_words(best, cluster_of(2, 2))
     assert "2 sharding ranks (ZeRO-1) = 2 devices" in words
     assert "The other 2 of 4 devices stay idle" in words
     assert "idle" not in layout_words(best)

@@ -16,9 +16,12 @@ from autopar.cost.memory import device_capacity, peak_estimate
 from autopar.graph import GraphProfile
 from autopar.results import SearchResult
 from autopar.search import SearchOptions, search
+from autopar.search.explain.choice import layout_words
+from autopar.search.explain.machines_used import node_words
 from autopar.search.mixed_clusters.placed import least_objective
 from autopar.search.mixed_clusters.placement import MOST_ORDERS, device_orders
 from autopar.search.ordered import find_in_order
+from autopar.search.questions.breakeven import break_even
 from autopar.search.space.build import build_space
 from autopar.search.space.plans import build_plan
 from autopar.search.stages.goal import value_of
@@ -127,8 +130,37 @@ def test_the_heavy_end_of_a_pipeline_goes_to_the_fast_machine() -> None:
     own = find_in_order(profile, cluster, options, relaxations=False).best
     assert own.price.step_time_s.value > 2 * result.best.price.step_time_s.value
     assert any(
-        text.startswith("Placement. Ranks run over 1 x slow") for text in result.explanation
+        text.startswith("Placement. Ranks run over 1 node of slow") for text in result.explanation
     )
+
+
+def test_the_placement_names_what_is_used_idle_and_next_and_no_plan_twice() -> None:
+    """Orders that begin with the fast nodes give one plan; it is no runner-up of itself."""
+    profile = chain_profile([1e11] * 4, parameter_bytes=[400_000_000] * 4)
+    cluster = mixed(2, 2, peak=1e12)
+    asked = SearchOptions(global_batch=8)
+    result = search(profile, cluster, asked)
+    assert {cluster.device(d).name for d in result.best.plan.placement} == {"fast"}
+    (words,) = [text for text in result.explanation if text.startswith("Placement.")]
+    nodes = len(result.best.plan.placement)
+    opening = f"Placement. Ranks run over {node_words('fast', nodes)}, the best of 8 orders"
+    assert words.startswith(opening)
+    assert "2 nodes of slow" in words and "idle" in words
+    assert "(+0.0%" not in words
+    plan = layout_words(result.best, cluster)
+    assert "2 nodes of slow) stay idle" in plan and "idle ones are not counted" in plan
+
+
+def test_break_even_is_told_of_the_machines_that_the_plan_uses() -> None:
+    fast = cluster_of(2, 1, device=gpu("fast"), inter=4e10)
+    slow = cluster_of(2, 1, device=gpu("slow", peak=1e12), inter=1e10)
+    cluster = Cluster(name="2+2", groups=(*fast.groups, *slow.groups))
+    profile = chain_profile([1e11] * 4, parameter_bytes=[100_000_000] * 4)
+    asked = SearchOptions(global_batch=8, fix=("pp=1",))
+    result = search(profile, cluster, asked)
+    assert {cluster.device(d).name for d in result.best.plan.placement} == {"fast"}
+    (flip, *_) = break_even(result, profile, cluster, "inter_node_bandwidth", asked, effort="ends")
+    assert flip.now == 4e10 and "of 320 Gbit/s" in flip.text
 
 
 def test_machines_of_one_kind_alone_may_be_best() -> None:
@@ -158,10 +190,10 @@ def test_many_nodes_keep_kinds_together() -> None:
     orders = device_orders(mixed(5, 5))  # 252 sequences
     assert MOST_ORDERS < 252
     assert [order.words for order in orders] == [
-        "5 x fast, then 5 x slow",
-        "5 x slow, then 5 x fast",
-        "5 x fast",
-        "5 x slow",
+        "5 nodes of fast, then 5 nodes of slow",
+        "5 nodes of slow, then 5 nodes of fast",
+        "5 nodes of fast",
+        "5 nodes of slow",
     ]
 
 

@@ -45,7 +45,7 @@ def test_shares_follow_speed_and_beat_every_even_plan() -> None:
     result = search(PROFILE, cluster, SearchOptions(global_batch=64, fix=("pp=1",)))
     assert split.step_s < 0.8 * result.best.price.step_time_s.value
     (words,) = [text for text in result.explanation if text.startswith("Placement.")]
-    assert f"{samples[0]} samples on 1 x fast" in words
+    assert f"{samples[0]} samples on each of 1 fast" in words
 
 
 def test_a_device_without_room_leaves_no_split() -> None:

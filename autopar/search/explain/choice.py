@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autopar.core.units import format_bytes, format_seconds
+from autopar.cluster import Cluster
+from autopar.core.units import format_bytes, format_joule, format_seconds
 from autopar.plans import Plan
 from autopar.results import Certificate, PlanPrice, RankedPlan, Rejection
+from autopar.search.explain.machines_used import idle_words
 from autopar.search.explain.parts import (
     difference_words,
     differences,
@@ -64,7 +66,7 @@ def verdict(best: RankedPlan, certificate: Certificate, objective: str) -> str:
         f"{format_bytes(price.capacity_bytes)} on the fullest rank"
     )
     if price.energy_joule is not None:
-        facts.append(_energy(price.energy_joule.value))
+        facts.append(format_joule(price.energy_joule.value))
     if price.cost_usd is not None:
         facts.append(f"{price.cost_usd.value:.3g} USD")
     claim = (
@@ -76,12 +78,12 @@ def verdict(best: RankedPlan, certificate: Certificate, objective: str) -> str:
     )
 
 
-def layout_words(best: RankedPlan, devices: int | None = None) -> str:
+def layout_words(best: RankedPlan, cluster: Cluster | None = None) -> str:
     """What the plan's name means.
 
     Args:
         best: The plan.
-        devices: Of the cluster, to say how many stay idle.
+        cluster: To say how many of its devices stay idle.
     """
     plan = best.plan
     degrees = {axis: n for axis, n in plan.mesh.to_dict().items() if n > 1}
@@ -103,12 +105,20 @@ def layout_words(best: RankedPlan, devices: int | None = None) -> str:
         each = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
         text += f"; {len(plan.stages)} stages of {each} blocks, schedule {plan.schedule}"
     text += "".join(f"; {saver}" for saver in _memory_savers(plan))
-    if devices is not None and devices > plan.world_size:
-        text += (
-            f". The other {devices - plan.world_size} of {devices} devices stay idle: no plan of "
-            "the space that uses them is better"
-        )
+    if cluster is not None and cluster.device_count > plan.world_size:
+        text += f". {_idle(best, cluster)}"
     return f"Plan. {text}."
+
+
+def _idle(best: RankedPlan, cluster: Cluster) -> str:
+    """How many devices have no rank, why, and that nobody pays for them here."""
+    devices, nodes = cluster.device_count, idle_words(best.plan, cluster)
+    text = f"The other {devices - best.plan.world_size} of {devices} devices"
+    text += f" ({nodes})" if nodes and not cluster.uniform else ""
+    text += " stay idle: no plan of the space that uses them is better"
+    if best.price.cost_usd is None and best.price.energy_joule is None:
+        return text
+    return f"{text}; money and energy are of the devices used, idle ones are not counted"
 
 
 def _count(number: int, word: str, ending: str) -> str:
@@ -194,10 +204,7 @@ def compare(
         objective: What was minimised.
         odds: Probability that the other plan is the better one, where it was worked out.
     """
-    mine, theirs = value_of(best.price, objective), value_of(other.price, objective)
-    margin = theirs / mine - 1 if mine else 0.0
-    ratio = f"{margin:+.1%}" if margin < 1 else f"{1 + margin:.1f} times the"
-    text = f"It needs {ratio} {_unit(objective)}"
+    text = f"It needs {margin_words(best, other, objective)}"
     if other.plan.world_size != best.plan.world_size:
         text += f" on {other.plan.world_size} instead of {best.plan.world_size} devices"
     delta = other.price.step_time_s.value - best.price.step_time_s.value
@@ -213,6 +220,14 @@ def compare(
     ):
         text += "; their ranges overlap"
     return text + "."
+
+
+def margin_words(best: RankedPlan, other: RankedPlan, objective: str) -> str:
+    """What another plan needs of the objective: ``+3.1% money``, ``15.5 times the time``."""
+    mine, theirs = value_of(best.price, objective), value_of(other.price, objective)
+    margin = theirs / mine - 1 if mine else 0.0
+    ratio = f"{margin:+.1%}" if margin < 1 else f"{1 + margin:.1f} times the"
+    return f"{ratio} {_unit(objective)}"
 
 
 def proof(certificate: Certificate) -> str:
@@ -232,10 +247,6 @@ def proof(certificate: Certificate) -> str:
     if certificate.gap == 0:
         return text + ": proved best in this space."
     return text + f": at most {certificate.gap:.2%} may be left to gain."
-
-
-def _energy(joule: float) -> str:
-    return f"{joule / 3.6e6:.3g} kWh" if joule >= 3.6e5 else f"{joule / 1e3:.3g} kJ"
 
 
 def _unit(objective: str) -> str:

@@ -13,16 +13,18 @@ from autopar.core.provenance import provenance
 from autopar.core.units import format_seconds
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
+from autopar.plans import Plan
 from autopar.results import Certificate, RankedPlan, SearchResult
 from autopar.search.explain.baselines import price_baselines
 from autopar.search.explain.choice import explain
+from autopar.search.explain.machines_used import idle_words, used_words
 from autopar.search.mixed_clusters.placement import DeviceOrder, device_orders
 from autopar.search.mixed_clusters.uneven import best_uneven_split
 from autopar.search.options import SearchOptions
 from autopar.search.ordered import Trials, find_in_order, price_all, summary_of_profile
 from autopar.search.space.build import build_space
-from autopar.search.space.plans import build_plan, rank_plan
-from autopar.search.walk.best_first import Walk
+from autopar.search.space.plans import build_plan
+from autopar.search.walk.best_first import Priced, Walk
 
 PLACEMENT = "Placement."
 """Opens the paragraph about the order of machines."""
@@ -106,7 +108,7 @@ def _joined(
     baselines = price_baselines(model, options, options.batch_for(profile, cluster.device_count))
     certificate = _certificate(searched)
     words = explain(top, baselines, certificate, options)
-    placement = placement_words(_steps(searched), len(searched))
+    placement = placement_words(_best_of_orders(searched, model), cluster, len(searched))
     if options.objective == "time" and (uneven := best_uneven_split(model, options)) is not None:
         placement += " " + uneven.words(model, top[0].price.step_time_s.value)
     trials = searched[0].trials
@@ -137,15 +139,25 @@ def _top(
     ranked.sort(key=lambda pair: pair[1].value)
     top: dict[str, RankedPlan] = {}
     for each, item in ranked:
-        own = build_plan(item.point, item.cuts, each.walk.model, options, item.levels)
-        placement = each.order.placed(own.placement)
-        plan = replace(own, placement=placement, cluster=model.cluster.name)
+        plan = _placed(each, item, model)
         if plan.hash not in top:
-            cost = price(plan, model.profile, model.cluster, model)
-            top[plan.hash] = RankedPlan(plan=plan.with_predicted(cost.to_dict()), price=cost)
+            top[plan.hash] = _ranked(plan, model)
         if len(top) == options.top:
             break
     return tuple(top.values())
+
+
+def _placed(searched: _Searched, item: Priced, model: CostModel) -> Plan:
+    """A plan of one order, on the devices of the whole cluster."""
+    walk = searched.walk
+    own = build_plan(item.point, item.cuts, walk.model, walk.options, item.levels)
+    placement = searched.order.placed(own.placement)
+    return replace(own, placement=placement, cluster=model.cluster.name)
+
+
+def _ranked(plan: Plan, model: CostModel) -> RankedPlan:
+    cost = price(plan, model.profile, model.cluster, model)
+    return RankedPlan(plan=plan.with_predicted(cost.to_dict()), price=cost)
 
 
 def _certificate(searched: Sequence[_Searched]) -> Certificate:
@@ -177,31 +189,40 @@ def _history(searched: Iterable[_Searched]) -> Iterable[tuple[int, float, float,
             number += 1
 
 
-def _steps(searched: Sequence[_Searched]) -> list[tuple[DeviceOrder, float]]:
-    """Orders with a plan, the best first, and the step seconds of their best plans."""
-    found = []
-    for item in searched:
-        if item.walk.priced:
-            best = min(item.walk.priced, key=lambda priced: priced.value)
-            model, options = item.walk.model, item.walk.options
-            ranked = rank_plan(best.point, best.cuts, model, options, best.levels)
-            found.append((item.order, ranked.price.step_time_s.value))
-    return found
+def _best_of_orders(searched: Sequence[_Searched], model: CostModel) -> list[RankedPlan]:
+    """The best plan of every order that has one, the best first; equal plans once.
+
+    Orders that begin with the same machines give the same plan on the same devices where it needs
+    no more of them.
+    """
+    found: dict[str, RankedPlan] = {}
+    for each in searched:
+        if each.walk.priced:
+            best = min(each.walk.priced, key=lambda priced: priced.value)
+            plan = _placed(each, best, model)
+            if plan.hash not in found:
+                found[plan.hash] = _ranked(plan, model)
+    return list(found.values())
 
 
-def placement_words(found: Sequence[tuple[DeviceOrder, float]], orders: int) -> str:
-    """Which machines hold the first stages, and what the next order would take.
+def placement_words(found: Sequence[RankedPlan], cluster: Cluster, orders: int) -> str:
+    """Which machines hold the ranks, which none, and what the next order would take.
 
     Args:
-        found: Orders with a plan, the best first, and the step seconds of their best plans.
+        found: Different best plans of orders, the best first.
+        cluster: All machines.
         orders: Orders in the space.
     """
-    order, here = found[0]
-    text = f"{PLACEMENT} Ranks run over {order.words}, the best of {orders} orders of machines"
-    for other, there in found[1:]:
-        if other.words != order.words:
+    best = found[0]
+    here, words = best.price.step_time_s.value, used_words(best.plan, cluster)
+    text = f"{PLACEMENT} Ranks run over {words}, the best of {orders} orders of machines"
+    if idle := idle_words(best.plan, cluster):
+        text += f"; {idle} stay{'s' if idle.startswith('1 node ') else ''} idle"
+    for other in found[1:]:
+        if used_words(other.plan, cluster) != words:
+            there = other.price.step_time_s.value
             return (
-                f"{text}; {other.words} comes next with {format_seconds(there)} against "
-                f"{format_seconds(here)} per step."
+                f"{text}; {used_words(other.plan, cluster)} comes next with "
+                f"{format_seconds(there)} per step ({there / here - 1:+.1%}, {other.name})."
             )
     return f"{text}; the others cannot be better."

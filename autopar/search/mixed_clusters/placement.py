@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, groupby, permutations
 
 from autopar.cluster import Cluster, NodeGroup
+from autopar.search.explain.machines_used import node_words
 
 MOST_ORDERS = 24
 """Orders of one subset of kinds up to which kinds may alternate along the pipeline."""
@@ -35,8 +36,8 @@ class DeviceOrder:
 
     @property
     def words(self) -> str:
-        """The order for people: ``2 x v100-32gb, then 2 x t4``."""
-        return ", then ".join(f"{g.nodes} x {g.machine.name}" for g in self.cluster.groups)
+        """The order for people: ``2 nodes of v100-32gb, then 2 nodes of t4``."""
+        return ", then ".join(node_words(g.machine.name, g.nodes) for g in self.cluster.groups)
 
     def placed(self, placement: Sequence[int]) -> tuple[int, ...]:
         """Device ids of the whole cluster for ids of this order."""

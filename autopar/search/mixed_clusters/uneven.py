@@ -42,7 +42,7 @@ class UnevenSplit:
             for d, count in enumerate(self.microbatches)
         )
         parts = [
-            f"{samples} samples on {devices} x {name}"
+            f"{samples} samples on each of {devices} {name}"
             for (name, samples), devices in sorted(shares.items())
         ]
         change = self.step_s / best_step_s - 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from autopar.cluster import Cluster
 from autopar.core.errors import InfeasibleError, InputError
-from autopar.core.units import format_bytes, format_seconds
+from autopar.core.units import format_bytes, format_joule, format_seconds
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
 from autopar.results import PlanPrice, RankedPlan, SearchResult
@@ -17,6 +17,7 @@ from autopar.search.driver import find
 from autopar.search.explain.change import changed_cluster, parse_changes
 from autopar.search.explain.choice import compare
 from autopar.search.explain.infeasible import least_memory, unknown_values
+from autopar.search.explain.machines_used import machines_used
 from autopar.search.explain.parts import difference_words, differences, memory_words, strategy_name
 from autopar.search.explain.relax import feasible, sold_bytes
 from autopar.search.options import SearchOptions
@@ -31,6 +32,8 @@ from autopar.search.stages.goal import value_of
 _TIE = 1e-9
 _SAME = 5e-4
 """Relative changes below this are not worth a word."""
+NEAR = 0.01
+"""A plan that is ahead by less than this is practically as good."""
 _NOT_FIXED = "not what --fix asks for"
 
 
@@ -41,7 +44,8 @@ class Answer:
     Attributes:
         question: As asked.
         verdict: ``chosen``, ``tie``, ``dominated``, ``infeasible`` or ``not in the space`` for
-            why-not; ``same``, ``flips`` or ``infeasible`` for what-if.
+            why-not; ``same``, ``tie`` (another plan is ahead by less than :data:`NEAR`),
+            ``flips`` or ``infeasible`` for what-if.
         text: The reason, with numbers.
         plan: The best plan that meets the question's terms, if there is one.
         break_even: Where the choice flips on the way to what was asked, or beyond it.
@@ -251,6 +255,7 @@ def what_if_answer(
         f"{format_seconds(before.price.step_time_s.value)} now, "
         f"{format_seconds(after.price.step_time_s.value)} then"
     )
+    lead = _lead(after, kept, options.objective)
     if same:
         moved = "" if _cuts(after) == _cuts(before) else " with other stage boundaries"
         text = f"The choice stays {after.name}{moved} ({times})"
@@ -259,6 +264,8 @@ def what_if_answer(
             f"The choice stays {strategy_name(after.plan)}, but for its details: {before.name} "
             f"becomes {after.name} ({times})"
         )
+    elif lead is not None and lead < NEAR:
+        text = f"Practically a tie: {after.name} is ahead of {before.name} by {lead:.1%} ({times})"
     else:
         text = f"The choice flips from {before.name} to {after.name} ({times})"
     text += f". {_repriced(before, kept)}"
@@ -268,8 +275,17 @@ def what_if_answer(
     flip = _break_even(spec, result, profile, cluster, options, after)
     if flip is not None:
         text += f" Break-even: {flip.text}."
-    verdict = "same" if same else "flips"
+    near = lead is not None and lead < NEAR
+    verdict = "same" if same else "tie" if near else "flips"
     return Answer(question=spec, verdict=verdict, text=text, plan=after, break_even=flip)
+
+
+def _lead(after: RankedPlan, kept: PlanPrice | str, objective: str) -> float | None:
+    """How much more of the objective the plan of now would need; ``None`` if it is impossible."""
+    if isinstance(kept, str):
+        return None
+    best = value_of(after.price, objective)
+    return value_of(kept, objective) / best - 1 if best else 0.0
 
 
 def _kept(
@@ -305,12 +321,12 @@ def _repriced(best: RankedPlan, kept: PlanPrice | str) -> str:
 def _bill(now: PlanPrice, then: PlanPrice) -> str:
     """Money and energy of a step where a change moves them."""
     moved = []
-    for unit, old, new in (
-        ("USD", now.cost_usd, then.cost_usd),
-        ("J", now.energy_joule, then.energy_joule),
+    for old, new, show in (
+        (now.cost_usd, then.cost_usd, lambda usd: f"{usd:.4g} USD"),
+        (now.energy_joule, then.energy_joule, format_joule),
     ):
         if old is not None and new is not None and abs(new.value - old.value) > _SAME * old.value:
-            moved.append(f"{new.value:.4g} {unit} a step instead of {old.value:.4g}")
+            moved.append(f"{show(new.value)} a step instead of {show(old.value)}")
     return f", at {' and '.join(moved)}" if moved else ""
 
 
@@ -331,7 +347,7 @@ def _break_even(
     quantity, change = changes[0]
     if len(changes) > 1 or quantity.name in ("devices", "price", "power"):
         return None
-    now = quantity.read(cluster)
+    now = quantity.read(machines_used(cluster, result.best.plan))
     scale = change(now) / now
     if scale == 1:
         return None

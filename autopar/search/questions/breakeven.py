@@ -17,6 +17,7 @@ from autopar.results import Certificate, PlanPrice, RankedPlan, SearchResult
 from autopar.search.driver import find
 from autopar.search.explain.change import scaled_cluster
 from autopar.search.explain.infeasible import least_memory
+from autopar.search.explain.machines_used import machines_used
 from autopar.search.explain.parts import strategy_name
 from autopar.search.explain.quantities import QUANTITIES
 from autopar.search.options import SearchOptions
@@ -164,7 +165,9 @@ class _Hunt:
     def __post_init__(self) -> None:
         baselines = (b for b in self.result.baselines.values() if isinstance(b, RankedPlan))
         self.learn(item.plan for item in (*self.result.top, *baselines))
-        self.now = QUANTITIES[self.quantity].read(self.cluster)
+        plan = self.result.best.plan
+        where = self.cluster if self.quantity == "devices" else machines_used(self.cluster, plan)
+        self.now = QUANTITIES[self.quantity].read(where)
         self.strategy = strategy_name(self.result.best.plan)
 
     def learn(self, plans: Iterable[Plan]) -> None:

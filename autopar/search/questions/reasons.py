@@ -82,7 +82,7 @@ def reasons(
     odds = {pair.other.plan.hash: pair.odds for pair in pairs}
     return (
         verdict(best, result.certificate, result.objective),
-        layout_words(best, cluster.device_count),
+        layout_words(best, cluster),
         binding(best, repricer, asked.max_memory_bytes),
         f"Time. {time_words(best.price.breakdown)}. {useful_words(best.price)}",
         memory_paragraph(best.price, asked.max_memory_bytes),
@@ -208,7 +208,7 @@ def _flips(
         subject = f"Among the plans compared {chosen} stays ahead"
     text = f"Break-even. {subject} from x1/16 to x16"
     text += f" except: {'; '.join(found)}." if found else "."
-    text += f" No flip by {' and '.join(steady)}." if steady else ""
+    text += f" No flip by {' or '.join(steady)}." if steady else ""
     if effort != "full":
         ends = " and the best at either end" if effort == "ends" else ""
         text += (
