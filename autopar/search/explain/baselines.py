@@ -55,7 +55,8 @@ class Baseline:
     Attributes:
         name: As in results and reports.
         points: Points to try in order; the first that fits in memory is priced.
-        tuned: Each point stands for all its microbatch sizes and recompute modes.
+        tuned: Each point stands for all its microbatch sizes and recompute modes; the next point
+            is taken instead while it is faster.
     """
 
     name: str
@@ -105,14 +106,18 @@ def _plain_pipeline(setting: Setting) -> list[Point]:
 
 
 def _node_rule(setting: Setting) -> list[Point]:
-    """Tensor parallel inside the node, the shortest pipeline that fits, data parallel outside.
+    """Tensor parallel inside the node, a short pipeline, data parallel outside.
 
     Narayanan et al. 2021 (arXiv 2104.04473, takeaways 1 and 2): 1F1B, states shared out over the
-    replicas; microbatch size and recompute as they are fastest (takeaway 3).
+    replicas; microbatch size and recompute as they are fastest (takeaway 3). With sequence
+    parallelism where the model has it, as Korthikanti et al. 2022 (arXiv 2205.05198) advise.
     """
-    tp = max(d for d in divisors(setting.node) if setting.strategies.why_not(Split(tp=d)) is None)
+    why_not = setting.strategies.why_not
+    tp = max(d for d in divisors(setting.node) if why_not(Split(tp=d)) is None)
     if tp == 1:
         return []
+    has_sequence = setting.strategies.context.length > 0
+    shared = has_sequence and why_not(Split(tp=tp, sequence_parallel=True)) is None
     points = []
     for pp in divisors(setting.devices // tp):
         dp = setting.devices // (tp * pp)
@@ -123,6 +128,7 @@ def _node_rule(setting: Setting) -> list[Point]:
                 dp_shard=dp,
                 zero=1 if dp > 1 else 0,
                 tp=tp,
+                sequence_parallel="on" if shared else "off",
                 pp=pp,
                 schedule="1f1b" if pp > 1 else "none",
                 microbatches=setting.batch // dp,
@@ -178,15 +184,25 @@ def price_baseline(
             detail=f"{points[0].stages} stages are more than the {blocks} blocks of the model",
         )
     if baseline.tuned:
-        tuned = (tune(point, model, options) for point in points if point.stages <= blocks)
-        points = list(itertools.islice(filter(None, tuned), 1)) or [
-            replace(points[-1], recompute="full")
-        ]
+        points = _fastest(points, model, options)
     return _first_that_fits(baseline.name, points, model, options)
 
 
-def tune(point: Point, model: CostModel, options: SearchOptions) -> Point | None:
-    """The point with its fastest microbatch size and recompute mode; ``None`` when none fits."""
+def _fastest(points: list[Point], model: CostModel, options: SearchOptions) -> list[Point]:
+    """The first point that fits when tuned, or a later one while each is faster than before."""
+    best: tuple[float, Point | None] = (math.inf, None)
+    for point in points:
+        if point.stages > len(model.profile.blocks):
+            break
+        tuned = tune(point, model, options)
+        if best[1] is not None and tuned[0] >= best[0]:
+            break
+        best = tuned
+    return [best[1]] if best[1] is not None else [replace(points[-1], recompute="full")]
+
+
+def tune(point: Point, model: CostModel, options: SearchOptions) -> tuple[float, Point | None]:
+    """Step time and point with the fastest microbatch size and recompute mode that fit."""
     samples = point.microbatches * point.microbatch_size
     check = SCHEDULES.load(point.schedule).check
     sizes = [
@@ -204,14 +220,18 @@ def tune(point: Point, model: CostModel, options: SearchOptions) -> Point | None
             replace(point, microbatch_size=b, microbatches=samples // b, recompute=mode)
             for b in sizes
         ]
-        found = min(found, _climb(ladder, start, cuts, model, options), key=lambda pair: pair[0])
-    return found[1]
+        seconds, tuned, limited = _climb(ladder, start, cuts, model, options)
+        if seconds < found[0]:
+            found = (seconds, tuned)
+        if not limited:  # more recompute would only buy memory that nobody needs
+            break
+    return found
 
 
 def _climb(
     ladder: Sequence[Point], start: int, cuts: Cuts, model: CostModel, options: SearchOptions
-) -> tuple[float, Point | None]:
-    """Step time and point of the fastest of a few microbatch sizes that fit.
+) -> tuple[float, Point | None, bool]:
+    """Step time and point of the fastest of a few sizes that fit; whether memory stopped it.
 
     The step time falls while kernels get larger and rises with the bubble: from a size with a
     small bubble down to one that fits, then to either side while that is faster.
@@ -228,11 +248,12 @@ def _climb(
     while place > 0 and math.isinf(seconds(place)):
         place -= 1
     if math.isinf(seconds(place)):
-        return math.inf, None
+        return math.inf, None, True
     for way in (1, -1):
         while seconds(place + way) < seconds(place):
             place += way
-    return seconds(place), ladder[place]
+    limited = place + 1 < len(ladder) and math.isinf(seconds(place + 1))
+    return seconds(place), ladder[place], limited
 
 
 def _first_that_fits(
