@@ -32,7 +32,8 @@ def show_machines(console: Console, choice: MachineChoice) -> None:
     unit = f"{choice.chosen.steps} steps" if choice.wishes.samples else "one step"
     console.print(
         f"time, money and energy of {unit}, global batch {choice.options.global_batch}; "
-        "* chosen, + not beaten in both time and money; surely: the whole range is within",
+        "* chosen, + not beaten in both time and money"
+        + ("; surely: the whole range is within" if limited else ""),
         style="dim",
         markup=False,
     )

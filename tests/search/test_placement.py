@@ -146,9 +146,26 @@ def test_the_placement_names_what_is_used_idle_and_next_and_no_plan_twice() -> N
     opening = f"Placement. Ranks run over {node_words('fast', nodes)}, the best of 8 orders"
     assert words.startswith(opening)
     assert "2 nodes of slow" in words and "idle" in words
-    assert "(+0.0%" not in words
+    assert "+0.0%" not in words
     plan = layout_words(result.best, cluster)
     assert "2 nodes of slow) stay idle" in plan and "idle ones are not counted" in plan
+
+
+def test_the_next_order_is_measured_by_what_was_minimised() -> None:
+    """The next cheapest machines may well be the faster ones."""
+    profile = chain_profile([1e11] * 4, parameter_bytes=[400_000] * 4)
+    cluster = Cluster(
+        name="1+1",
+        groups=(
+            *cluster_of(1, 1, device=gpu("dear", peak=1e14, usd=9.0)).groups,
+            *cluster_of(1, 1, device=gpu("cheap", peak=5e13, usd=1.0)).groups,
+        ),
+    )
+    result = search(profile, cluster, SearchOptions(global_batch=8, objective="cost"))
+    (words,) = [text for text in result.explanation if text.startswith("Placement.")]
+    assert words.startswith("Placement. Ranks run over 1 node of cheap, ")
+    assert "of the others that had to be priced the best is 1 node of dear" in words
+    assert words.endswith("times the money.")
 
 
 def test_break_even_is_told_of_the_machines_that_the_plan_uses() -> None:

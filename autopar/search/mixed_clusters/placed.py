@@ -16,7 +16,7 @@ from autopar.graph import GraphProfile
 from autopar.plans import Plan
 from autopar.results import Certificate, RankedPlan, SearchResult
 from autopar.search.explain.baselines import price_baselines
-from autopar.search.explain.choice import explain
+from autopar.search.explain.choice import explain, margin_words
 from autopar.search.explain.machines_used import idle_words, used_words
 from autopar.search.mixed_clusters.placement import DeviceOrder, device_orders
 from autopar.search.mixed_clusters.uneven import best_uneven_split
@@ -108,7 +108,8 @@ def _joined(
     baselines = price_baselines(model, options, options.batch_for(profile, cluster.device_count))
     certificate = _certificate(searched)
     words = explain(top, baselines, certificate, options)
-    placement = placement_words(_best_of_orders(searched, model), cluster, len(searched))
+    bests = _best_of_orders(searched, model)
+    placement = placement_words(bests, cluster, len(searched), options.objective)
     if options.objective == "time" and (uneven := best_uneven_split(model, options)) is not None:
         placement += " " + uneven.words(model, top[0].price.step_time_s.value)
     trials = searched[0].trials
@@ -205,24 +206,28 @@ def _best_of_orders(searched: Sequence[_Searched], model: CostModel) -> list[Ran
     return list(found.values())
 
 
-def placement_words(found: Sequence[RankedPlan], cluster: Cluster, orders: int) -> str:
-    """Which machines hold the ranks, which none, and what the next order would take.
+def placement_words(
+    found: Sequence[RankedPlan], cluster: Cluster, orders: int, objective: str
+) -> str:
+    """Which machines hold the ranks, which none, and what the best other order takes.
 
     Args:
         found: Different best plans of orders, the best first.
         cluster: All machines.
         orders: Orders in the space.
+        objective: What was minimised.
     """
     best = found[0]
-    here, words = best.price.step_time_s.value, used_words(best.plan, cluster)
+    words = used_words(best.plan, cluster)
     text = f"{PLACEMENT} Ranks run over {words}, the best of {orders} orders of machines"
     if idle := idle_words(best.plan, cluster):
         text += f"; {idle} stay{'s' if idle.startswith('1 node ') else ''} idle"
     for other in found[1:]:
         if used_words(other.plan, cluster) != words:
-            there = other.price.step_time_s.value
             return (
-                f"{text}; {used_words(other.plan, cluster)} comes next with "
-                f"{format_seconds(there)} per step ({there / here - 1:+.1%}, {other.name})."
+                f"{text}; of the others that had to be priced the best is "
+                f"{used_words(other.plan, cluster)} with {other.name}, "
+                f"{format_seconds(other.price.step_time_s.value)} per step, "
+                f"{margin_words(best, other, objective)}."
             )
     return f"{text}; the others cannot be better."
