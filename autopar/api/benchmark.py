@@ -54,10 +54,13 @@ class _Launches:
     times_s: list[float] = field(default_factory=list)
     peak_bytes: float | None = None
     failure: str | None = None
+    slowdowns: list[float] = field(default_factory=list)
 
     def add(self, record: RunRecord) -> None:
         self.times_s += record.step_times_s
         self.peak_bytes = max(self.peak_bytes or 0.0, *record.peak_memory_bytes)
+        if record.slowdown is not None:
+            self.slowdowns.append(record.slowdown)
 
 
 def bench(
@@ -202,4 +205,5 @@ def _row(item: RankedPlan, found: _Launches) -> BenchRow:
         predicted_low_s=step.low,
         predicted_high_s=step.high,
         failure=found.failure,
+        slowdown=median(found.slowdowns) if found.slowdowns else None,
     )

@@ -130,7 +130,9 @@ def _data(record: RunRecord, folder: Path) -> dict[str, Any]:
         "error": {
             "step_time_rel": step["value"] / median_s - 1 if step else None,
             "peak_memory_rel": memory["value"] / peak - 1 if memory else None,
+            "step_time_rel_at_pace": record.step_error_at_pace,
         },
+        "slowdown": record.slowdown,
         "losses": list(record.losses),
         "verify": asdict(record.verify) if record.verify else None,
     }

@@ -154,6 +154,7 @@ def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
         step_overhead_s=layout.overhead_s,
         tied_syncs=tuple(layout.tied_syncs(cuts)),
         steps_multiplier=layout.steps_multiplier,
+        pace_s=profiled_pace_s(layout),
         assumptions=assumptions(layout),
     )
     step, breakdown = step_and_breakdown(plan, draft, layout.program)
@@ -168,6 +169,17 @@ def price_layout(plan: Plan, layout: Layout, cuts: Cuts) -> PlanPrice:
         cost_usd=cost_usd(layout, time),
         breakdown=breakdown,
     )
+
+
+def profiled_pace_s(layout: Layout) -> float | None:
+    """Seconds of the reference pass when the host was profiled, with as many ranks as the plan."""
+    compute, measurement = layout.model.compute, layout.model.profile.measurement
+    if measurement is None or measurement.pace_s is None:
+        return None
+    kinds = _kinds(layout)
+    if not all(compute.measured_on(device) for device, _ in kinds):
+        return None
+    return measurement.pace_s * max(compute.slowdown(device, busy) for device, busy in kinds)
 
 
 def untimed_blocks(layout: Layout) -> int:

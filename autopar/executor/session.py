@@ -30,10 +30,12 @@ from autopar.executor.random_state import seed_generators
 from autopar.executor.server.roles import ServerLink
 from autopar.executor.verifying.verify import verify
 from autopar.plans import Plan
+from autopar.profiler.pace import Pace
 from autopar.results import RunRecord, VerifyResult
 from autopar.tasks import Task
 
 _KEPT_STEPS = 64
+_PACE_SAMPLES = 16
 _RANK_STRIDE = 7919
 _STEP_STRIDE = 1_000_003
 
@@ -47,6 +49,7 @@ class Measurements:
         losses: Mean loss of each step.
         kept: The last measured steps: time on the slowest rank, on this rank, marks, bytes sent.
         sent_bytes: What this rank sent in all measured steps; some modes send in few of them.
+        pace: How fast the host was between the steps.
     """
 
     times_s: list[float] = field(default_factory=list)
@@ -55,6 +58,7 @@ class Measurements:
         default_factory=lambda: deque(maxlen=_KEPT_STEPS)
     )
     sent_bytes: float = 0.0
+    pace: Pace = field(default_factory=Pace)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,14 +211,24 @@ def _train(
         return found
     steps = range(start, start + options.warmup + options.steps)
     loop = Loop(context, lowering, steps, warmup=options.warmup)
+    paced = _paced(steps[options.warmup :], context.device)
     for step in steps:
         time_s, loss = loop.step(step)
+        if step in paced:
+            loop.found.pace.sample()
+            dist.barrier(group=context.groups.control)
         progress.step(step=step - start + 1, of=len(steps), loss=loss, step_time_s=time_s)
         check_finite(loss, step)
         saved = checkpoints.after_step(step + 1)
         if tidy(step + 1) or saved:
             dist.barrier(group=context.groups.control)
     return loop.found
+
+
+def _paced(steps: range, device: torch.device) -> range:
+    """Steps after which the pace of a CPU host is sampled, evenly spread."""
+    every = max(1, len(steps) // _PACE_SAMPLES)
+    return steps[::every] if device.type == "cpu" else range(0)
 
 
 class Loop:
@@ -318,12 +332,13 @@ def _record(
     order = sorted(range(len(found.kept)), key=lambda i: found.kept[i][0])
     typical_s, own_s, recording, _ = found.kept[order[(len(order) - 1) // 2]]
     sent = found.sent_bytes / options.steps
-    mine = (own_s, recording.spans(), sent, peak_bytes, context.warnings)
+    mine = (own_s, recording.spans(), sent, peak_bytes, context.warnings, found.pace.seconds)
     rows: list[Any] = [None] * context.groups.world_size
     dist.all_gather_object(rows, mine, group=context.groups.control)
     all_spans = [row[1] for row in rows]
     last = max(range(len(rows)), key=lambda rank: rows[rank][0])
     warnings = list(dict.fromkeys(text for row in rows for text in row[4]))
+    paces = [row[5] for row in rows if row[5] is not None]
     return RunRecord(
         plan=context.plan,
         step_times_s=tuple(found.times_s[options.warmup :]),
@@ -335,5 +350,5 @@ def _record(
         verify=outcome,
         bytes_sent=tuple(row[2] for row in rows),
         warnings=tuple(warnings),
-        provenance=provenance(),
+        provenance={**provenance(), "pace_s": median(paces) if paces else None},
     )

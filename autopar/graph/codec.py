@@ -219,6 +219,7 @@ def _measurement_to_dict(measurement: Measurement | None) -> dict[str, Any] | No
         "selective_s_per_op": measurement.selective_s_per_op,
         "resident_bytes": measurement.resident_bytes,
         "spread": measurement.spread,
+        "pace_s": measurement.pace_s,
     }
 
 

@@ -66,6 +66,8 @@ class Measurement:
         eager: ``(samples, forward, backward)``: seconds of the user's own module over those of
             the traced ops, which ranks run in all plans but plain data parallel ones; never
             below 1.
+        pace_s: Seconds of a reference pass on a CPU host meanwhile; beside those of a later run
+            they tell how much slower the host has become. ``None`` when unknown.
     """
 
     device: str
@@ -85,6 +87,7 @@ class Measurement:
     selective_s: float = 0.0
     selective_s_per_op: float = 0.0
     eager: tuple[Point, ...] = ()
+    pace_s: float | None = None
 
     def composition_at(self, samples: float) -> float:
         """Composition factor for a microbatch size (nearest measured; 1.0 when none was)."""

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 import torch
 
 from autopar.core.stats import median, quantile
+from autopar.profiler.pace import network_step
 
 _ROUNDS = 12
 _LOW = 0.25
@@ -45,7 +46,7 @@ def reference_seconds(ranks: int) -> float:
 
 def _time(pipe: Connection, align: Callable[[], object]) -> None:
     torch.set_num_threads(1)
-    step = _network()
+    step = network_step()
     for _ in range(3):
         step()
     align()
@@ -56,20 +57,3 @@ def _time(pipe: Connection, align: Callable[[], object]) -> None:
         rounds.append(time.perf_counter() - started)
     pipe.send(quantile(rounds, _LOW))
     os._exit(0)
-
-
-def _network() -> Callable[[], None]:
-    layers: list[torch.nn.Module] = []
-    for _ in range(12):
-        layers += [torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.LayerNorm(64)]
-    network = torch.nn.Sequential(*layers)
-    optimizer = torch.optim.AdamW(network.parameters())
-    value = torch.randn(256, 64)
-
-    def step() -> None:
-        for _ in range(2):
-            network(value).sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step

@@ -31,6 +31,8 @@ class BenchRow:
         predicted_high_s: Upper end of the predicted range, if known.
         measured_median_s: Median over the same steps.
         failure: Why the run failed, one line.
+        slowdown: What the host took for the same work beside the runs, over what it took when it
+            was profiled; ``None`` when unknown.
     """
 
     plan: Plan
@@ -42,6 +44,7 @@ class BenchRow:
     predicted_high_s: float | None = None
     measured_median_s: float | None = None
     failure: str | None = None
+    slowdown: float | None = None
 
     @property
     def name(self) -> str:
@@ -53,6 +56,14 @@ class BenchRow:
         """(predicted - measured) / measured."""
         return self.predicted_s / self.measured_s - 1 if self.measured_s else None
 
+    @property
+    def rel_error_at_pace(self) -> float | None:
+        """The same had the host kept the pace it had when it was profiled."""
+        error = self.rel_error
+        if error is None or self.slowdown is None:
+            return None
+        return (1 + error) * self.slowdown - 1
+
     def to_dict(self) -> dict[str, Any]:
         """The contract's keys of ``rows``."""
         return {
@@ -61,18 +72,20 @@ class BenchRow:
             "predicted_s": self.predicted_s,
             "measured_s": self.measured_s,
             "rel_error": self.rel_error,
+            "rel_error_at_pace": self.rel_error_at_pace,
             "predicted_memory_bytes": self.predicted_memory_bytes,
             "measured_memory_bytes": self.measured_memory_bytes,
             "predicted_low_s": self.predicted_low_s,
             "predicted_high_s": self.predicted_high_s,
             "measured_median_s": self.measured_median_s,
             "failure": self.failure,
+            "slowdown": self.slowdown,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BenchRow:
         """Inverse of :meth:`to_dict`."""
-        derived = ("name", "rel_error")
+        derived = ("name", "rel_error", "rel_error_at_pace")
         body = {key: value for key, value in data.items() if key not in derived}
         return cls(**{**body, "plan": Plan.from_dict(data["plan"])})
 
@@ -116,6 +129,14 @@ class BenchResult:
         return quantile(self.abs_rel_errors, 0.9) if self.abs_rel_errors else None
 
     @property
+    def median_abs_rel_error_at_pace(self) -> float | None:
+        """The median had the host kept its pace; ``None`` where that is not known of all rows."""
+        errors = [row.rel_error_at_pace for row in self.measured]
+        if not errors or None in errors:
+            return None
+        return median([abs(error) for error in errors if error is not None])
+
+    @property
     def kendall_tau(self) -> float | None:
         """Rank agreement of predicted and measured times."""
         predicted, measured = _columns(self.measured)
@@ -145,6 +166,7 @@ class BenchResult:
             "rows": [row.to_dict() for row in self.rows],
             "median_abs_rel_error": self.median_abs_rel_error,
             "p90_abs_rel_error": self.p90_abs_rel_error,
+            "median_abs_rel_error_at_pace": self.median_abs_rel_error_at_pace,
             "kendall_tau": self.kendall_tau,
             "regret": self.regret,
             "warnings": list(self.warnings),

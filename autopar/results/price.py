@@ -102,6 +102,7 @@ class PlanPrice:
         step_overhead_s: Seconds per step outside the schedule's actions.
         tied_syncs: Gradient sums over copies of tied parameters, after each stage's own.
         steps_multiplier: Steps to the same loss over those of exact synchronisation.
+        pace_s: Seconds of a reference pass on the host while it was profiled, if they are known.
         assumptions: Constants assumed rather than measured, for the report.
     """
 
@@ -119,6 +120,7 @@ class PlanPrice:
     step_overhead_s: float = 0.0
     tied_syncs: tuple[TiedSync, ...] = ()
     steps_multiplier: Estimate = EXACT
+    pace_s: float | None = None
     assumptions: tuple[str, ...] = field(default=())
 
     @property
@@ -143,6 +145,7 @@ class PlanPrice:
             "transfers": [field_values(transfer) for transfer in self.transfers],
             "step_overhead_s": self.step_overhead_s,
             "steps_multiplier": self.steps_multiplier.to_dict(),
+            "pace_s": self.pace_s,
             "tied_syncs": [
                 {"ranks": list(t.ranks), "seconds": t.seconds} for t in self.tied_syncs
             ],
@@ -180,5 +183,6 @@ class PlanPrice:
             steps_multiplier=Estimate.from_dict(data["steps_multiplier"])
             if "steps_multiplier" in data
             else EXACT,
+            pace_s=data.get("pace_s"),
             assumptions=tuple(data["assumptions"]),
         )

@@ -16,6 +16,8 @@ from autopar.results.timeline import Timeline
 SCHEMA = "autopar.run_record"
 SCHEMA_VERSION = 1
 FILE_NAME = "record.json"
+NOTEWORTHY_PACE = 0.1
+"""From this change of the host's pace on a run says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,35 @@ class RunRecord:
             "p10": quantile(times, 0.1),
             "p90": quantile(times, 0.9),
         }
+
+    @property
+    def slowdown(self) -> float | None:
+        """What the host took for the same work, over what it took when it was profiled.
+
+        From a reference pass of as many ranks at once, sampled between the steps; ``None`` where
+        it was not timed in both. A prediction is for the pace of the profile.
+        """
+        then, now = self.plan.predicted.get("pace_s"), self.provenance.get("pace_s")
+        return now / then if then and now else None
+
+    @property
+    def step_error_at_pace(self) -> float | None:
+        """Predicted over measured step, minus 1, had the host kept the pace of the profile."""
+        step, slowdown = self.plan.predicted.get("step_time_s"), self.slowdown
+        if step is None or slowdown is None:
+            return None
+        return float(step["value"]) * slowdown / self.step_time_quantiles_s["median"] - 1
+
+    def pace_warning(self) -> str | None:
+        """A sentence when the host has become much faster or slower since it was profiled."""
+        slowdown, error = self.slowdown, self.step_error_at_pace
+        if slowdown is None or error is None or abs(slowdown - 1) < NOTEWORTHY_PACE:
+            return None
+        return (
+            f"this host took {slowdown:.2f} times as long for the same work as when it was "
+            f"profiled: at that pace the predicted step is {error:+.0%} off; for a prediction of "
+            "now profile and plan again"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without the schema header."""

@@ -72,10 +72,10 @@ def _with_others(record: RunRecord, watch: HostWatch, options: RunOptions) -> Ru
     if options.node_rank:
         return record
     others = watch.others()
-    said = disturbed(f"plan {record.plan.name}", others)
+    said = [disturbed(f"plan {record.plan.name}", others), record.pace_warning()]
     record = replace(
         record,
-        warnings=(*record.warnings, *((said,) if said else ())),
+        warnings=(*record.warnings, *(text for text in said if text)),
         provenance={**record.provenance, "others_share": others},
     )
     record.save(options.out)

@@ -36,6 +36,7 @@ def assemble(campaign: Campaign) -> Measurement | None:
         **_optimizer(campaign),
         resident_bytes=campaign.store.results.get("resident", {}).get("resident_bytes", 0.0),
         spread=spread,
+        pace_s=campaign.store.results.get("pace", {}).get("pace_s"),
     )
 
 

@@ -87,7 +87,8 @@ class BusyRanks:
         """Hand out the points and yield result rows as they come.
 
         A row has ``point`` (its number) and timings, ``skipped`` or ``failed``; the first row has
-        ``resident_bytes``. A last row ``{"broken": reason}`` says that a rank ended early.
+        ``resident_bytes``, one at the end ``pace_s`` (:class:`~autopar.profiler.pace.Pace`). A
+        last row ``{"broken": reason}`` says that a rank ended early.
         """
         for number, point in enumerate(points):
             (self._folder / f"{number:04}.pickle").write_bytes(pickle.dumps(point))

@@ -93,6 +93,9 @@ def _collect(campaign: Campaign, ranks: BusyRanks, points: list[Point]) -> None:
             campaign.warnings += [row.pop("warning")] if "warning" in row else []
             campaign.store.put("resident", row)
             continue
+        if "pace_s" in row:
+            campaign.store.put("pace", row)
+            continue
         point = points[row.pop("point")]
         campaign.store.put(point.name, row)
         done += 1

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from autopar.core.stats import mean, median, quantile, trimmed_mean
 from autopar.profiler.host import usable_cores
 from autopar.profiler.optimizer import adopt_optimizer
+from autopar.profiler.pace import Pace
 from autopar.profiler.timing.blocks import Samples, time_call, time_runner
 from autopar.profiler.timing.payload import Runner
 from autopar.profiler.timing.points import Point
@@ -76,6 +77,7 @@ class Rank:
         self._report(self._resident)
         gc.collect()
         gc.freeze()  # libraries are no point's garbage: looking for it takes .2 s with them
+        pace = Pace()
         started = time.monotonic()
         for number in range(count):
             point: Point = pickle.loads((self._folder / f"{number:04}.pickle").read_bytes())
@@ -88,6 +90,11 @@ class Rank:
             else:
                 result = self._time(point)
             self._report({"point": number, **result})
+            if self._device == "cpu":
+                self._align()
+                pace.sample()
+        if pace.seconds is not None:
+            self._report({"pace_s": pace.seconds})
         self._report({"done": True})
         dist.destroy_process_group()
 
