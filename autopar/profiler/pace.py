@@ -17,8 +17,8 @@ class Pace:
 
     The pass is forward, backward and optimizer of a few hundred small operators and some products
     that fill a core. It stands for no model: only the ratio of its times in two measurements means
-    something, and only where as many ranks sampled at once. Between runs on one quiet host it
-    follows what steps of small models take within 2 % (``docs/accuracy.md``).
+    something, and only where as many ranks sampled at once. On a steady host that ratio was .81 to
+    1.07 (24 plans, ``docs/accuracy.md``), so smaller changes say nothing.
 
     Attributes:
         samples_s: Seconds of each pass.

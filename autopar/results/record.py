@@ -16,8 +16,8 @@ from autopar.results.timeline import Timeline
 SCHEMA = "autopar.run_record"
 SCHEMA_VERSION = 1
 FILE_NAME = "record.json"
-NOTEWORTHY_PACE = 0.1
-"""From this change of the host's pace on a run says so."""
+NOTEWORTHY_PACE = 0.25
+"""From this change of the host's pace on a run says so; less is noise of the reference pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ def test_error_is_told_at_the_pace_of_the_profile(record: RunRecord) -> None:
     assert words is not None
     assert "1.50 times as long" in words
     assert "+0% off" in words
-    assert _at(record, 1.05).pace_warning() is None
+    assert _at(record, 1.2).pace_warning() is None
     unknown = replace(record, provenance={})
     assert unknown.slowdown is None
     assert unknown.step_error_at_pace is None
