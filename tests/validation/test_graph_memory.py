@@ -16,7 +16,7 @@ from autopar.validation.memory.graph_memory import (
 )
 from autopar.validation.memory.peak import predict
 from autopar.validation.rows.completion import complete
-from autopar.validation.rows.graph_plan import spec_of, target_of, why_not
+from autopar.validation.rows.graph_plan import even_cuts, spec_of, target_of, why_not
 from autopar.validation.rows.rows import Row
 from autopar.validation.rows.table import read_entries
 
@@ -56,3 +56,9 @@ def test_the_graph_of_a_published_run_needs_what_was_measured(rows: dict[str, Ro
     assert found.value == pytest.approx(closed, rel=0.05)
     # autopar keeps float32 gradients, DeepSpeed's fp16 runs do not.
     assert found.own > found.value
+
+
+def test_stages_have_as_many_layers_as_frameworks_give_them() -> None:
+    assert even_cuts(34, 32, 4) == (0, 9, 17, 25, 34)  # embedding first, norm and head last
+    assert even_cuts(8, 8, 3) == (0, 3, 5, 8)
+    assert even_cuts(5, 4, 1) == (0, 5)

@@ -21,12 +21,9 @@ from autopar.cost.price import layout_of
 from autopar.cost.states import ParameterBytes
 from autopar.graph import GraphProfile
 from autopar.search import SearchOptions
-from autopar.search.select import solve_point
-from autopar.search.space.named import point_of
-from autopar.search.space.spec import parse_spec
 from autopar.validation.memory.facts import facts
 from autopar.validation.memory.oom import unjudged
-from autopar.validation.rows.graph_plan import roomy, spec_of, target_of, why_not
+from autopar.validation.rows.graph_plan import planned, roomy, spec_of, target_of, why_not
 from autopar.validation.rows.rows import Row
 
 
@@ -64,7 +61,7 @@ def graph_peak(row: Row, profile: GraphProfile, cluster: Cluster) -> GraphPeak:
     batch = int(row.dp * row.micro_batch * max(1.0, row.microbatches))
     options = SearchOptions(global_batch=batch, precision="bfloat16").resolved(large)
     model = CostModel(profile, large, options.precision)
-    found = solve_point(point_of(parse_spec(spec), profile, large, batch), model, options)
+    found = planned(row, model, options, batch)
     own = found.price.peak_memory_bytes.value
     fact = facts([row])
     theirs = _as_framework(CostModel(profile, large, options.precision), row)

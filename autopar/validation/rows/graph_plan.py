@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autopar.cluster import Cluster
+from autopar.cost import CostModel
+from autopar.results import RankedPlan
+from autopar.search import SearchOptions
+from autopar.search.space.named import point_of
+from autopar.search.space.plans import rank_plan
+from autopar.search.space.spec import parse_spec
 from autopar.validation.rows.rows import Row
 
 ROOM_BYTES = 1e15
@@ -84,3 +90,34 @@ def cluster_text(row: Row) -> str:
     nodes = row.devices // per_node if row.devices % per_node == 0 else 1
     each = row.devices // nodes
     return f"{nodes}x{each}:{MACHINES[row.platform.device]}"
+
+
+def planned(row: Row, model: CostModel, options: SearchOptions, batch: int) -> RankedPlan:
+    """A row's plan on its traced model, priced; layers are shared out evenly, as frameworks do.
+
+    Args:
+        row: A row without a :func:`why_not`.
+        model: Of its model and devices.
+        options: Batch and precision.
+        batch: Samples a step.
+
+    Raises:
+        InputError: The plan is not in the space.
+    """
+    point = point_of(parse_spec(spec_of(row)), model.profile, model.cluster, batch)
+    blocks = len(model.profile.blocks)
+    cuts = even_cuts(blocks, min(row.shape.layers, blocks), point.stages)
+    return rank_plan(point, cuts, model, options)
+
+
+def even_cuts(blocks: int, layers: int, stages: int) -> tuple[int, ...]:
+    """Boundaries with as many layers in every stage, what comes before and after at the ends.
+
+    Args:
+        blocks: Of the graph: the layers, one before them if there are more, the rest behind.
+        layers: Of the model.
+        stages: Virtual stages.
+    """
+    before = 1 if blocks > layers else 0
+    inner = (before + round(layers * stage / stages) for stage in range(1, stages))
+    return (0, *inner, blocks)

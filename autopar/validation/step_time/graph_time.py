@@ -18,10 +18,7 @@ from autopar.core.stats import median, quantile
 from autopar.cost import CostModel
 from autopar.graph import GraphProfile
 from autopar.search import SearchOptions
-from autopar.search.select import solve_point
-from autopar.search.space.named import point_of
-from autopar.search.space.spec import parse_spec
-from autopar.validation.rows.graph_plan import roomy, spec_of, target_of, why_not
+from autopar.validation.rows.graph_plan import planned, roomy, spec_of, target_of, why_not
 from autopar.validation.rows.rows import Row
 
 NARROW = ("bfloat16", "float16")
@@ -90,7 +87,7 @@ def graph_time(row: Row, profile: GraphProfile, cluster: Cluster) -> GraphTime:
     batch = int(row.dp * row.micro_batch * max(1.0, row.microbatches))
     options = SearchOptions(global_batch=batch, precision=row.precision).resolved(large)
     model = CostModel(profile, large, options.precision)
-    found = solve_point(point_of(parse_spec(spec), profile, large, batch), model, options)
+    found = planned(row, model, options, batch)
     step = found.price.step_time_s
     return GraphTime(
         row=row,
