@@ -160,6 +160,7 @@ class Layout:
             eager=self.mesh.fits(("dp_replicate",)) and not any(self.levels),
             world=self.mesh.world_size if self.model.cluster.curves else 1,
             zero=self.zero,
+            casts=not self.zero,
             shards=self.model.cluster.overhead.shards if self.zero else None,
         )
 

@@ -57,6 +57,8 @@ class Surroundings:
         eager: Ranks run the user's own module, not the traced ops.
         world: Ranks of the plan; equal groups run their collectives at the same time.
         zero: What is shared out.
+        casts: Weights are float32 on the rank, so that autocast casts them. False where a bound is
+            to hold for ranks that share out weights and for those that do not.
         shards: What sharding costs beside bytes, ``None`` when not measured.
     """
 
@@ -68,12 +70,13 @@ class Surroundings:
     eager: bool = False
     world: int = 1
     zero: int = 0
+    casts: bool = False
     shards: ShardOverhead | None = None
 
     @property
     def unshared(self) -> Surroundings:
         """The same of ranks that share out nothing."""
-        return replace(self, gather=(), scatter=(), zero=0, shards=None)
+        return replace(self, gather=(), scatter=(), zero=0, casts=False, shards=None)
 
     def many(
         self, communication: CommunicationModel, kind: str, sizes_bytes: Vector, group: Group
@@ -185,7 +188,7 @@ def block_seconds(
         around: Groups of the collectives.
         sizes: Bytes per parameter element.
     """
-    casts = compute.cast_seconds(work, device) if not around.zero else 0.0
+    casts = compute.cast_seconds(work, device) if around.casts else 0.0
     forward, backward = computing.forward, computing.backward + casts
     share = compute.constants(device).gather_exposed
     gather = _over_shapes(
