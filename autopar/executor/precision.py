@@ -55,7 +55,9 @@ class Precision:
 
         Autocast keeps its casts of weights until the outermost of its contexts ends, one that is
         switched off included. Without one every microbatch makes its own and keeps it for its
-        backward. Weights must not change inside.
+        backward. Weights must not change inside. Known limit: on CUDA backward runs in another
+        thread, whose recompute may end the outermost context there and with it the casts; never
+        run on a GPU.
         """
         if self.narrow is None:
             return contextlib.nullcontext()
