@@ -106,6 +106,7 @@ class Autocast:
 
     def __init__(self, products: Products) -> None:
         self._profile = products.profile
+        self._moved: dict[int, Moved] = {}
         self._into: dict[int, list[OpEdge]] = defaultdict(list)
         self._from: dict[int, list[OpEdge]] = defaultdict(list)
         for edge in products.profile.edges:
@@ -134,6 +135,11 @@ class Autocast:
 
     def moved(self, op: Op) -> Moved:
         """What one op moves in place of its ``forward_bytes`` and ``backward_bytes``."""
+        if op.index not in self._moved:
+            self._moved[op.index] = self._counted(op)
+        return self._moved[op.index]
+
+    def _counted(self, op: Op) -> Moved:
         casts = [edge for edge in self._from[op.index] if self._is_cast(edge)]
         forward = _scaled((edge.size_bytes for edge in casts), CAST)
         backward = _scaled((edge.size_bytes for edge in casts if edge.needs_gradient), CAST)

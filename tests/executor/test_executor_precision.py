@@ -6,6 +6,7 @@ import contextlib
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import executor_helpers as helpers
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autopar.core.errors import InputError, TrainingError
+from autopar.executor.lowering import Lowering
 from autopar.executor.measuring.traffic import Traffic
 from autopar.executor.optimizing.loss_scale import LossScale
 from autopar.executor.precision import PRECISIONS
@@ -233,3 +235,23 @@ def test_a_step_casts_the_weights_that_the_last_one_changed() -> None:
         with precision.cast_once(cpu), precision.autocast(cpu):
             y = layer(x)
         torch.testing.assert_close(y[:, 0].float(), factor * x.sum(1), rtol=5e-2, atol=5e-2)
+
+
+def test_a_lowering_casts_once_around_the_gradients_of_a_step() -> None:
+    cpu, seen = torch.device("cpu"), []
+
+    class Three(Lowering):
+        def __init__(self) -> None:  # what step_gradients needs of a context, and no more
+            self.context = SimpleNamespace(precision=PRECISIONS["bfloat16"], device=cpu)
+            self.layer = nn.Linear(8, 8)
+
+        def gradients(self, microbatches):
+            for x in microbatches:
+                with self.context.precision.autocast(cpu):
+                    seen.append(self.layer(x))
+
+    three = Three()
+    with Casts(three.layer.weight) as counted:
+        Three.step_gradients(three, list(torch.randn(3, 4, 8)))
+    assert len(seen) == 3
+    assert counted.count == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import autopar
+from autopar.api.clusters import resolve_cluster
 from autopar.cluster import Cluster
 from autopar.cost import CostModel, price
 from autopar.graph import GraphProfile
@@ -24,11 +26,18 @@ CASES = {
     "uneven": ([5e10, 1e11, 3e11, 1e10] * 2, 1e6, 40_000_000, ()),
     "tied": ([1e11] * 8, 1e6, 40_000_000, ((0, 7),)),
     "mixed": ([1e11] * 8, 1e6, 4_000_000, ()),
+    "traced": ([], 0.0, 0, ()),
     "mixed, uneven": ([5e10, 1e11, 3e11, 1e10] * 2, 3e7, 40_000_000, ((0, 7),)),
 }
 
 
 def case(name: str) -> tuple[GraphProfile, Cluster, SearchOptions]:
+    if name == "traced":  # autocast casts gradients of weights only where they are not shared out
+        traced = autopar.profile(
+            "zoo:gpt?layers=6&hidden=512&heads=4&seq=32&vocab=256", device="a100-80gb-sxm"
+        )
+        cluster = resolve_cluster("1x4:a100-80gb-sxm")
+        return traced, cluster, SearchOptions(global_batch=8).resolved(cluster)
     flops, activations, parameters, tied = CASES[name]
     profile = chain_profile(
         flops,
