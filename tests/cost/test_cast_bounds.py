@@ -26,6 +26,7 @@ def test_only_ranks_with_float32_weights_cast_gradients() -> None:
     assert extra.sum() > 0
     np.testing.assert_allclose(priced.backward - bound.backward, extra)
     np.testing.assert_array_equal(priced.forward, bound.forward)
+    np.testing.assert_array_equal(priced.backward_collective, 0.0)  # not even rounding
     # what bounds of a group start from must not exceed what its sharded variants compute
     options = SearchOptions(global_batch=2)
     sharded = plan_for(profile, cluster, "dp_shard=2,zero=1,b=1", options).price

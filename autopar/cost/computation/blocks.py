@@ -210,7 +210,7 @@ def block_seconds(
         selective=np.minimum(computing.selective, forward) + selective,
         full=forward + full,
         forward_collective=forward - computing.forward_alone,
-        backward_collective=backward - computing.backward_alone - casts,
+        backward_collective=backward - (computing.backward_alone + casts),
         full_collective=forward - computing.forward_alone,
     )
 
